@@ -1,0 +1,213 @@
+"""Named axes: what a model's parameters are made of, declared once and read by everyone.
+
+A model declares its modules and the *parts* of each linear; a quantisation declares the *tensors* that hold a linear,
+axis by axis; a parallel strategy names the axes it cuts. The memory ledger, loading, sharding and alignment checks all read
+these values, so a model, a format and a strategy meet here and nowhere else. Free of torch: planning reads it too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Protocol
+
+from attrs import field, frozen, validators
+
+from paddock.errors import PlanError
+
+EMBED = "embed"  # width of the residual stream: never cut
+HEADS = "heads"  # query heads
+KV_HEADS = "kv_heads"  # key/value heads
+FFN = "ffn"  # feed-forward width
+VOCAB = "vocab"  # vocabulary rows
+
+PLAIN = "plain"  # an activation in the model's dtype
+FP8_STATIC = "fp8_static"  # FP8 e4m3, one scale known before the run
+FP8_TOKEN = "fp8_token"  # FP8 e4m3, one scale a token, found at run time
+INPUT_FORMATS = (PLAIN, FP8_STATIC, FP8_TOKEN)
+
+_positive = validators.ge(1)
+
+
+@frozen
+class Part:
+    """A run of rows (or columns) with one meaning: `units` pieces of `unit` elements on the named `axis`.
+
+    `source` is the checkpoint prefix that fills it, relative to its module's scope (`self_attn.q_proj`).
+    """
+
+    name: str
+    axis: str
+    units: int = field(validator=_positive)
+    unit: int = field(default=1, validator=_positive)
+    source: str = ""
+
+    @property
+    def size(self) -> int:
+        """Return the number of elements."""
+        return self.units * self.unit
+
+
+@frozen
+class Linear:
+    """A linear layer y = x W^T + b: output parts fused in order, one input part, and the module that feeds it.
+
+    `fed_by` names the producer (a norm, an activation, `attention`) in the same scope, so that the builder can let it emit
+    the input format the linear's method takes.
+    """
+
+    name: str
+    out: tuple[Part, ...]
+    inp: Part
+    bias: bool = False
+    fed_by: str = ""
+    tied_to: str = ""  # name of the embedding whose table serves as weight; nothing is stored or loaded
+
+    @property
+    def out_size(self) -> int:
+        """Return the number of output features over all parts."""
+        return sum(part.size for part in self.out)
+
+    @property
+    def in_size(self) -> int:
+        """Return the number of input features."""
+        return self.inp.size
+
+
+@frozen
+class Embedding:
+    """A table of `rows` by `width`, gathered by token id."""
+
+    name: str
+    rows: Part
+    width: Part
+
+
+@frozen
+class Vector:
+    """A norm's parameters: a weight, and a bias where `bias`, both of `width` and always in the model's dtype."""
+
+    name: str
+    width: Part
+    bias: bool = False
+    source: str = ""
+
+
+Module = Linear | Embedding | Vector
+
+
+@frozen
+class WeightTable:
+    """Every parameter of a model: modules outside the layers, and those of one layer, repeated `num_layers` times.
+
+    `layer_scope` and `layer_source` are the module and checkpoint prefixes of layer i, with `{i}` in them.
+    `ignored` lists checkpoint name suffixes that older savers wrote and nobody reads.
+    """
+
+    outer: tuple[Module, ...]
+    layer: tuple[Module, ...]
+    num_layers: int
+    layer_scope: str = "layers.{i}."
+    layer_source: str = "model.layers.{i}."
+    ignored: tuple[str, ...] = ()
+
+    def modules(self) -> Iterator[tuple[str, str, Module]]:
+        """Yield (scope, source prefix, module) for every module, outer ones first."""
+        for module in self.outer:
+            yield "", "", module
+        for i in range(self.num_layers):
+            scope, source = self.layer_scope.format(i=i), self.layer_source.format(i=i)
+            for module in self.layer:
+                yield scope, source, module
+
+
+@frozen
+class TensorAxis:
+    """One axis of a stored tensor: the `out` or `in` side of a linear, `pack` elements a word, one entry a `group`.
+
+    `group` -1 is one entry for the whole axis.
+    """
+
+    side: str = field(validator=validators.in_(("out", "in")))
+    pack: int = field(default=1, validator=_positive)
+    group: int = 1
+
+    def extent(self, size: int) -> int:
+        """Return how many stored entries `size` elements take on this axis."""
+        return 1 if self.group == -1 else math.ceil(size / (self.pack * self.group))
+
+
+@frozen
+class Tensor:
+    """A stored tensor of a linear: checkpoint suffix, dtype and axes; no axes is one scalar for each part."""
+
+    name: str
+    dtype: str
+    axes: tuple[TensorAxis, ...] = ()
+    optional: bool = False
+
+    def shape(self, out_size: int, in_size: int) -> tuple[int, ...]:
+        """Return the stored shape for a linear (or a part of it) of that size."""
+        return tuple(axis.extent(out_size if axis.side == "out" else in_size) for axis in self.axes)
+
+
+class Scheme(Protocol):
+    """How a checkpoint stores its linears: what a quantisation's `detect` returns. Free of torch."""
+
+    name: str
+    kv_cache_dtype: str | None
+
+    def tensors(self, path: str, linear: Linear) -> tuple[Tensor, ...]:
+        """Return the tensors (bias excluded) that hold `linear`, whose first part is found at checkpoint prefix `path`."""
+
+
+@frozen
+class Unquantized:
+    """The plain scheme: one weight [out, in] in the model's dtype."""
+
+    dtype: str
+    name: str = "none"
+    kv_cache_dtype: str | None = None
+
+    def tensors(self, path: str, linear: Linear) -> tuple[Tensor, ...]:
+        """Return the single weight."""
+        return (Tensor("weight", self.dtype, (TensorAxis("out"), TensorAxis("in"))),)
+
+
+@frozen
+class Shard:
+    """A rank's share of the cut axes: `rank` of `world`."""
+
+    rank: int = 0
+    world: int = 1
+    cuts: frozenset[str] = frozenset()
+
+    def part(self, part: Part) -> Part:
+        """Return this rank's share of `part`: whole when its axis is not cut, one unit when there are fewer units than ranks."""
+        if part.axis not in self.cuts or self.world == 1:
+            return part
+        units, world = part.units, self.world
+        if units % world == 0:
+            share = units // world
+        elif units < world and world % units == 0:
+            share = 1
+        else:
+            raise PlanError(
+                f"part {part.name!r} has {units} {part.axis} of {part.unit}: {world} ranks cannot share them evenly",
+                fix=f"choose a tensor-parallel size that divides {units}",
+            )
+        return Part(part.name, part.axis, share, part.unit, part.source)
+
+    def linear(self, linear: Linear) -> Linear:
+        """Return this rank's share of a linear, part by part."""
+        return Linear(
+            linear.name,
+            tuple(self.part(part) for part in linear.out),
+            self.part(linear.inp),
+            linear.bias,
+            linear.fed_by,
+            linear.tied_to,
+        )
+
+
+WHOLE = Shard()

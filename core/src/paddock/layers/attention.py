@@ -1,0 +1,87 @@
+"""What attention is given and what a backend must do: the seam between a model, the KV pages and the kernels.
+
+T tokens, S sequences, H query heads, K KV heads, D head size, N pages, P tokens a page, M pages a sequence at most.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from attrs import field, frozen
+from torch import Tensor
+
+
+@frozen(eq=False)
+class LayerKV:
+    """One layer's pages. Token t of a sequence lies in page `block_tables[s, t // P]`, row `t % P`."""
+
+    k_pages_NPKD: Tensor
+    v_pages_NPKD: Tensor
+
+    @property
+    def page_size(self) -> int:
+        """Return P."""
+        return self.k_pages_NPKD.shape[1]
+
+
+@frozen(eq=False, kw_only=True)
+class AttentionInputs:
+    """Where the tokens of a step belong. Sequences lie one after the other, single-token decodes first.
+
+    `positions_T` int64; `slots_T` int64, page * P + row, where each token's K and V are written; `query_start_S1` int32,
+    first token of each sequence and the total; `seq_lens_S` int32, tokens of each sequence including this step's;
+    `block_tables_SM` int32. The maxima are host integers. `prepared` is what the backend made of it for this step.
+    """
+
+    positions_T: Tensor
+    slots_T: Tensor
+    query_start_S1: Tensor
+    seq_lens_S: Tensor
+    block_tables_SM: Tensor
+    num_decodes: int
+    max_query_len: int
+    max_seq_len: int
+    prepared: Any = field(default=None)
+
+
+@frozen(eq=False, kw_only=True)
+class AttentionParams:
+    """What one layer's attention computes: softmax(scale * q k^T + bias), causal.
+
+    `alibi_slopes_H` float32: adds `slope * scale * key position` to the logits (Falcon's form); `window`: keys a query sees, itself
+    included; `softcap`: logits become cap * tanh(logits / cap). `k_scale`, `v_scale`: float32 scalars, real = stored * scale.
+    """
+
+    scale: float
+    alibi_slopes_H: Tensor | None = None
+    window: int | None = None
+    softcap: float | None = None
+    k_scale: Tensor | None = None
+    v_scale: Tensor | None = None
+
+
+class AttentionBackend(Protocol):
+    """Causal attention over paged KV for sequences of any length in one call."""
+
+    def prepare(self, inputs: AttentionInputs) -> Any:
+        """Return what the backend wants to know once a step, before any layer runs (kept in `inputs.prepared`)."""
+
+    def attend(self, q_THD: Tensor, kv: LayerKV, inputs: AttentionInputs, params: AttentionParams) -> Tensor:
+        """Return the attention output [T, H, D] in q's dtype; this step's K and V are already in the pages."""
+
+
+class Model(Protocol):
+    """What `ModelSpec.build` returns: the three stages the runner calls, each a pure function of its arguments."""
+
+    def embed(self, token_ids_T: Tensor) -> Tensor:
+        """Return the residual stream [T, E] for token ids (int64)."""
+
+    def forward(self, x_TE: Tensor, inputs: AttentionInputs, kv: list[LayerKV]) -> Tensor:
+        """Return the residual stream after the layers this rank holds; `kv[i]` belongs to the i-th of them."""
+
+    def logits(self, x_RE: Tensor) -> Tensor:
+        """Return logits [R, V] in float32 for rows of the residual stream: final norm, then head."""
+
+
+Device = torch.device
