@@ -29,7 +29,7 @@ def _at_least(low: float, *, optional: bool = False, whole: bool = True) -> Any:
         if optional and value is None:
             return
         kinds = int if whole else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds) or not value >= low:  # type: ignore[operator]
+        if isinstance(value, bool) or not isinstance(value, kinds) or not value >= low:
             raise OptionError(f"{attribute.name} is {value!r}", fix=f"give a {'whole ' if whole else ''}number, at least {low}")
 
     return validate

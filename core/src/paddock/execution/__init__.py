@@ -1,0 +1,1 @@
+"""The executor: batches, KV pages, sampling, the runner and the engine."""

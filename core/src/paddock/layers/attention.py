@@ -49,8 +49,9 @@ class AttentionInputs:
 class AttentionParams:
     """What one layer's attention computes: softmax(scale * q k^T + bias), causal.
 
-    `alibi_slopes_H` float32: adds `slope * scale * key position` to the logits (Falcon's form); `window`: keys a query sees, itself
-    included; `softcap`: logits become cap * tanh(logits / cap). `k_scale`, `v_scale`: float32 scalars, real = stored * scale.
+    `alibi_slopes_H` float32: adds `slope * scale * key position` to the logits (Falcon's form). `window`: keys a query
+    sees, itself included. `softcap`: logits become cap * tanh(logits / cap). `k_scale`, `v_scale`: float32 scalars, real =
+    stored * scale.
     """
 
     scale: float

@@ -105,7 +105,8 @@ class AttentionSpec:
     """An attention backend's capabilities, as data. `head_dims` empty means any; `page_sizes` is in order of preference.
 
     `workspace`: light; (AttentionNeeds, max_num_batched_tokens, max_num_seqs) to bytes, or None for none.
-    `factory`: heavy; called as `factory(needs, device)`, returns a `layers.AttentionBackend`. Higher `rank` wins among backends that serve.
+    `factory`: heavy; called as `factory(needs, device)`, returns a `layers.AttentionBackend`.
+    Higher `rank` wins among backends that serve.
     """
 
     name: str

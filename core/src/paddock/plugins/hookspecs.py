@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pluggy
 
 from paddock.plugins import descriptors as d
-
-if TYPE_CHECKING:
-    from paddock.planning.plan import Plan
 
 PROJECT = "paddock"
 GROUP = "paddock.plugins.v1"
@@ -61,6 +58,6 @@ def paddock_observers() -> Iterable[d.ObserverSpec]:
 
 
 @hookspec
-def paddock_check_plan(plan: Plan) -> Iterable[d.Issue]:
-    """Return what this plugin finds wrong with, or worth saying about, a plan."""
+def paddock_check_plan(plan: Any) -> Iterable[d.Issue]:
+    """Return what this plugin finds wrong with, or worth saying about, a `planning.plan.Plan`."""
     raise NotImplementedError

@@ -1,0 +1,1 @@
+"""What runs now: sequences, pages, steps and the scheduler. Free of torch."""

@@ -1,0 +1,1 @@
+"""Oracle, fakes and contracts, for our tests and for those of plugin authors."""
