@@ -94,9 +94,13 @@ class QuantizationSpec:
 
 @frozen(kw_only=True)
 class CheckpointFacts:
-    """What the small JSON files of a model folder say about its quantisation, by file name, parsed."""
+    """What the small JSON files of a model folder say about its quantisation, by file name, parsed.
+
+    `dtype` is what planning chose for activations and for every linear a format leaves plain.
+    """
 
     config: Mapping[str, Any]
+    dtype: str
     files: Mapping[str, Mapping[str, Any]] = field(factory=dict)
 
 
