@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from attrs import Attribute, field, frozen
@@ -27,6 +27,22 @@ def _reference(_: object, attribute: Attribute[Any], value: object) -> None:
 def _optional_reference(instance: object, attribute: Attribute[Any], value: object) -> None:
     if value is not None:
         _reference(instance, attribute, value)
+
+
+def _names(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(values)
+
+
+def _name_set(values: Iterable[str]) -> frozenset[str]:
+    return frozenset(values)
+
+
+def _sizes(values: Iterable[int]) -> tuple[int, ...]:
+    return tuple(values)
+
+
+def _size_set(values: Iterable[int]) -> frozenset[int]:
+    return frozenset(values)
 
 
 def resolve(reference: str) -> Any:
@@ -63,7 +79,7 @@ class ModelSpec:
     """
 
     name: str
-    architectures: tuple[str, ...] = field(converter=tuple)
+    architectures: tuple[str, ...] = field(converter=_names)
     parse_config: str = field(validator=_reference)
     weights: str = field(validator=_reference)
     attention: str = field(validator=_reference)
@@ -84,10 +100,10 @@ class QuantizationSpec:
     name: str
     detect: str = field(validator=_reference)
     method: str = field(validator=_reference)
-    devices: frozenset[str] = field(default=frozenset({"cpu", "cuda"}), converter=frozenset)
+    devices: frozenset[str] = field(default=frozenset({"cpu", "cuda"}), converter=_name_set)
     min_compute_capability: tuple[int, int] | None = None
-    dtypes: frozenset[str] = field(default=frozenset({"bfloat16", "float16", "float32"}), converter=frozenset)
-    kv_cache_dtypes: frozenset[str] = field(default=frozenset(), converter=frozenset)
+    dtypes: frozenset[str] = field(default=frozenset({"bfloat16", "float16", "float32"}), converter=_name_set)
+    kv_cache_dtypes: frozenset[str] = field(default=frozenset(), converter=_name_set)
     recipe: str | None = field(default=None, validator=_optional_reference)
     summary: str = ""
 
@@ -115,12 +131,12 @@ class AttentionSpec:
 
     name: str
     factory: str = field(validator=_reference)
-    devices: frozenset[str] = field(converter=frozenset)
-    dtypes: frozenset[str] = field(converter=frozenset)
-    kv_cache_dtypes: frozenset[str] = field(converter=frozenset)
-    page_sizes: tuple[int, ...] = field(converter=tuple)
-    head_dims: frozenset[int] = field(default=frozenset(), converter=frozenset)
-    features: frozenset[str] = field(default=frozenset(), converter=frozenset)
+    devices: frozenset[str] = field(converter=_name_set)
+    dtypes: frozenset[str] = field(converter=_name_set)
+    kv_cache_dtypes: frozenset[str] = field(converter=_name_set)
+    page_sizes: tuple[int, ...] = field(converter=_sizes)
+    head_dims: frozenset[int] = field(default=frozenset(), converter=_size_set)
+    features: frozenset[str] = field(default=frozenset(), converter=_name_set)
     min_compute_capability: tuple[int, int] | None = None
     graph_capturable: bool = False
     workspace: str | None = field(default=None, validator=_optional_reference)
@@ -137,7 +153,7 @@ class ParallelSpec:
 
     name: str
     axis: str
-    cuts: frozenset[str] = field(converter=frozenset)
+    cuts: frozenset[str] = field(converter=_name_set)
     communicator: str = field(validator=_reference)
     runner: str = field(validator=_reference)
     nesting: int = 0
@@ -151,8 +167,8 @@ class OpSpec:
 
     op: str
     implementation: str = field(validator=_reference)
-    devices: frozenset[str] = field(converter=frozenset)
-    dtypes: frozenset[str] = field(default=frozenset({"bfloat16", "float16", "float32"}), converter=frozenset)
+    devices: frozenset[str] = field(converter=_name_set)
+    dtypes: frozenset[str] = field(default=frozenset({"bfloat16", "float16", "float32"}), converter=_name_set)
     min_compute_capability: tuple[int, int] | None = None
     rank: int = 0
     summary: str = ""
