@@ -1,0 +1,133 @@
+"""What a Falcon config.json says: 7B, 40B, 180B, 11B and RW, in the current and the RefinedWeb spelling. Free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from attrs import frozen
+
+from paddock.errors import ModelConfigError
+from paddock.model_config import MAX_LAYERS, MAX_POSITIONS, ConfigReader, RopeSpec, parse_rope
+from paddock.plugins import AttentionNeeds
+
+_MODEL_TYPES = ("falcon", "RefinedWeb", "RefinedWebModel")
+_HARMLESS = ("hidden_dropout", "attention_dropout", "apply_residual_connection_post_layernorm")
+_END_OF_TEXT = 11
+
+
+@frozen(kw_only=True)
+class FalconConfig:
+    """A Falcon model. `rope` None means ALiBi. A `parallel` block adds attention and MLP to the same residual.
+
+    `block_norms` is 2 when a parallel block has a norm for each branch, and when a serial block has one before each.
+    """
+
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    ffn_size: int
+    vocab_size: int
+    max_model_len: int
+    norm_eps: float
+    parallel: bool
+    block_norms: int
+    bias: bool
+    rope: RopeSpec | None
+    tied: bool
+    eos_token_ids: tuple[int, ...]
+    dtype: str
+
+    @property
+    def head_dim(self) -> int:
+        """Return the size of one head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def heads_per_group(self) -> int:
+        """Return how many query heads share one key and value head."""
+        return self.num_heads // self.num_kv_heads
+
+
+def parse_config(raw: Mapping[str, Any], ignored: Iterable[str] = ()) -> FalconConfig:
+    """Return the config that config.json describes; raise ModelConfigError for a key or value that is not supported."""
+    reader = ConfigReader(raw, ignored=ignored)
+    model_type = reader.choice("model_type", allowed=_MODEL_TYPES, default="falcon")
+    new = reader.flag("new_decoder_architecture", default=model_type == "RefinedWeb")
+    parallel = reader.flag("parallel_attn", default=True) or new
+    hidden, heads = (
+        reader.integer("hidden_size", "n_embed", default=4544),
+        reader.integer("num_attention_heads", "n_head", default=71),
+    )
+    context = reader.integer("max_position_embeddings", default=2048, high=MAX_POSITIONS)
+    rope = parse_rope(reader, max_position_embeddings=context)
+    alibi = reader.flag("alibi", default=False)
+    reader.only("activation", value="gelu")
+    reader.accept(*_HARMLESS)
+    config = FalconConfig(
+        num_layers=reader.integer("num_hidden_layers", "n_layer", default=32, high=MAX_LAYERS),
+        hidden_size=hidden,
+        num_heads=heads,
+        num_kv_heads=_kv_heads(reader, heads, grouped=new),
+        ffn_size=_ffn_size(reader, hidden),
+        vocab_size=reader.integer("vocab_size", default=65024),
+        max_model_len=context if alibi else rope.context(context),
+        norm_eps=reader.number("layer_norm_epsilon", default=1e-5, low=1e-12, high=1.0),
+        parallel=parallel,
+        block_norms=_block_norms(reader, new=new, parallel=parallel),
+        bias=reader.flag("bias", default=False),
+        rope=None if alibi else rope,
+        tied=reader.flag("tie_word_embeddings", default=True),
+        eos_token_ids=reader.token_ids("eos_token_id", default=(_END_OF_TEXT,)),
+        dtype=reader.dtype(),
+    )
+    reader.finish()
+    return _checked(config)
+
+
+def attention_needs(config: FalconConfig) -> AttentionNeeds:
+    """Return what the model asks of an attention backend."""
+    return AttentionNeeds(
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        features=frozenset({"alibi"}) if config.rope is None else frozenset(),
+    )
+
+
+def _kv_heads(reader: ConfigReader, heads: int, *, grouped: bool) -> int:
+    """Return the KV heads: `multi_query` counts only in the old decoder, `num_kv_heads` only in the new one."""
+    multi_query, named = reader.flag("multi_query", default=True), reader.integer("num_kv_heads", "n_head_kv", default=heads)
+    if grouped:
+        return named
+    return 1 if multi_query else heads
+
+
+def _ffn_size(reader: ConfigReader, hidden: int) -> int:
+    factor = reader.integer("ff_factor", default=4)
+    size = reader.integer("ffn_hidden_size", default=factor * hidden)
+    if reader.has("ff_factor") and size != factor * hidden:
+        raise reader.wrong("ffn_hidden_size", size, f"ff_factor * hidden_size = {factor * hidden}")
+    return size
+
+
+def _block_norms(reader: ConfigReader, *, new: bool, parallel: bool) -> int:
+    named = reader.integer("num_ln_in_parallel_attn", default=2 if new else 1, low=1, high=2)
+    if not parallel:
+        return 2
+    return named if new else 1
+
+
+def _checked(config: FalconConfig) -> FalconConfig:
+    if config.hidden_size % config.num_heads or config.head_dim % 2:
+        raise ModelConfigError(
+            f"config.json: hidden_size is {config.hidden_size} for {config.num_heads} heads",
+            fix="hidden_size must be num_attention_heads times an even head size",
+        )
+    if config.num_heads % config.num_kv_heads:
+        raise ModelConfigError(
+            f"config.json: num_kv_heads is {config.num_kv_heads}",
+            fix=f"num_kv_heads must divide num_attention_heads, {config.num_heads}",
+        )
+    return config
