@@ -1,0 +1,1 @@
+"""Real models and data for the demo and the tests: fetched, checked, converted, never committed."""
