@@ -8,7 +8,7 @@ these values, so a model, a format and a strategy meet here and nowhere else. Fr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from attrs import field, frozen, validators
@@ -161,6 +161,23 @@ class Scheme(Protocol):
         """Return the tensors (bias excluded) that hold `linear`, whose first part is found at checkpoint prefix `path`."""
 
 
+def left_plain(path: str, linear: Linear, skipped: Callable[[str], bool]) -> bool:
+    """Return whether a format skips `linear`, whose first part is found at checkpoint prefix `path`.
+
+    Raises PlanError when it skips some of the parts that run as one product and stores the others.
+    """
+    scope = path.removesuffix(linear.out[0].source)
+    answers = {scope + part.source: skipped(scope + part.source) for part in linear.out}
+    if len(set(answers.values())) == 1:
+        return answers[path]
+    plain = ", ".join(name for name, answer in answers.items() if answer)
+    stored = ", ".join(name for name, answer in answers.items() if not answer)
+    raise PlanError(
+        f"the checkpoint leaves {plain} plain but quantises {stored}, which run as one product",
+        fix="quantise or skip all of them when making the checkpoint",
+    )
+
+
 @frozen
 class Unquantized:
     """The plain scheme: one weight [out, in] in the model's dtype."""
@@ -197,6 +214,12 @@ class Shard:
                 fix=f"choose a tensor-parallel size that divides {units}",
             )
         return Part(part.name, part.axis, share, part.unit, part.source)
+
+    def span(self, part: Part) -> tuple[int, int]:
+        """Return the elements (start, stop) of `part` this rank holds; ranks that share one unit hold the same ones."""
+        share = self.part(part)
+        start = self.rank * part.units // self.world * part.unit if share.units < part.units else 0
+        return start, start + share.size
 
     def linear(self, linear: Linear) -> Linear:
         """Return this rank's share of a linear, part by part."""
