@@ -1,0 +1,1 @@
+"""FP8 checkpoints for Paddock: the formats and their arithmetic."""
