@@ -1,0 +1,89 @@
+# Paddock's development tasks. Each one sets up what it needs; what is set up already costs nothing the second time.
+#   PYTHON=python3.12            the Python to build .venv with, 3.11 or 3.12
+#   TORCH_INDEX=URL              a package index to take torch from; without a GPU, https://download.pytorch.org/whl/cpu saves gigabytes
+#   HUB=1                        fetch models from the Hugging Face hub, not from the package index
+#   PYTEST_ARGS="-k scheduler"   what pytest is told
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+DISTRIBUTIONS := $(shell sed -n '/^distributions = \[/,/\]/p' pyproject.toml | grep -o '"[^"]*"' | tr -d '"')
+INSTALLED := $(DISTRIBUTIONS:%=$(STAMPS)/installed/%)
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+PYTEST_ARGS ?= --numprocesses 2 --dist loadfile
+
+.PHONY: help setup models demo test lint format types wheels lock clean
+
+help: ## say what there is to make
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+
+setup: $(INSTALLED) ## build .venv: torch, the pinned packages, the workspace
+
+models: setup ## fetch the model that the demo and the tests use
+	@$(BIN)/python -m tests.assets.smollm2 $(if $(HUB),--hub)
+
+demo: models ## let a real model answer a few prompts at once
+	@$(BIN)/python docs/examples/demo.py
+
+test: models ## run every test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: setup ## check style, formatting and who imports whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --config pyproject.toml
+
+format: setup ## put the formatting right
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: setup ## check types, strictly, in every distribution
+	$(BIN)/mypy $(DISTRIBUTIONS:%=%/src) tests/assets
+
+wheels: setup ## build every distribution as a wheel into dist/
+	rm -rf dist
+	for folder in $(DISTRIBUTIONS); do $(BIN)/python -m build --wheel --no-isolation --outdir dist "$$folder"; done
+	@ls -l dist
+
+lock: setup ## pin in requirements/dev.txt what .venv holds
+	sed -n '/^#/p' requirements/dev.txt > requirements/dev.txt.new
+	$(PIP) freeze --all --exclude-editable 2>/dev/null | grep -viE '^(torch|triton|pip|nvidia-[^=]*|cuda-[^=]*|paddock[^=]*)==' >> requirements/dev.txt.new
+	mv requirements/dev.txt.new requirements/dev.txt
+
+clean: ## remove what was built, but not .venv and models/
+	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find $(DISTRIBUTIONS) tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The set-up, one stamp a stage. pip leaves alone what fits already, so an environment that equals the pins is proved, not rebuilt.
+$(STAMPS)/python:
+	@supported='import pip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))'; \
+	if ! $(BIN)/python -c "$$supported" 2>/dev/null; then \
+	  for python in $${PYTHON:-python3 python3.12 python3.11}; do \
+	    if "$$python" -c "$$supported" 2>/dev/null; then chosen=$$python; break; fi; \
+	  done; \
+	  if [ -z "$${chosen:-}" ]; then \
+	    echo "Paddock needs Python 3.11 or 3.12 with pip, found: $$("$${PYTHON:-python3}" --version 2>&1 || true)" >&2; \
+	    echo "  fix: install one, or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; \
+	  fi; \
+	  echo "create $(VENV) with $$chosen"; "$$chosen" -m venv --clear $(VENV); \
+	fi
+	@mkdir -p $(@D) && touch $@
+
+$(STAMPS)/torch: requirements/torch.txt $(STAMPS)/python
+	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) --requirement requirements/torch.txt
+	@touch $@
+
+$(STAMPS)/packages: requirements/dev.txt $(STAMPS)/torch
+	$(PIP) install --no-deps --requirement requirements/dev.txt
+	$(PIP) check
+	@touch $@
+
+$(INSTALLED): $(STAMPS)/installed/%: %/pyproject.toml $(STAMPS)/packages
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable $*
+	@mkdir -p $(@D) && touch $@
