@@ -1,0 +1,1 @@
+"""INT4 AWQ checkpoints for Paddock: the format and its arithmetic."""
