@@ -33,7 +33,7 @@ _HARMLESS = (
         "sym",
     ),
     *("cache_block_outputs", "block_name_to_quantize", "module_name_preceding_first_block", "modules_in_block_to_quantize"),
-    *("meta", "act_group_aware"),
+    *("meta", "act_group_aware", "sym"),
 )
 
 
@@ -124,9 +124,7 @@ def _refuse_other_layouts(reader: ConfigReader, entry: Mapping[str, Any]) -> Non
         )
     reader.accept("version", "format")
     reader.only("desc_act", value=False)
-    bits = reader.integer("bits", "w_bit", default=4)
-    if bits != 4:
-        raise reader.wrong("bits", bits, "4, the only width supported")
+    reader.only("bits", "w_bit", value=4)
     if not reader.flag("zero_point", default=True):
         raise reader.wrong("zero_point", False, "true: no gemm checkpoint without zero points is known")
 
