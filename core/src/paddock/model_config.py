@@ -147,7 +147,7 @@ class ConfigReader:
 
     def finish(self) -> None:
         """Raise one ModelConfigError for all keys nobody read, with the nearest known key for each."""
-        unread = sorted(name for name in self._raw if not self._passes(name))
+        unread = sorted(name for name, value in self._raw.items() if value is not None and not self._passes(name))
         if not unread:
             return
         lines = [f"{self._path}{name} = {self._raw[name]!r:.80}{self._near(name)}" for name in unread[:20]]

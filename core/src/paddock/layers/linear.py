@@ -5,7 +5,7 @@ T tokens, I input features, O output features.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -13,11 +13,13 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from paddock import axes
+from paddock.checkpoint.targets import Target
+from paddock.layers import parameters
 
 
 @frozen(eq=False)
 class QuantizedActivation:
-    """An activation in FP8 e4m3 with its scale: real = values * scale; scale is [] (static) or [T, 1] (per token)."""
+    """An activation in FP8 e4m3 with its scale: real = values * scale; scale is [] (static) or [T, 1] (per token), float32."""
 
     values_TI: Tensor
     scale: Tensor
@@ -29,20 +31,25 @@ Activation = Tensor | QuantizedActivation
 class LinearMethod(Protocol):
     """How one linear is stored and multiplied. Made for one linear by `QuantizationSpec.method`.
 
-    `input_format` is the activation it takes (`axes.PLAIN`, `FP8_STATIC`, `FP8_TOKEN`); a static scale is read from
-    `input_scale(layer)` after `finalise`.
+    `tensors` is what its scheme declares for this linear. `input_format` is the activation it takes best (`axes.PLAIN`,
+    `FP8_STATIC`, `FP8_TOKEN`); `input_bound` the magnitude above which an `FP8_TOKEN` input is clipped, None for no bound.
     """
 
+    tensors: tuple[axes.Tensor, ...]
     input_format: str
+    input_bound: float | None
 
     def create(self, linear: axes.Linear, device: torch.device) -> dict[str, Tensor]:
-        """Return the uninitialised parameters of `linear` by tensor name, parts fused along `out`."""
+        """Return the uninitialised parameters of `linear` by tensor name, parts fused along `out`: `parameters.allocate`."""
 
     def finalise(self, layer: LinearLayer) -> None:
         """Bring the loaded parameters into the layout `apply` wants; called once, after loading."""
 
+    def input_scale(self, layer: LinearLayer) -> Tensor | None:
+        """Return the static scale [] of an `FP8_STATIC` input, after `finalise`; None for the other formats."""
+
     def apply(self, layer: LinearLayer, x_TI: Activation) -> Tensor:
-        """Return x W^T [T, O] in the model's dtype, bias excluded."""
+        """Return x W^T [T, O] in the model's dtype, bias excluded. A plain x is always taken, and quantised here if need be."""
 
     def dequantise(self, layer: LinearLayer) -> Tensor:
         """Return W [O, I] in float32, the definition of what `apply` multiplies with."""
@@ -52,22 +59,31 @@ class LinearMethod(Protocol):
 
 
 class LinearLayer(nn.Module):
-    """y = x W^T + b for this rank's share of a declared linear; `reduce` sums partial results over ranks where `in` is cut."""
+    """y = x W^T + b for a rank's share of a declared linear.
+
+    `linear` is the share, `whole` the declaration, `source` the checkpoint prefix of its scope. `reduce` sums partial results
+    over ranks where the input axis is cut; `gather` joins the ranks' columns where every rank needs them all (the head).
+    """
 
     def __init__(
         self,
-        linear: axes.Linear,
+        whole: axes.Linear,
         method: LinearMethod,
         dtype: torch.dtype,
         device: torch.device,
+        *,
+        shard: axes.Shard = axes.WHOLE,
+        source: str = "",
         reduce: Callable[[Tensor], Tensor] | None = None,
+        gather: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         """Allocate the parameters on `device`; they hold nothing until loaded or randomised."""
         super().__init__()
-        self.linear, self.method, self.reduce = linear, method, reduce
-        for name, tensor in method.create(linear, device).items():
+        self.whole, self.linear, self.shard, self.source = whole, shard.linear(whole), shard, source
+        self.method, self.reduce, self.gather = method, reduce, gather
+        for name, tensor in method.create(self.linear, device).items():
             self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
-        bias = torch.empty(linear.out_size, dtype=dtype, device=device) if linear.bias else None
+        bias = torch.empty(self.linear.out_size, dtype=dtype, device=device) if whole.bias else None
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     def forward(self, x_TI: Activation) -> Tensor:
@@ -75,4 +91,40 @@ class LinearLayer(nn.Module):
         y_TO = self.method.apply(self, x_TI)
         if self.reduce is not None:
             y_TO = self.reduce(y_TO)
-        return y_TO if self.bias is None else y_TO + self.bias
+        if self.bias is not None:
+            y_TO = y_TO + self.bias
+        return y_TO if self.gather is None else self.gather(y_TO)
+
+    def split(self, y_TO: Tensor) -> tuple[Tensor, ...]:
+        """Return the parts of an output, as views: `q, k, v = qkv.split(qkv(x))`."""
+        return torch.split_with_sizes(y_TO, [part.size for part in self.linear.out], dim=-1)
+
+    def targets(self) -> Iterator[Target]:
+        """Yield where the checkpoint's tensors for this layer go."""
+        yield from parameters.linear_targets(
+            self.whole, self.shard, self.source, self.method.tensors, dict(self.named_parameters())
+        )
+
+    def finalise(self) -> None:
+        """Bring the loaded parameters into the layout the method multiplies with."""
+        self.method.finalise(self)
+
+    def randomise(self, generator: torch.Generator) -> None:
+        """Fill the parameters with random values of a trained model's magnitude."""
+        self.method.randomise(self, generator)
+        if self.bias is not None:
+            self.bias.normal_(std=0.02, generator=generator)
+
+
+class TiedLinear(nn.Module):
+    """A head that multiplies with the embedding's table, held elsewhere: nothing of its own to load."""
+
+    def __init__(self, table_VE: nn.Parameter, gather: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Share `table_VE`."""
+        super().__init__()
+        self.weight, self.gather = table_VE, gather
+
+    def forward(self, x_TE: Tensor) -> Tensor:
+        """Return y [T, V]."""
+        y_TV = nn.functional.linear(x_TE, self.weight)
+        return y_TV if self.gather is None else self.gather(y_TV)

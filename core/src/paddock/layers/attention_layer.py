@@ -1,0 +1,86 @@
+"""Attention as a model sees it: rotate, keep, attend.
+
+T tokens, H query heads and K KV heads of this rank, D head size, L positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from attrs import evolve
+from torch import Tensor, nn
+
+from paddock.checkpoint.targets import Target
+from paddock.layers.attention import AttentionBackend, AttentionInputs, AttentionParams, LayerKV
+from paddock.layers.formats import InputFormat
+from paddock.layers.linear import Activation
+from paddock.layers.ops import Ops
+
+
+class Attention(nn.Module):
+    """Causal attention over a sequence's pages. `k_scale` and `v_scale` are FP8 pages' scales, 1 unless the checkpoint has some.
+
+    `scales_source` is the checkpoint prefix of the attention block (`model.layers.0.self_attn`); empty when formats store none.
+    """
+
+    def __init__(
+        self,
+        params: AttentionParams,
+        *,
+        head_dim: int,
+        backend: AttentionBackend,
+        ops: Ops,
+        emits: InputFormat,
+        device: torch.device,
+        cos_sin_LD: Tensor | None = None,
+        scales_source: str = "",
+    ) -> None:
+        """Bind backend, ops and the rotary table (None: positions are not rotated)."""
+        super().__init__()
+        self.k_scale = nn.Parameter(torch.ones((), dtype=torch.float32, device=device), requires_grad=False)
+        self.v_scale = nn.Parameter(torch.ones((), dtype=torch.float32, device=device), requires_grad=False)
+        self.params = evolve(params, k_scale=self.k_scale, v_scale=self.v_scale)
+        self.head_dim, self.backend, self.ops, self.emits = head_dim, backend, ops, emits
+        self.cos_sin_LD, self.scales_source = cos_sin_LD, scales_source
+
+    def forward(self, q_TI: Tensor, k_TI: Tensor, v_TI: Tensor, inputs: AttentionInputs, kv: LayerKV) -> Activation:
+        """Return what each token gathers [T, H * D]; this step's k and v are in `kv` afterwards."""
+        q_THD, k_TKD, v_TKD = (_heads(x_TI, self.head_dim) for x_TI in (q_TI, k_TI, v_TI))
+        scales = self.k_scale, self.v_scale
+        if self.cos_sin_LD is None:
+            self.ops.cache_kv(k_TKD, v_TKD, kv, inputs.slots_T, *scales)
+        else:
+            q_THD = self.ops.rope_and_cache(q_THD, k_TKD, v_TKD, self.cos_sin_LD, inputs.positions_T, kv, inputs.slots_T, *scales)
+        return self.emits(self.backend.attend(q_THD, kv, inputs, self.params).flatten(1))
+
+    def targets(self) -> Iterator[Target]:
+        """Yield where the checkpoint's KV scales go, under every name savers gave them; a checkpoint need hold none."""
+        if not self.scales_source:
+            return
+        for kind, scale in (("k", self.k_scale), ("v", self.v_scale)):
+            names = [f"{kind}_proj.{kind}_scale", f"{kind}_scale", f"qkv_proj.{kind}_scale", "kv_scale"]
+            first, *aliases = (f"{self.scales_source}.{name}" for name in names)
+            yield Target(name=first, view=scale, shape=(), region=(), optional=True, aliases=tuple(aliases))
+
+    def finalise(self) -> None:
+        """Leave the scales as loaded."""
+
+    def randomise(self, generator: torch.Generator) -> None:
+        """Leave the scales at 1."""
+
+
+def _heads(x_TI: Tensor, head_dim: int) -> Tensor:
+    return x_TI.view(x_TI.shape[0], x_TI.shape[1] // head_dim, head_dim)
+
+
+def alibi_slopes(num_heads: int) -> Tensor:
+    """Return the slopes [H] float32 of ALiBi (arXiv 2108.12409): a geometric series, then odd powers of its root."""
+    base_heads = 1 << (num_heads.bit_length() - 1)
+    series_H = _geometric(base_heads, torch.arange(1, base_heads + 1))
+    extra_H = _geometric(2 * base_heads, torch.arange(1, 2 * (num_heads - base_heads), 2))
+    return torch.cat((series_H, extra_H))
+
+
+def _geometric(num_heads: int, powers: Tensor) -> Tensor:
+    return torch.tensor(2.0 ** (-8.0 / num_heads), dtype=torch.float32) ** powers

@@ -1,0 +1,58 @@
+"""Input formats: a producer (norm, activation, attention) hands its output over as the linears behind it want it.
+
+T tokens, I features.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from paddock import axes
+from paddock.layers.linear import Activation, LinearLayer
+from paddock.layers.ops import Ops
+
+
+class InputFormat:
+    """What the linears fed by one producer take, and how to make it of a plain tensor.
+
+    The linears are known when the model is built, static scales only after loading: until `settle`, everything is plain.
+    """
+
+    def __init__(self, ops: Ops) -> None:
+        """Start plain, feeding nobody."""
+        self._ops = ops
+        self._consumers: list[LinearLayer] = []
+        self.name = axes.PLAIN
+        self._scale: Tensor | None = None
+        self._bound: float | None = None
+
+    def feed(self, consumer: LinearLayer) -> None:
+        """Note a linear that takes the producer's output."""
+        self._consumers.append(consumer)
+
+    def settle(self) -> None:
+        """Choose the format all linears agree on, static scale and bound included; plain when they do not agree."""
+        if not self._consumers:
+            return
+        methods = [layer.method for layer in self._consumers]
+        names, bounds = {m.input_format for m in methods}, {m.input_bound for m in methods}
+        scales = [layer.method.input_scale(layer) for layer in self._consumers]
+        if len(names) != 1 or len(bounds) != 1 or not _same(scales):
+            return
+        (self.name,), (self._bound,), self._scale = names, bounds, scales[0]
+        assert (self._scale is not None) == (self.name == axes.FP8_STATIC), self.name
+
+    def __call__(self, x_TI: Tensor) -> Activation:
+        """Return x in the format agreed on."""
+        if self.name == axes.PLAIN:
+            return x_TI
+        if self.name == axes.FP8_TOKEN:
+            return self._ops.quantize_fp8_token(x_TI, self._bound)
+        assert self._scale is not None
+        return self._ops.quantize_fp8_static(x_TI, self._scale)
+
+
+def _same(scales: list[Tensor | None]) -> bool:
+    first = scales[0]
+    return all(s is first or (s is not None and first is not None and torch.equal(s, first)) for s in scales)

@@ -1,0 +1,112 @@
+"""Every op in plain torch: the definition, the CPU path and the oracle of every kernel of the same name.
+
+T tokens, E model size, I input features, F feed-forward size, H query heads, K KV heads, D head size, L positions,
+N pages, P tokens a page. Sums run in float32 whatever the dtype.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+
+from paddock.layers.attention import LayerKV
+from paddock.layers.linear import QuantizedActivation
+
+FP8 = torch.float8_e4m3fn
+FP8_MAX = 448.0
+FP8_MIN_SCALE = 1.0 / (FP8_MAX * 512.0)  # the floor of FBGEMM's row-wise scales
+
+
+def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
+    """Return x / rms(x), rounded to x's dtype and then multiplied by the weight, in Llama's order (arXiv 1910.07467)."""
+    x32_TE = x_TE.float()
+    scale_T1 = torch.rsqrt(x32_TE.square().mean(-1, keepdim=True).add_(eps))
+    return (x32_TE * scale_T1).to(x_TE.dtype) * weight_E
+
+
+def add_rms_norm(x_TE: Tensor, delta_TE: Tensor, weight_E: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return (x + delta, its rms_norm)."""
+    sum_TE = x_TE + delta_TE
+    return sum_TE, rms_norm(sum_TE, weight_E, eps)
+
+
+def layer_norm(x_TE: Tensor, weight_E: Tensor, bias_E: Tensor | None, eps: float) -> Tensor:
+    """Return (x - mean) / std * weight + bias (arXiv 1607.06450), rounded once."""
+    return nnf.layer_norm(x_TE, (x_TE.shape[-1],), weight_E, bias_E, eps)
+
+
+def add_layer_norm(x_TE: Tensor, delta_TE: Tensor, weight_E: Tensor, bias_E: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    """Return (x + delta, its layer_norm)."""
+    sum_TE = x_TE + delta_TE
+    return sum_TE, layer_norm(sum_TE, weight_E, bias_E, eps)
+
+
+def silu_mul(gate_up_T2F: Tensor) -> Tensor:
+    """Return silu(gate) * up for gate and up side by side."""
+    gate_TF, up_TF = gate_up_T2F.chunk(2, dim=-1)
+    return nnf.silu(gate_TF) * up_TF
+
+
+def gelu(x_TF: Tensor) -> Tensor:
+    """Return x * Phi(x), Phi the normal distribution exactly (erf), as Falcon's activation."""
+    return nnf.gelu(x_TF)
+
+
+def rope_and_cache(
+    q_THD: Tensor,
+    k_TKD: Tensor,
+    v_TKD: Tensor,
+    cos_sin_LD: Tensor,
+    positions_T: Tensor,
+    kv: LayerKV,
+    slots_T: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+) -> Tensor:
+    """Return q rotated to its positions; rotated k, and v, are in their slots afterwards.
+
+    A row of `cos_sin_LD` holds D/2 cosines, then D/2 sines, float32 (arXiv 2104.09864; dimension j turns with j + D/2).
+    """
+    cos_T1J, sin_T1J = cos_sin_LD.index_select(0, positions_T).unsqueeze(1).chunk(2, dim=-1)
+    cache_kv(_rotate(k_TKD, cos_T1J, sin_T1J), v_TKD, kv, slots_T, k_scale, v_scale)
+    return _rotate(q_THD, cos_T1J, sin_T1J)
+
+
+def cache_kv(k_TKD: Tensor, v_TKD: Tensor, kv: LayerKV, slots_T: Tensor, k_scale: Tensor | None, v_scale: Tensor | None) -> None:
+    """Write k and v into their slots: in the pages' dtype, divided by the scales where the pages are FP8."""
+    _store(kv.k_pages_NPKD, k_TKD, slots_T, k_scale)
+    _store(kv.v_pages_NPKD, v_TKD, slots_T, v_scale)
+
+
+def quantize_fp8_static(x_TI: Tensor, scale: Tensor) -> QuantizedActivation:
+    """Return x / scale in FP8, saturated at 448; `scale` [] float32."""
+    return QuantizedActivation(_saturate(x_TI.float() / scale), scale)
+
+
+def quantize_fp8_token(x_TI: Tensor, bound: float | None = None) -> QuantizedActivation:
+    """Return x in FP8 with a scale [T, 1] that maps each token's largest magnitude, at most `bound`, to 448."""
+    amax_T1 = x_TI.abs().amax(-1, keepdim=True).float()
+    if bound is not None:
+        amax_T1 = amax_T1.clamp(max=bound)
+    scale_T1 = (amax_T1 / FP8_MAX).clamp(min=FP8_MIN_SCALE)
+    return QuantizedActivation(_saturate(x_TI.float() / scale_T1), scale_T1)
+
+
+def _rotate(x_THD: Tensor, cos_T1J: Tensor, sin_T1J: Tensor) -> Tensor:
+    a_THJ, b_THJ = x_THD.float().chunk(2, dim=-1)
+    rotated_THD = torch.cat((a_THJ * cos_T1J - b_THJ * sin_T1J, b_THJ * cos_T1J + a_THJ * sin_T1J), dim=-1)
+    return rotated_THD.to(x_THD.dtype)
+
+
+def _store(pages_NPKD: Tensor, x_TKD: Tensor, slots_T: Tensor, scale: Tensor | None) -> None:
+    if pages_NPKD.dtype == FP8:
+        x_TKD = _saturate(x_TKD.float() if scale is None else x_TKD.float() / scale)
+        pages_NPKD, x_TKD = pages_NPKD.view(torch.uint8), x_TKD.view(torch.uint8)
+    rows_RKD = pages_NPKD.view(-1, *pages_NPKD.shape[2:])
+    rows_RKD.index_copy_(0, slots_T, x_TKD.to(pages_NPKD.dtype))
+
+
+def _saturate(x: Tensor) -> Tensor:
+    """Return x in FP8 with magnitudes above 448 clipped: casts alone turn them into NaN on some torch builds."""
+    return x.clamp(-FP8_MAX, FP8_MAX).to(FP8)
