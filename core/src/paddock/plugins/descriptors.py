@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
 from attrs import Attribute, field, frozen
 
 from paddock.errors import PluginError
 
+LEVELS = ("error", "warning", "info")
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*\Z")
 
 
@@ -29,12 +30,33 @@ def _optional_reference(instance: object, attribute: Attribute[Any], value: obje
         _reference(instance, attribute, value)
 
 
+def _name(_: object, attribute: Attribute[Any], value: object) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise PluginError(f"{attribute.name} is {value!r}", fix="give it a name")
+
+
+def _some(_: object, attribute: Attribute[Any], value: Sized) -> None:
+    if not value:
+        raise PluginError(f"{attribute.name} is empty", fix="name at least one")
+
+
+def _level(_: object, attribute: Attribute[Any], value: object) -> None:
+    if value not in LEVELS:
+        raise PluginError(f"{attribute.name} is {value!r}", fix=f"one of {', '.join(LEVELS)}")
+
+
 def _names(values: Iterable[str]) -> tuple[str, ...]:
-    return tuple(values)
+    if isinstance(values, str):  # which is an iterable of letters
+        raise PluginError(f"{values!r} stands where several names are meant", fix=f"write ({values!r},)")
+    names = tuple(values)
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise PluginError(f"{name!r} stands where a name is meant", fix="give names, as strings")
+    return names
 
 
 def _name_set(values: Iterable[str]) -> frozenset[str]:
-    return frozenset(values)
+    return frozenset(_names(values))
 
 
 def _sizes(values: Iterable[int]) -> tuple[int, ...]:
@@ -52,8 +74,11 @@ def resolve(reference: str) -> Any:
         found: Any = importlib.import_module(module)
         for name in attribute.split("."):
             found = getattr(found, name)
-    except (ImportError, AttributeError) as error:
-        raise PluginError(f"cannot resolve {reference!r}: {error}", fix="reinstall the plugin that declares it") from error
+    except Exception as error:  # importing runs the plugin's code, which may raise anything
+        what = f"{type(error).__name__}: {error}"
+        raise PluginError(
+            f"cannot resolve {reference!r}: {what}", fix="repair or reinstall the plugin that declares it"
+        ) from error
     return found
 
 
@@ -78,8 +103,8 @@ class ModelSpec:
     `layer_cost`: light; (config, layer index) to a relative cost, for pipeline cuts; None means all layers cost the same.
     """
 
-    name: str
-    architectures: tuple[str, ...] = field(converter=_names)
+    name: str = field(validator=_name)
+    architectures: tuple[str, ...] = field(converter=_names, validator=_some)
     parse_config: str = field(validator=_reference)
     weights: str = field(validator=_reference)
     attention: str = field(validator=_reference)
@@ -97,7 +122,7 @@ class QuantizationSpec:
     `recipe`: heavy; calibration recipe that makes such a checkpoint, or None.
     """
 
-    name: str
+    name: str = field(validator=_name)
     detect: str = field(validator=_reference)
     method: str = field(validator=_reference)
     devices: frozenset[str] = field(default=frozenset({"cpu", "cuda"}), converter=_name_set)
@@ -129,12 +154,12 @@ class AttentionSpec:
     Higher `rank` wins among backends that serve.
     """
 
-    name: str
+    name: str = field(validator=_name)
     factory: str = field(validator=_reference)
-    devices: frozenset[str] = field(converter=_name_set)
+    devices: frozenset[str] = field(converter=_name_set, validator=_some)
     dtypes: frozenset[str] = field(converter=_name_set)
     kv_cache_dtypes: frozenset[str] = field(converter=_name_set)
-    page_sizes: tuple[int, ...] = field(converter=_sizes)
+    page_sizes: tuple[int, ...] = field(converter=_sizes, validator=_some)
     head_dims: frozenset[int] = field(default=frozenset(), converter=_size_set)
     features: frozenset[str] = field(default=frozenset(), converter=_name_set)
     min_compute_capability: tuple[int, int] | None = None
@@ -151,7 +176,7 @@ class ParallelSpec:
     `communicator`: heavy; makes the communicator. `nesting`: lower is outermost (pipeline 0, tensor 1).
     """
 
-    name: str
+    name: str = field(validator=_name)
     axis: str
     cuts: frozenset[str] = field(converter=_name_set)
     communicator: str = field(validator=_reference)
@@ -165,9 +190,9 @@ class ParallelSpec:
 class OpSpec:
     """An implementation of an op the core defines in `layers.ops`, of the same signature. Higher `rank` wins where it serves."""
 
-    op: str
+    op: str = field(validator=_name)
     implementation: str = field(validator=_reference)
-    devices: frozenset[str] = field(converter=_name_set)
+    devices: frozenset[str] = field(converter=_name_set, validator=_some)
     dtypes: frozenset[str] = field(default=frozenset({"bfloat16", "float16", "float32"}), converter=_name_set)
     min_compute_capability: tuple[int, int] | None = None
     rank: int = 0
@@ -178,7 +203,7 @@ class OpSpec:
 class CommandSpec:
     """A CLI command: `command` is a reference to a click command, loaded when it runs; `help` is its one-line summary."""
 
-    name: str
+    name: str = field(validator=_name)
     command: str = field(validator=_reference)
     help: str
 
@@ -187,7 +212,7 @@ class CommandSpec:
 class ObserverSpec:
     """`factory(plan)` returns a callable taking `execution.StepStats`, called at most once a step, when the plan names it."""
 
-    name: str
+    name: str = field(validator=_name)
     factory: str = field(validator=_reference)
     summary: str = ""
 
@@ -196,7 +221,7 @@ class ObserverSpec:
 class Issue:
     """Something a plan check found: `level` is `error`, `warning` or `info`; `fix` the way out."""
 
-    level: str
+    level: str = field(validator=_level)
     code: str
     message: str
     fix: str = ""

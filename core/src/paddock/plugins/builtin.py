@@ -1,0 +1,60 @@
+"""What the core itself brings, through the same hooks as everybody: plain-torch attention and ops, and the commands."""
+
+from __future__ import annotations
+
+from paddock.plugins.descriptors import AttentionSpec, CommandSpec, OpSpec
+from paddock.plugins.hookspecs import hookimpl
+
+DEVICES = ("cpu", "cuda")
+DTYPES = ("bfloat16", "float16", "float32")
+OPS = {
+    "rms_norm": "RMS norm",
+    "add_rms_norm": "residual add, then RMS norm",
+    "layer_norm": "layer norm",
+    "add_layer_norm": "residual add, then layer norm",
+    "silu_mul": "SiLU of the gate times the up projection",
+    "gelu": "GELU",
+    "rope_and_cache": "rotary embedding of Q and K, K and V written into pages",
+    "cache_kv": "K and V written into pages",
+    "quantize_fp8_static": "activation to FP8 with a scale known before the run",
+    "quantize_fp8_token": "activation to FP8 with a scale for each token",
+}
+COMMANDS = {
+    "generate": "Complete prompts with a model, all in one batch.",
+    "chat": "Talk with a model in the terminal.",
+    "bench": "Measure throughput or latency, with what each figure means.",
+    "plan": "Say what would run, why, and whether it fits, from config.json alone.",
+    "plugins": "Show every plugin found: what it brings, or why it failed.",
+    "list": "List the models, formats, backends, strategies or ops that are installed.",
+}
+
+
+@hookimpl
+def paddock_attention_backends() -> list[AttentionSpec]:
+    """Return the plain-torch backend, which serves everything and defines what the others must compute."""
+    backend = AttentionSpec(
+        name="torch",
+        factory="paddock.layers.reference_attention:create",
+        devices=DEVICES,
+        dtypes=DTYPES,
+        kv_cache_dtypes=(*DTYPES, "fp8"),
+        page_sizes=(16, 32, 64, 128),
+        features=("alibi", "sliding_window", "softcap"),
+        summary="plain torch, on any device; the definition of the others",
+    )
+    return [backend]
+
+
+@hookimpl
+def paddock_ops() -> list[OpSpec]:
+    """Return the plain-torch definition of every op."""
+    return [
+        OpSpec(op=op, implementation=f"paddock.layers.reference:{op}", devices=DEVICES, dtypes=DTYPES, summary=summary)
+        for op, summary in OPS.items()
+    ]
+
+
+@hookimpl
+def paddock_commands() -> list[CommandSpec]:
+    """Return the commands of the core."""
+    return [CommandSpec(name=name, command=f"paddock.cli.{name}:command", help=summary) for name, summary in COMMANDS.items()]
