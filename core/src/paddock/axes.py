@@ -154,8 +154,13 @@ class Tensor:
 class Scheme(Protocol):
     """How a checkpoint stores its linears: what a quantisation's `detect` returns. Free of torch."""
 
-    name: str
-    kv_cache_dtype: str | None
+    @property
+    def name(self) -> str:
+        """Return the format's name."""
+
+    @property
+    def kv_cache_dtype(self) -> str | None:
+        """Return the dtype the checkpoint has KV scales for, None for none."""
 
     def tensors(self, path: str, linear: Linear) -> tuple[Tensor, ...]:
         """Return the tensors (bias excluded) that hold `linear`, whose first part is found at checkpoint prefix `path`."""

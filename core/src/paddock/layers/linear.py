@@ -29,15 +29,19 @@ Activation = Tensor | QuantizedActivation
 
 
 class LinearMethod(Protocol):
-    """How one linear is stored and multiplied. Made for one linear by `QuantizationSpec.method`.
+    """How one linear is stored and multiplied. Made for one linear by `QuantizationSpec.method`."""
 
-    `tensors` is what its scheme declares for this linear. `input_format` is the activation it takes best (`axes.PLAIN`,
-    `FP8_STATIC`, `FP8_TOKEN`); `input_bound` the magnitude above which an `FP8_TOKEN` input is clipped, None for no bound.
-    """
+    @property
+    def tensors(self) -> tuple[axes.Tensor, ...]:
+        """Return what the scheme declares for this linear."""
 
-    tensors: tuple[axes.Tensor, ...]
-    input_format: str
-    input_bound: float | None
+    @property
+    def input_format(self) -> str:
+        """Return the activation it takes best: `axes.PLAIN`, `FP8_STATIC` or `FP8_TOKEN`."""
+
+    @property
+    def input_bound(self) -> float | None:
+        """Return the magnitude above which an `FP8_TOKEN` input is clipped, None for no bound."""
 
     def create(self, linear: axes.Linear, device: torch.device) -> dict[str, Tensor]:
         """Return the uninitialised parameters of `linear` by tensor name, parts fused along `out`: `parameters.allocate`."""
