@@ -1,0 +1,147 @@
+"""Falcon (arXiv 2311.16867): decoder blocks whose attention and MLP run side by side, or, in RW, one after the other.
+
+T tokens, R rows to predict from, E model size, X width of the fused query_key_value, Q heads in a KV group, D head size.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from paddock.axes import KV_HEADS, Part
+from paddock.layers.attention import AttentionInputs, LayerKV
+from paddock.layers.builder import Builder
+from paddock.layers.linear import Activation
+from paddock_falcon.config import FalconConfig
+
+
+class Attention(nn.Module):
+    """Grouped-query attention; one group is multi-query, a group a head is multi-head."""
+
+    def __init__(self, config: FalconConfig, make: Builder) -> None:
+        """Rotate positions, or bias scores by ALiBi when the config has no `rope`."""
+        super().__init__()
+        self.group_size, self.head_dim = config.heads_per_group + 2, config.head_dim
+        self.qkv, self.dense = make.linear("qkv"), make.linear("dense")
+        heads = Part("heads", KV_HEADS, config.num_kv_heads, config.heads_per_group)
+        self.attend = make.attention(
+            head_dim=config.head_dim,
+            rope=config.rope,
+            alibi=heads if config.rope is None else None,
+            scales_source="self_attention",
+        )
+
+    def forward(self, h_TE: Activation, inputs: AttentionInputs, kv: LayerKV) -> Tensor:
+        """Return what the block's tokens gather, projected back [T, E]."""
+        q_TX, k_TX, v_TX = self._split(self.qkv(h_TE))
+        out_TE: Tensor = self.dense(self.attend(q_TX, k_TX, v_TX, inputs, kv))
+        return out_TE
+
+    def _split(self, qkv_TX: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values, heads side by side, from groups of Q queries, one key and one value."""
+        groups_TKGD = qkv_TX.view(len(qkv_TX), -1, self.group_size, self.head_dim)
+        q_TKQD, k_TKD, v_TKD = groups_TKGD[:, :, :-2], groups_TKGD[:, :, -2], groups_TKGD[:, :, -1]
+        return q_TKQD.flatten(1), k_TKD.flatten(1), v_TKD.flatten(1)
+
+
+class MLP(nn.Module):
+    """Two linears around a GELU."""
+
+    def __init__(self, make: Builder) -> None:
+        """Make the linears."""
+        super().__init__()
+        self.up, self.gelu, self.down = make.linear("up"), make.activation("gelu", kind="gelu"), make.linear("down")
+
+    def forward(self, h_TE: Activation) -> Tensor:
+        """Return [T, E]."""
+        out_TE: Tensor = self.down(self.gelu(self.up(h_TE)))
+        return out_TE
+
+
+class SharedNormBlock(nn.Module):
+    """7B and 11B: x + attention(norm(x)) + mlp(norm(x))."""
+
+    def __init__(self, config: FalconConfig, make: Builder) -> None:
+        """Make one norm and the two branches."""
+        super().__init__()
+        self.norm = make.norm("norm", kind="layer", eps=config.norm_eps)
+        self.attention, self.mlp = Attention(config, make), MLP(make)
+
+    def forward(self, x_TE: Tensor, delta_TE: Tensor | None, inputs: AttentionInputs, kv: LayerKV) -> tuple[Tensor, Tensor]:
+        """Return the residual stream with `delta_TE` added, and what this block is to add."""
+        x_TE, h_TE = self.norm(x_TE, delta_TE)
+        return x_TE, self.attention(h_TE, inputs, kv) + self.mlp(h_TE)
+
+
+class TwoNormBlock(nn.Module):
+    """40B and 180B: x + attention(norm(x)) + mlp(other_norm(x))."""
+
+    def __init__(self, config: FalconConfig, make: Builder) -> None:
+        """Make a norm for each of the two branches."""
+        super().__init__()
+        self.attention_norm = make.norm("attention_norm", kind="layer", eps=config.norm_eps)
+        self.mlp_norm = make.norm("mlp_norm", kind="layer", eps=config.norm_eps)
+        self.attention, self.mlp = Attention(config, make), MLP(make)
+
+    def forward(self, x_TE: Tensor, delta_TE: Tensor | None, inputs: AttentionInputs, kv: LayerKV) -> tuple[Tensor, Tensor]:
+        """Return the residual stream with `delta_TE` added, and what this block is to add."""
+        x_TE, h_TE = self.attention_norm(x_TE, delta_TE)
+        _, g_TE = self.mlp_norm(x_TE)
+        return x_TE, self.attention(h_TE, inputs, kv) + self.mlp(g_TE)
+
+
+class SerialBlock(nn.Module):
+    """RW: y = x + attention(norm(x)), then y + mlp(other_norm(y))."""
+
+    def __init__(self, config: FalconConfig, make: Builder) -> None:
+        """Make a norm before each of the two steps."""
+        super().__init__()
+        self.attention_norm = make.norm("attention_norm", kind="layer", eps=config.norm_eps)
+        self.mlp_norm = make.norm("mlp_norm", kind="layer", eps=config.norm_eps)
+        self.attention, self.mlp = Attention(config, make), MLP(make)
+
+    def forward(self, x_TE: Tensor, delta_TE: Tensor | None, inputs: AttentionInputs, kv: LayerKV) -> tuple[Tensor, Tensor]:
+        """Return the residual stream with `delta_TE` and the attention added, and what the MLP is to add."""
+        x_TE, h_TE = self.attention_norm(x_TE, delta_TE)
+        y_TE, g_TE = self.mlp_norm(x_TE, self.attention(h_TE, inputs, kv))
+        return y_TE, self.mlp(g_TE)
+
+
+class Falcon(nn.Module):
+    """The model: embedding, blocks, norm, head."""
+
+    def __init__(self, config: FalconConfig, make: Builder) -> None:
+        """Make the modules `make` holds on this rank."""
+        super().__init__()
+        self.embedding = make.embedding("embed")
+        self.blocks = nn.ModuleList(_block(config, make.layer(i)) for i in make.layers)
+        self.norm = make.norm("norm", kind="layer", eps=config.norm_eps)
+        self.lm_head = make.linear("lm_head")
+
+    def embed(self, token_ids_T: Tensor) -> Tensor:
+        """Return the residual stream [T, E] for token ids."""
+        x_TE: Tensor = self.embedding(token_ids_T)
+        return x_TE
+
+    def forward(self, x_TE: Tensor, inputs: AttentionInputs, kv: list[LayerKV]) -> Tensor:
+        """Return the residual stream after this rank's blocks."""
+        delta_TE = None
+        for block, layer_kv in zip(self.blocks, kv, strict=True):
+            x_TE, delta_TE = block(x_TE, delta_TE, inputs, layer_kv)
+        return x_TE if delta_TE is None else x_TE + delta_TE
+
+    def logits(self, x_RE: Tensor) -> Tensor:
+        """Return logits [R, V] in float32."""
+        _, h_RE = self.norm(x_RE)
+        logits_RV: Tensor = self.lm_head(h_RE)
+        return logits_RV.float()
+
+
+def build(config: FalconConfig, builder: Builder) -> Falcon:
+    """Return the model of one rank, its parameters empty."""
+    return Falcon(config, builder)
+
+
+def _block(config: FalconConfig, make: Builder) -> nn.Module:
+    if not config.parallel:
+        return SerialBlock(config, make)
+    return SharedNormBlock(config, make) if config.block_norms == 1 else TwoNormBlock(config, make)
