@@ -49,7 +49,8 @@ class EngineConfig:
     """Everything a user can set about an engine. Names follow vLLM's where one exists.
 
     `prefer` resolves a name two plugins own (`{"LlamaForCausalLM": "my-plugin"}`); `ops` picks the plugin that implements an
-    op; `ignore_config_keys` lets config.json keys pass that the model plugin does not know. Memory is in bytes.
+    op; `ignore_config_keys` lets config.json keys pass that the model plugin does not know. Memory is in bytes. None, like
+    `auto`, leaves the choice to planning.
     Raises OptionError for a value out of range.
     """
 
@@ -63,7 +64,7 @@ class EngineConfig:
     kv_cache_dtype: str = field(default="auto", validator=_one_of(KV_CACHE_DTYPES))
     attention_backend: str = "auto"
     max_model_len: int | None = field(default=None, validator=_at_least(1, optional=True))
-    max_num_seqs: int = field(default=256, validator=_at_least(1))
+    max_num_seqs: int | None = field(default=None, validator=_at_least(1, optional=True))
     max_num_batched_tokens: int | None = field(default=None, validator=_at_least(1, optional=True))
     max_queue: int = field(default=65536, validator=_at_least(1))
     block_size: int | None = field(default=None, validator=_at_least(1, optional=True))
@@ -71,8 +72,8 @@ class EngineConfig:
     kv_cache_memory_bytes: int | None = field(default=None, validator=_at_least(1, optional=True))
     enable_prefix_caching: bool = True
     enforce_eager: bool = False
-    tensor_parallel_size: int = field(default=1, validator=_at_least(1))
-    pipeline_parallel_size: int = field(default=1, validator=_at_least(1))
+    tensor_parallel_size: int | None = field(default=None, validator=_at_least(1, optional=True))
+    pipeline_parallel_size: int | None = field(default=None, validator=_at_least(1, optional=True))
     seed: int = field(default=0, validator=_at_least(0))
     observers: tuple[str, ...] = field(default=(), converter=tuple)
     prefer: tuple[tuple[str, str], ...] = field(default=(), converter=_pairs)

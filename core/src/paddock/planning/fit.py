@@ -1,0 +1,172 @@
+"""Whether it fits: the longest sequence, the pages, and, when it does not fit, by how much and what would."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from attrs import evolve, frozen
+
+from paddock.config import EngineConfig
+from paddock.errors import PlanError
+from paddock.planning.backends import Attention
+from paddock.planning.formats import Format
+from paddock.planning.hardware import GIB
+from paddock.planning.layout import Divisible, Layout, Sizes
+from paddock.planning.ledger import Batch, Room, StageCost, graph_bytes, kv_bytes_per_token, ledgers, workspace
+from paddock.planning.notes import ASKED, Notes
+from paddock.planning.plan import Ledger, Rejected
+from paddock.planning.weights import Weigher, dtype_bytes
+
+# An automatic length is not shortened below this (or the model's own length): a pool that small is an error, not a choice.
+SHORTEST_AUTOMATIC_LENGTH = 512
+_MOST_DEVICES = 16
+
+
+@frozen(kw_only=True)
+class Sized:
+    """The model as it will run, ready to be weighed at any layout."""
+
+    model: Divisible
+    fmt: Format
+    attention: Attention
+    batch: Batch
+    graphs: bool
+    vocab_size: int
+
+    def costs(self, layout: Layout) -> tuple[StageCost, ...]:
+        """Return what each stage costs one of its devices."""
+        table, dtype, shard = self.model.table, self.fmt.dtype, layout.shard
+        weigher = Weigher(table=table, tensors=self.model.tensors, dtype=dtype, shard=shard)
+        needs, spec, kv_dtype = self.model.needs, self.attention.spec, self.attention.kv_cache_dtype
+        space = workspace(
+            table=table, shard=shard, dtype=dtype, vocab_size=self.vocab_size, attention=spec, needs=needs, batch=self.batch
+        )
+        captured = graph_bytes(
+            table=table, shard=shard, dtype=dtype, vocab_size=self.vocab_size, max_num_seqs=self.batch.sequences
+        )
+        return tuple(
+            StageCost(
+                stage=stage,
+                weights=weigher.weigh(stage),
+                workspace=space if stage.is_last else evolve(space, logits=0),
+                graph_bytes=captured if self.graphs else 0,
+                kv_bytes_per_token=kv_bytes_per_token(needs, shard, stage.end - stage.first, kv_dtype),
+                page_size=self.attention.page_size,
+            )
+            for stage in layout.stages
+        )
+
+    def layout(self, sizes: Sizes) -> Layout:
+        """Return a layout of these sizes, without asking who would carry it out."""
+        return Layout(sizes=sizes, shard=self.model.shard(sizes.tensor), stages=self.model.stages(sizes.pipeline))
+
+
+def choose_length(config: EngineConfig, limit: int, room: Room, costs: tuple[StageCost, ...], notes: Notes) -> int:
+    """Return the longest sequence: what was asked for, else the model's own length, shortened to what memory holds.
+
+    `limit` is the model's length with its RoPE scaling. Raises PlanError, with both numbers, when more was asked for.
+    """
+    asked = config.max_model_len
+    if asked is not None:
+        if asked > limit:
+            raise PlanError(
+                f"max_model_len is {asked}, but the model's positions end at {limit}",
+                fix=f"lower max_model_len to {limit}, or scale the model's RoPE in config.json",
+            )
+        notes.choose("max_model_len", asked, ASKED)
+        return asked
+    longest = room.longest(costs)
+    if longest >= limit or longest < min(limit, SHORTEST_AUTOMATIC_LENGTH):
+        notes.choose("max_model_len", limit, "the model's own length")
+        return limit
+    notes.choose("max_model_len", longest, "what the KV pages hold", [Rejected(str(limit), f"the pool holds {longest} tokens")])
+    notes.find(
+        "warning",
+        "max_model_len_shortened",
+        f"sequences end at {longest} tokens: the model takes {limit}, but no more fit the KV pages",
+        "give the KV cache more memory, or set max_model_len to say that this is enough",
+    )
+    return longest
+
+
+def fit(sized: Sized, layout: Layout, room: Room, max_model_len: int, notes: Notes) -> tuple[Ledger, ...]:
+    """Return the ledger of every stage; write down by how much something does not fit and what would."""
+    costs = sized.costs(layout)
+    result = ledgers(costs, room, max_model_len)
+    _check_asked_pool(room, costs, notes)
+    worst = max(result, key=lambda ledger: ledger.missing_bytes)
+    if worst.missing_bytes:
+        where = f"stage {worst.stage}" if len(result) > 1 else room.hardware.name
+        notes.find(
+            "error",
+            "out_of_memory",
+            f"{where} needs {_gib(worst.needed_bytes)} for weights, workspace and one sequence of {max_model_len} tokens, "
+            f"of {_gib(worst.budget_bytes)} it may use: {_gib(worst.missing_bytes)} too little",
+            "; ".join(ways_out(sized, layout, room, max_model_len)) or "use a smaller model",
+        )
+    elif worst.num_pages < worst.pages_per_sequence:
+        needed = worst.pages_per_sequence * max(cost.page_bytes for cost in costs)
+        holds = worst.num_pages * costs[0].page_size
+        notes.find(
+            "error",
+            "pool_too_small",
+            f"the KV pool of {worst.num_pages} pages holds {holds} tokens, one sequence of max_model_len {max_model_len} "
+            f"needs {worst.pages_per_sequence} pages",
+            f"give kv_cache_memory_bytes at least {needed}" + (f", or lower max_model_len to {holds}" if holds else ""),
+        )
+    return result
+
+
+def _check_asked_pool(room: Room, costs: tuple[StageCost, ...], notes: Notes) -> None:
+    left = min(room.budget_bytes - cost.fixed_bytes for cost in costs)
+    if room.asked_kv_bytes is not None and 0 < left < room.asked_kv_bytes:
+        notes.find(
+            "error",
+            "kv_cache_too_large",
+            f"kv_cache_memory_bytes asks for {_gib(room.asked_kv_bytes)}, weights and workspace leave {_gib(left)}",
+            f"lower kv_cache_memory_bytes to {left}, or raise gpu_memory_utilization",
+        )
+
+
+def ways_out(sized: Sized, layout: Layout, room: Room, max_model_len: int) -> Iterator[str]:
+    """Yield what would make it fit: fewer tokens, more devices, a quantised checkpoint."""
+    longest = room.pages_that_fit(sized.costs(layout)) * sized.attention.page_size
+    if longest:
+        yield f"lower max_model_len to {longest}"
+    devices = _enough_devices(sized, layout, room, max_model_len)
+    if devices is not None and room.hardware.device == "cuda":
+        yield f"use {devices.devices} GPUs ({devices})"
+    if sized.fmt.quantization is None:
+        for name, bits in (("an FP8", 8.0), ("an INT4", 4.25)):
+            size = _quantised_size(sized, layout, bits)
+            if size + _rest(sized, layout, max_model_len) <= room.budget_bytes:
+                yield f"use {name} checkpoint (about {_gib(size)} of weights each)"
+
+
+def _enough_devices(sized: Sized, layout: Layout, room: Room, max_model_len: int) -> Sizes | None:
+    pages = math.ceil(max_model_len / sized.attention.page_size)
+    for count in range(layout.sizes.devices + 1, _MOST_DEVICES + 1):
+        for tensor in (n for n in range(count, 0, -1) if count % n == 0):
+            sizes = Sizes(tensor=tensor, pipeline=count // tensor)
+            if sized.model.why_not(sizes):
+                continue
+            costs = sized.costs(sized.layout(sizes))
+            if all(cost.fixed_bytes + pages * cost.page_bytes <= room.budget_bytes for cost in costs):
+                return sizes
+    return None
+
+
+def _quantised_size(sized: Sized, layout: Layout, bits: float) -> int:
+    """Return the weights of the largest stage were its layers' linears stored in `bits` bits."""
+    share = bits / (8 * dtype_bytes(sized.fmt.dtype))
+    return max(int(cost.weights.total - cost.weights.layers * (1 - share)) for cost in sized.costs(layout))
+
+
+def _rest(sized: Sized, layout: Layout, max_model_len: int) -> int:
+    pages = math.ceil(max_model_len / sized.attention.page_size)
+    return max(cost.fixed_bytes - cost.weights.total + pages * cost.page_bytes for cost in sized.costs(layout))
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / (1 << 20):.1f} MiB"

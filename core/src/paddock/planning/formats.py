@@ -1,0 +1,159 @@
+"""How the model is stored and computed: its family, the dtype of activations, the quantisation of its checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import frozen
+
+from paddock.axes import Scheme, Unquantized
+from paddock.config import EngineConfig
+from paddock.errors import ModelConfigError, PlanError, PluginError
+from paddock.planning.hardware import Hardware
+from paddock.planning.notes import ASKED, Candidate, Notes, why_not_here
+from paddock.planning.plan import GENERATION_CONFIG, ModelFiles, Rejected
+from paddock.plugins.descriptors import CheckpointFacts, ModelSpec, QuantizationSpec, resolve
+from paddock.plugins.provider import Provided
+from paddock.plugins.registry import Registry
+
+NONE = "none"
+AUTO = "auto"
+_OTHER_FILES = {"hf_quant_config.json": "modelopt", "quant_config.json": "awq", "quantize_config.json": "gptq"}
+
+
+@frozen(kw_only=True)
+class Format:
+    """The dtype of activations and plain linears, and how the checkpoint stores the others."""
+
+    dtype: str
+    quantization: QuantizationSpec | None
+    scheme: Scheme
+
+
+def choose_model(config: EngineConfig, registry: Registry, files: ModelFiles, notes: Notes) -> tuple[ModelSpec, Any]:
+    """Return the model family of config.json's architecture, and its parsed config."""
+    names = files.config.get("architectures")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ModelConfigError(
+            f"config.json has no architectures (found {names!r:.80})",
+            fix='add "architectures": [...], as `transformers` writes it, or point at a folder with a language model',
+        )
+    known = {name for provided in registry.models for name in provided.spec.architectures}
+    name = next((name for name in names if name in known), names[0])
+    provided = registry.model_for(name)
+    notes.choose("model", provided.spec.name, f"{provided.provider.distribution} brings {name}")
+    notes.use("model", provided.spec.name, provided.provider)
+    return provided.spec, resolve(provided.spec.parse_config)(files.config, config.ignore_config_keys)
+
+
+def choose_format(
+    config: EngineConfig, registry: Registry, hardware: Hardware, files: ModelFiles, saved: str, notes: Notes
+) -> Format:
+    """Return dtype and quantisation, the best ranked dtype that hardware and quantisation both take."""
+    rejected: list[Rejected] = []
+    candidates = dtype_candidates(config.dtype, saved, hardware)
+    for position, candidate in enumerate(candidates):
+        found = _detect(config, registry, files, candidate.value)
+        reasons = _dtype_unfit(candidate.value, hardware) + (
+            why_not_here(found[0].spec, hardware, candidate.value) if found else []
+        )
+        if not reasons:
+            lower = [Rejected(other.value, "ranked lower") for other in candidates[position + 1 :]]
+            notes.choose("dtype", candidate.value, candidate.reason, [*rejected, *lower])
+            return _noted(candidate.value, found, notes)
+        rejected.append(Rejected(candidate.value, "; ".join(reasons)))
+    tried = "; ".join(f"{one.value}: {one.reason}" for one in rejected)
+    raise PlanError(f"no dtype works on {hardware.name}: {tried}", fix="choose another dtype, device or checkpoint")
+
+
+def dtype_candidates(asked: str, saved: str, hardware: Hardware) -> list[Candidate]:
+    """Return the dtypes to try, best first: what was asked for; on a GPU the checkpoint's; on a CPU the quickest.
+
+    A CPU that multiplies bfloat16 itself does so 2 to 3 times as fast as float32 at 16 or more tokens; one that does not
+    converts every element and is slower than float32. Measurements: docs/decisions/0041-dtype-on-a-cpu.md.
+    """
+    if asked != AUTO:
+        return [Candidate(asked, ASKED)]
+    if hardware.device == "cuda":
+        first = Candidate(saved, "the dtype the checkpoint was saved in")
+        return [first, *(Candidate(other, "16 bits, as saved") for other in ("bfloat16", "float16") if other != saved)]
+    quick = Candidate("bfloat16", "the CPU multiplies bfloat16 itself: quicker than float32")
+    plain = Candidate("float32", "the CPU has no instructions for bfloat16: float32 is quicker")
+    if hardware.bf16_instructions:
+        return [quick, Candidate("float32", "every CPU computes in float32")]
+    return [plain, Candidate("bfloat16", "half the memory of float32")]
+
+
+def _dtype_unfit(dtype: str, hardware: Hardware) -> list[str]:
+    capability = hardware.compute_capability
+    if dtype == "bfloat16" and capability is not None and capability < (8, 0):
+        return [f"{hardware.name} has no bfloat16 (compute capability {capability[0]}.{capability[1]}, needs 8.0)"]
+    return []
+
+
+Found = tuple[Provided[QuantizationSpec], Scheme]
+
+
+def _noted(dtype: str, found: Found | None, notes: Notes) -> Format:
+    if found is None:
+        notes.choose("quantization", NONE, "config.json names no quantisation")
+        return Format(dtype=dtype, quantization=None, scheme=Unquantized(dtype))
+    provided, scheme = found
+    notes.choose("quantization", provided.spec.name, f"{provided.provider.distribution} recognises the checkpoint")
+    notes.use("quantization", provided.spec.name, provided.provider)
+    return Format(dtype=dtype, quantization=provided.spec, scheme=scheme)
+
+
+def _detect(config: EngineConfig, registry: Registry, files: ModelFiles, dtype: str) -> Found | None:
+    """Return the one installed format that recognises the checkpoint, None for a plain one."""
+    facts = CheckpointFacts(config=files.config, dtype=dtype, files=quantization_files(files))
+    schemes = ((provided, resolve(provided.spec.detect)(facts)) for provided in _formats_to_ask(config, registry))
+    matches = [(provided, scheme) for provided, scheme in schemes if scheme is not None]
+    if len(matches) > 1:
+        owners = " and ".join(f"{provided.spec.name!r} of {provided.provider}" for provided, _ in matches)
+        raise PluginError(
+            f"the checkpoint is recognised by {owners}", fix=f"choose one, as in quantization={matches[0][0].spec.name!r}"
+        )
+    declared = declared_method(files)
+    if config.quantization == NONE and (declared or matches):
+        raise PlanError(
+            f"quantization is 'none', but the checkpoint is quantised ({declared or matches[0][0].spec.name})",
+            fix="leave quantization at auto, or use the unquantised checkpoint",
+        )
+    if matches or not declared:
+        return _match_asked(config, matches)
+    registry.quantization(declared)  # raises, with the plugin to install, when nobody brings it
+    raise PlanError(
+        f"the checkpoint is quantised as {declared!r}, but no installed quantisation recognises it",
+        fix="upgrade the plugin that brings it: paddock list quantizations",
+    )
+
+
+def _formats_to_ask(config: EngineConfig, registry: Registry) -> tuple[Provided[QuantizationSpec], ...]:
+    if config.quantization in (AUTO, NONE):
+        return registry.quantizations
+    return (registry.quantization(config.quantization),)
+
+
+def _match_asked(config: EngineConfig, matches: list[Found]) -> Found | None:
+    if not matches and config.quantization not in (AUTO, NONE):
+        raise PlanError(
+            f"quantization is {config.quantization!r}, but the checkpoint is not quantised",
+            fix=f"use a checkpoint quantised as {config.quantization}, or leave quantization at auto",
+        )
+    return matches[0] if matches else None
+
+
+def declared_method(files: ModelFiles) -> str:
+    """Return the quantisation the model's files name, an empty text for a plain checkpoint."""
+    for key in ("quantization_config", "compression_config"):
+        entry = files.config.get(key)
+        if isinstance(entry, Mapping) and entry:
+            return str(entry.get("quant_method") or ("compressed-tensors" if key == "compression_config" else "unnamed"))
+    return next((method for name, method in _OTHER_FILES.items() if name in files.others), "")
+
+
+def quantization_files(files: ModelFiles) -> dict[str, Mapping[str, Any]]:
+    """Return the files beside config.json that describe a quantisation."""
+    return {name: entry for name, entry in files.others.items() if name != GENERATION_CONFIG}

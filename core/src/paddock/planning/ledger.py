@@ -1,0 +1,165 @@
+"""The byte ledger: weights, KV pages, workspace and graphs of each pipeline stage, and how many tokens fit."""
+
+from __future__ import annotations
+
+import math
+
+from attrs import frozen
+
+from paddock.axes import KV_HEADS, Embedding, Linear, Part, Shard, WeightTable
+from paddock.planning.hardware import GIB, MIB, Hardware
+from paddock.planning.plan import Ledger, WeightBytes, Workspace
+from paddock.planning.weights import Stage, dtype_bytes
+from paddock.plugins.descriptors import AttentionNeeds, AttentionSpec, resolve
+
+# A CPU's pages share memory with everything else on the machine: unless asked otherwise, no more than this.
+CPU_KV_BYTES = 4 * GIB
+# Bytes a row of logits needs while a token is sampled: float32 logits, sorted values, int64 order, probabilities, running sum.
+SAMPLING_BYTES_PER_LOGIT = 4 + 4 + 8 + 4 + 4
+# TODO(until captured graphs are measured on a GPU): what the captured decode graphs keep beside their activations.
+GRAPH_POOL_BYTES = 512 * MIB
+
+
+@frozen(kw_only=True)
+class Batch:
+    """The largest step: `tokens` computed, `sequences` sampled."""
+
+    tokens: int
+    sequences: int
+
+
+@frozen(kw_only=True)
+class StageCost:
+    """What one device of a stage must hold before any page, and what a token and a page of KV take there."""
+
+    stage: Stage
+    weights: WeightBytes
+    workspace: Workspace
+    graph_bytes: int
+    kv_bytes_per_token: int
+    page_size: int
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Return everything but KV."""
+        return self.weights.total + self.workspace.total + self.graph_bytes
+
+    @property
+    def page_bytes(self) -> int:
+        """Return the bytes of one page over the stage's layers."""
+        return self.kv_bytes_per_token * self.page_size
+
+
+def budget_bytes(hardware: Hardware, utilization: float) -> int:
+    """Return what the engine may use of one device: its share of the memory, and never more than is free."""
+    return min(int(hardware.memory_bytes * utilization), hardware.available_bytes)
+
+
+def kv_bytes_per_token(needs: AttentionNeeds, shard: Shard, num_layers: int, dtype: str) -> int:
+    """Return the bytes of K and V of one token on one device: 2 x layers x its KV heads x head size x element."""
+    heads = shard.part(Part("kv", KV_HEADS, needs.num_kv_heads, needs.head_dim))
+    return 2 * num_layers * heads.size * dtype_bytes(dtype)
+
+
+def activation_bytes_per_token(table: WeightTable, shard: Shard, dtype: str) -> int:
+    """Return an estimate of what one token takes at the widest point of a layer.
+
+    That is the residual stream and its norm, with the widest input and the widest output of any linear alive at once: a gated
+    MLP holds gate and up while it writes their product.
+    """
+    width = max((module.width.size for module in table.outer if isinstance(module, Embedding)), default=0)
+    linears = [shard.linear(module) for module in table.layer if isinstance(module, Linear)]
+    widest = max((linear.out_size for linear in linears), default=0) + max((linear.in_size for linear in linears), default=0)
+    return (2 * width + widest) * dtype_bytes(dtype)
+
+
+def workspace(
+    *,
+    table: WeightTable,
+    shard: Shard,
+    dtype: str,
+    vocab_size: int,
+    attention: AttentionSpec,
+    needs: AttentionNeeds,
+    batch: Batch,
+) -> Workspace:
+    """Return an estimate of what the largest step needs beside weights and KV."""
+    attention_bytes = resolve(attention.workspace)(needs, batch.tokens, batch.sequences) if attention.workspace else 0
+    return Workspace(
+        activations=batch.tokens * activation_bytes_per_token(table, shard, dtype),
+        logits=min(batch.tokens, batch.sequences) * vocab_size * SAMPLING_BYTES_PER_LOGIT,
+        attention=int(attention_bytes),
+    )
+
+
+def graph_bytes(*, table: WeightTable, shard: Shard, dtype: str, vocab_size: int, max_num_seqs: int) -> int:
+    """Return an estimate of what captured decode steps keep: one set of buffers for the largest batch, and the graphs."""
+    per_sequence = activation_bytes_per_token(table, shard, dtype) + 4 * vocab_size
+    return GRAPH_POOL_BYTES + max_num_seqs * per_sequence
+
+
+@frozen(kw_only=True)
+class Room:
+    """The memory of every device and what the user asked of it; decides how many pages there are."""
+
+    hardware: Hardware
+    utilization: float
+    asked_kv_bytes: int | None
+    max_num_seqs: int
+
+    @property
+    def budget_bytes(self) -> int:
+        """Return what one device may use."""
+        return budget_bytes(self.hardware, self.utilization)
+
+    def pages_that_fit(self, costs: tuple[StageCost, ...]) -> int:
+        """Return the pages every stage has room for; an asked size of the pool bounds them too."""
+        rooms = (self._kv_room(cost) // cost.page_bytes for cost in costs)
+        return max(0, min(rooms))
+
+    def num_pages(self, costs: tuple[StageCost, ...], max_model_len: int) -> int:
+        """Return the pages of the pool.
+
+        A GPU's pool takes all that is left, for prefix caching uses what sequences do not. A CPU's pool is no larger than
+        `CPU_KV_BYTES` unless one sequence needs more, nor than all sequences at full length.
+        """
+        fit = self.pages_that_fit(costs)
+        if self.asked_kv_bytes is not None or self.hardware.device != "cpu":
+            return fit
+        one = math.ceil(max_model_len / costs[0].page_size)
+        return min(fit, max(one, min(self._polite_pages(costs), one * self.max_num_seqs)))
+
+    def longest(self, costs: tuple[StageCost, ...]) -> int:
+        """Return the longest sequence an automatic length may choose: what the pool holds, and on a CPU holds politely."""
+        fit = self.pages_that_fit(costs)
+        if self.asked_kv_bytes is None and self.hardware.device == "cpu":
+            fit = min(fit, self._polite_pages(costs))
+        return fit * costs[0].page_size
+
+    def _kv_room(self, cost: StageCost) -> int:
+        room = self.budget_bytes - cost.fixed_bytes
+        return room if self.asked_kv_bytes is None else min(room, self.asked_kv_bytes)
+
+    def _polite_pages(self, costs: tuple[StageCost, ...]) -> int:
+        return CPU_KV_BYTES // max(cost.page_bytes for cost in costs)
+
+
+def ledgers(costs: tuple[StageCost, ...], room: Room, max_model_len: int) -> tuple[Ledger, ...]:
+    """Return each stage's ledger; the pool has the same pages on every device, those of the stage with the least room."""
+    pages = room.num_pages(costs, max_model_len)
+    return tuple(
+        Ledger(
+            stage=cost.stage.index,
+            first_layer=cost.stage.first,
+            end_layer=cost.stage.end,
+            budget_bytes=room.budget_bytes,
+            weights=cost.weights,
+            workspace=cost.workspace,
+            graph_bytes=cost.graph_bytes,
+            kv_bytes_per_token=cost.kv_bytes_per_token,
+            page_bytes=cost.page_bytes,
+            num_pages=pages,
+            pages_per_sequence=math.ceil(max_model_len / cost.page_size),
+        )
+        for cost in costs
+    )

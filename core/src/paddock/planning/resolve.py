@@ -1,0 +1,143 @@
+"""From what was asked, what is installed and what there is to run on: a Plan, every choice with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from attrs import frozen
+
+from paddock.config import EngineConfig
+from paddock.model_config import eos_token_ids
+from paddock.planning.backends import Attention, choose_attention, choose_observers, choose_ops
+from paddock.planning.fit import Sized, choose_length, fit
+from paddock.planning.formats import AUTO, Format, choose_format, choose_model, quantization_files
+from paddock.planning.hardware import Hardware
+from paddock.planning.issues import with_issues
+from paddock.planning.layout import Divisible, Layout, choose_layout
+from paddock.planning.ledger import Room
+from paddock.planning.limits import choose_batch, choose_graphs
+from paddock.planning.notes import Notes
+from paddock.planning.plan import GENERATION_CONFIG, Ledger, ModelFiles, Plan
+from paddock.planning.weights import stored_tensors
+from paddock.plugins.descriptors import ModelSpec, ObserverSpec, OpSpec
+from paddock.plugins.descriptors import resolve as load
+from paddock.plugins.discovery import core_version
+from paddock.plugins.registry import Registry
+
+
+def resolve(config: EngineConfig, registry: Registry, hardware: Hardware, files: ModelFiles, *, strict: bool = False) -> Plan:
+    """Return the Plan for a model, given its small files alone; no weights, no GPU, no torch.
+
+    What cannot be decided raises: an unknown name, a value no kernel takes, a model that cannot be cut as asked (PlanError,
+    PluginError, ModelConfigError, OptionError). What is decided but cannot run (memory, GPUs, a missing plugin) is an issue of
+    level `error` in the plan. `strict` (or the option) turns warnings into errors.
+    """
+    notes = Notes()
+    decided = _decide(config, registry, hardware, files, notes)
+    return with_issues(_written_down(config, hardware, files, decided, notes), registry, strict=strict or config.strict)
+
+
+@frozen(kw_only=True)
+class _Decided:
+    """Every decision, in the values planning works with."""
+
+    model: ModelSpec
+    parsed: Any
+    fmt: Format
+    attention: Attention
+    ops: tuple[OpSpec, ...]
+    observers: tuple[ObserverSpec, ...]
+    layout: Layout
+    sized: Sized
+    max_model_len: int
+    ledgers: tuple[Ledger, ...]
+
+
+def _decide(config: EngineConfig, registry: Registry, hardware: Hardware, files: ModelFiles, notes: Notes) -> _Decided:
+    spec, parsed = choose_model(config, registry, files, notes)
+    fmt = choose_format(config, registry, hardware, files, parsed.dtype, notes)
+    table, needs = load(spec.weights)(parsed), load(spec.attention)(parsed)
+    attention = choose_attention(config, registry, hardware, fmt, needs, notes)
+    _say_kv_scales(config, attention.kv_cache_dtype, fmt.scheme.kv_cache_dtype, notes)
+    ops = choose_ops(config, registry, hardware, fmt.dtype, notes)
+    tensors = stored_tensors(table, fmt.scheme)
+    model = Divisible(table=table, tensors=tensors, needs=needs, layer_cost=_layer_cost(spec, parsed))
+    layout = choose_layout(config, registry, hardware, model, notes)
+    sized = Sized(
+        model=model,
+        fmt=fmt,
+        attention=attention,
+        batch=choose_batch(config, hardware, notes),
+        graphs=choose_graphs(config, hardware, attention.spec, notes),
+        vocab_size=parsed.vocab_size,
+    )
+    room = Room(
+        hardware=hardware,
+        utilization=config.gpu_memory_utilization,
+        asked_kv_bytes=config.kv_cache_memory_bytes,
+        max_num_seqs=sized.batch.sequences,
+    )
+    length = choose_length(config, parsed.max_model_len, room, sized.costs(layout), notes)
+    return _Decided(
+        model=spec,
+        parsed=parsed,
+        fmt=fmt,
+        attention=attention,
+        ops=ops,
+        observers=choose_observers(config, registry, notes),
+        layout=layout,
+        sized=sized,
+        max_model_len=length,
+        ledgers=fit(sized, layout, room, length, notes),
+    )
+
+
+def _written_down(config: EngineConfig, hardware: Hardware, files: ModelFiles, decided: _Decided, notes: Notes) -> Plan:
+    generation = files.others.get(GENERATION_CONFIG, {})
+    return Plan(
+        paddock=core_version(),
+        asked=config,
+        model=decided.model,
+        revision=files.revision or config.revision,
+        model_config=files.config,
+        generation_config=generation,
+        quantization_files=quantization_files(files),
+        hardware=hardware,
+        dtype=decided.fmt.dtype,
+        quantization=decided.fmt.quantization,
+        scheme=decided.fmt.scheme.name,
+        kv_cache_dtype=decided.attention.kv_cache_dtype,
+        attention=decided.attention.spec,
+        page_size=decided.attention.page_size,
+        ops=decided.ops,
+        observers=decided.observers,
+        parallel=decided.layout.strategies,
+        tensor_parallel_size=decided.layout.sizes.tensor,
+        pipeline_parallel_size=decided.layout.sizes.pipeline,
+        stages=tuple((stage.first, stage.end) for stage in decided.layout.stages),
+        num_layers=decided.sized.model.table.num_layers,
+        vocab_size=decided.parsed.vocab_size,
+        eos_token_ids=eos_token_ids(decided.parsed.eos_token_ids, generation),
+        max_model_len=decided.max_model_len,
+        max_num_seqs=decided.sized.batch.sequences,
+        max_num_batched_tokens=decided.sized.batch.tokens,
+        graphs=decided.sized.graphs,
+        ledgers=decided.ledgers,
+        choices=tuple(notes.choices),
+        plugins=tuple(dict.fromkeys(notes.used)),
+        issues=tuple(notes.issues),
+    )
+
+
+def _layer_cost(spec: ModelSpec, parsed: Any) -> Callable[[int], float]:
+    if spec.layer_cost is None:
+        return lambda _: 1.0
+    cost = load(spec.layer_cost)
+    return lambda i: float(cost(parsed, i))
+
+
+def _say_kv_scales(config: EngineConfig, kv_dtype: str, calibrated: str | None, notes: Notes) -> None:
+    if kv_dtype == "fp8" and calibrated != "fp8" and config.kv_cache_dtype != AUTO:
+        message = "the checkpoint was not calibrated for FP8 KV: every scale it does not store is 1"
+        notes.find("info", "kv_scales_are_one", message)
