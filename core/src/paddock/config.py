@@ -92,7 +92,7 @@ class EngineConfig:
 
 @frozen(kw_only=True)
 class Environment:
-    """The `PADDOCK_*` variables. `plugins` is None for all installed plugins, else the entry-point names that may load."""
+    """The `PADDOCK_*` variables. `plugins` is None for all installed plugins, else the names of those that may load."""
 
     plugins: tuple[str, ...] | None = None
     strict: bool = False
@@ -101,7 +101,7 @@ class Environment:
 
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 VARIABLES = {
-    "PADDOCK_PLUGINS": "plugins that may load, by entry-point name, comma separated; unset: all; empty: none",
+    "PADDOCK_PLUGINS": "plugins that may load, by plugin or distribution name, comma separated; unset: all; empty: none",
     "PADDOCK_STRICT": "1: a broken plugin or a warning in the plan is an error",
     "PADDOCK_LOG": f"log level, one of {', '.join(_LOG_LEVELS)}",
 }
