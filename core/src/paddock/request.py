@@ -48,7 +48,7 @@ def _token_ids(value: Sequence[int] | None) -> tuple[int, ...]:
 
 def _bias(value: Mapping[int, float] | None) -> tuple[tuple[int, float], ...]:
     try:
-        items = tuple(sorted((int(token), float(bias)) for token, bias in (value or {}).items()))
+        items = tuple(sorted((int(token), float(bias)) for token, bias in dict(value or {}).items()))
     except (TypeError, ValueError, AttributeError):
         raise RequestError(f"logit_bias is {value!r}", fix="give logit_bias a mapping of token id to number") from None
     _check(all(math.isfinite(bias) for _, bias in items), "logit_bias", value, "finite numbers")
@@ -165,7 +165,8 @@ class Timings:
 class CompletionOutput:
     """One of a request's n continuations. `finish_reason` is `stop`, `length`, `abort` or `error`, None while it runs.
 
-    `stop_reason` is the stop string or token id that ended it; `error` the text of the error that did.
+    `stop_reason` is the stop string or token id that ended it; `error` the text of the error that did; `token_times` when
+    each token arrived, in seconds on the monotonic clock.
     """
 
     index: int
@@ -176,6 +177,7 @@ class CompletionOutput:
     logprobs: list[TokenLogprobs] | None = None
     cumulative_logprob: float | None = None
     error: str | None = None
+    token_times: list[float] = field(factory=list)
 
 
 @define
