@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from paddock.axes import EMBED, FFN, VOCAB, Linear, Part
+from paddock.errors import ModelConfigError, PlanError
+from paddock.plugins import CheckpointFacts
+from paddock_quant_awq.detect import AwqGemm, detect
+from paddock_quant_awq.plugin import paddock_quantizations
+
+EMB = Part("embed", EMBED, 256)
+GATE_UP = Linear("gate_up", (Part("gate", FFN, 48, source="mlp.gate_proj"), Part("up", FFN, 48, source="mlp.up_proj")), EMB)
+HEAD = Linear("lm_head", (Part("tokens", VOCAB, 99, source="lm_head"),), EMB)
+PATH = "model.layers.0.mlp.gate_proj"
+
+
+def found(**entry: Any) -> AwqGemm | None:
+    """Return what is detected in a config.json with this quantisation entry."""
+    return detect(CheckpointFacts(config={"quantization_config": entry}, dtype="bfloat16"))
+
+
+def shapes(scheme: AwqGemm | None, linear: Linear = GATE_UP, path: str = PATH) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return dtype and shape of what holds a linear, by name."""
+    assert scheme is not None
+    tensors = scheme.tensors(path, linear)
+    return {tensor.name: (tensor.dtype, tensor.shape(linear.out_size, linear.in_size)) for tensor in tensors}
+
+
+@pytest.mark.parametrize(("group", "groups"), [(128, 2), (64, 4), (32, 8), (-1, 1)])
+def test_a_gemm_checkpoint_stores_words_zero_points_and_scales(group: int, groups: int) -> None:
+    """Three tensors: qweight [in, out / 8], qzeros [groups, out / 8] and scales [groups, out], whatever the group size."""
+    scheme = found(quant_method="awq", bits=4, group_size=group, zero_point=True, version="gemm", modules_to_not_convert=None)
+    assert shapes(scheme) == {
+        "qweight": ("int32", (256, 12)),
+        "qzeros": ("int32", (groups, 12)),
+        "scales": ("float16", (groups, 96)),
+    }
+
+
+def test_the_old_file_means_the_same() -> None:
+    """`quant_config.json` with w_bit and q_group_size beside a config.json that says nothing."""
+    old = {"zero_point": True, "q_group_size": 64, "w_bit": 4, "version": "GEMM"}
+    scheme = detect(CheckpointFacts(config={}, files={"quant_config.json": old}, dtype="bfloat16"))
+    assert scheme == found(quant_method="awq", bits=4, group_size=64, zero_point=True, version="gemm")
+    assert scheme == found(quant_method="awq", w_bit=4, q_group_size=64, zero_point=True, version="GEMM")
+
+
+def test_config_json_goes_before_the_old_file() -> None:
+    """A checkpoint whose config.json names another method is not AWQ, whatever file lies beside it."""
+    files = {"quant_config.json": {"w_bit": 4, "q_group_size": 64}}
+    assert detect(CheckpointFacts(config={"quantization_config": {"quant_method": "fp8"}}, files=files, dtype="float16")) is None
+    assert detect(CheckpointFacts(config={"compression_config": {}}, files=files, dtype="float16")) is None
+    assert detect(CheckpointFacts(config={}, files={"quant_config.json": {"quant_algo": "x"}}, dtype="float16")) is None
+    assert detect(CheckpointFacts(config={}, dtype="float16")) is None
+
+
+@pytest.mark.parametrize(
+    ("entry", "plain"), [("gate_proj", False), ("mlp", True), ("layers.0", True), ("_proj", True), ("self_attn", False)]
+)
+def test_a_skipped_name_is_any_piece_of_the_path(entry: str, plain: bool) -> None:
+    """`modules_to_not_convert` matches anywhere in the path; where it splits what runs as one product it is an error."""
+    scheme = found(quant_method="awq", modules_to_not_convert=[entry])
+    if entry == "gate_proj":
+        with pytest.raises(PlanError, match=r"leaves model\.layers\.0\.mlp\.gate_proj plain"):
+            shapes(scheme)
+    else:
+        assert ("weight" in shapes(scheme)) is plain
+
+
+def test_the_head_is_never_quantised() -> None:
+    """AutoAWQ leaves the vocabulary projection plain; 99 rows would not pack into words either."""
+    assert shapes(found(quant_method="awq"), HEAD, "lm_head") == {"weight": ("bfloat16", (99, 256))}
+
+
+@pytest.mark.parametrize("version", ["gemv", "gemv_fast", "marlin", "exllama", "ipex"])
+def test_other_layouts_are_refused_by_name(version: str) -> None:
+    """Layouts that hold the same numbers in another order are errors that say which layout to use."""
+    with pytest.raises(ModelConfigError, match=version) as error:
+        found(quant_method="awq", version=version)
+    assert "GEMM" in error.value.fix
+    with pytest.raises(ModelConfigError, match="llm-awq"):
+        found(quant_method="awq", version="gemm", backend="llm-awq")
+
+
+@pytest.mark.parametrize(
+    ("entry", "named"),
+    [
+        ({"bits": 3}, "bits"),
+        ({"w_bit": 8}, "bits"),
+        ({"group_size": 0}, "group_size"),
+        ({"group_size": 128, "q_group_size": 64}, "q_group_size"),
+        ({"zero_point": False}, "zero_point"),
+        ({"desc_act": True}, "desc_act"),
+        ({"modules_to_not_convert": "lm_head"}, "modules_to_not_convert"),
+        ({"rotation": 1}, "rotation"),
+    ],
+)
+def test_what_is_not_supported_is_named(entry: dict[str, Any], named: str) -> None:
+    """Other widths, missing zero points, contradictions and unknown keys are errors, never guesses."""
+    with pytest.raises(ModelConfigError, match=named):
+        found(quant_method="awq", **entry)
+
+
+def test_what_transformers_writes_is_read() -> None:
+    """Every key of transformers' own AwqConfig passes."""
+    import json
+
+    from transformers import AwqConfig
+
+    assert found(**json.loads(json.dumps(AwqConfig().to_dict()))) == found(quant_method="awq")
+
+
+def test_groups_and_words_must_be_whole() -> None:
+    """4544 inputs do not divide into groups of 128, nor 44 outputs into words: both are errors with the numbers."""
+    falcon = Linear("dense", (Part("dense", EMBED, 4544, source="dense"),), Part("attended", EMBED, 4544))
+    with pytest.raises(PlanError, match="4544 inputs"):
+        AwqGemm(dtype="float16", group_size=128).tensors("dense", falcon)
+    assert AwqGemm(dtype="float16", group_size=64).tensors("dense", falcon)
+    odd = Linear("odd", (Part("odd", EMBED, 44, source="odd"), Part("even", EMBED, 48, source="even")), EMB)
+    with pytest.raises(PlanError, match="'odd' has 44 outputs"):
+        AwqGemm(dtype="float16", group_size=64).tensors("odd", odd)
+
+
+def test_the_descriptors_light_references_import_no_torch() -> None:
+    """Planning detects the format in a process that has not imported torch."""
+    (spec,) = paddock_quantizations()
+    lines = ["import sys", "from paddock.plugins import CheckpointFacts, resolve"]
+    lines += [f"resolve({spec.detect!r})(CheckpointFacts(config={{}}, dtype='float16'))", "assert 'torch' not in sys.modules"]
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
