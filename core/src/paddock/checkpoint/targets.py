@@ -10,9 +10,9 @@ from torch import Tensor
 class Target:
     """A destination for one checkpoint tensor.
 
-    `view` is filled with the region `region` ((start, stop) an axis) of a checkpoint tensor of shape `shape`. Float dtypes convert
-    into the view's; others must match. An `optional` tensor may be absent: the view keeps what it holds.
-    `aliases` are other names under which savers wrote the same tensor.
+    `view` is filled with the region `region` ((start, stop) an axis) of a checkpoint tensor of shape `shape`, axes of one element
+    aside. Float dtypes convert into the view's; others must match. An `optional` tensor may be absent: the view keeps what it
+    holds. `aliases` are other names under which savers wrote the same tensor; where several are stored, the first fills it.
     """
 
     name: str

@@ -1,0 +1,110 @@
+"""Where a model comes from: a folder, or a hub id fetched into a folder, and its small JSON files. Free of torch.
+
+How a name is read, in this order:
+1. a folder that exists is that folder;
+2. `hub:owner/name` is a hub id;
+3. `owner/name` is a hub id, unless a folder `owner` exists here;
+4. anything else is a folder that is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from attrs import field, frozen
+
+from paddock.checkpoint import hub
+from paddock.checkpoint.json_file import read_object
+from paddock.errors import CheckpointError, did_you_mean
+
+CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+QUANTIZATION_FILES = ("hf_quant_config.json", "quant_config.json", "quantize_config.json")
+_HUB = "hub:"
+
+
+@frozen(kw_only=True)
+class ModelSource:
+    """A model folder and what its small JSON files say, by file name, parsed.
+
+    `name` is what the user wrote; `revision` the commit that was fetched, None for a folder of the user's own.
+    `generation_config` and `quantization_files` are empty where the folder has no such file.
+    """
+
+    name: str
+    folder: Path
+    config: Mapping[str, Any]
+    generation_config: Mapping[str, Any] = field(factory=dict)
+    quantization_files: Mapping[str, Mapping[str, Any]] = field(factory=dict)
+    revision: str | None = None
+
+
+def open_source(name: str, *, revision: str | None = None, weights: bool = True) -> ModelSource:
+    """Return the model that `name` says; a hub id is fetched first, without its weights when `weights` is False.
+
+    Raises CheckpointError when there is no such folder or hub id, or its JSON files are missing or malformed.
+    """
+    folder = _existing_folder(name)
+    if folder is not None and revision is not None:
+        raise CheckpointError(f"{name} is a folder, it has no revision {revision!r}", fix="leave the revision out")
+    if folder is not None:
+        return _read(name, folder, None)
+    hub_id = name.removeprefix(_HUB)
+    if not hub.is_hub_id(hub_id) or (hub_id == name and Path(name).parent.is_dir()):
+        raise _missing(name)
+    fetched = hub.fetch(hub_id, revision, weights=weights)
+    return _read(name, fetched, fetched.name)
+
+
+def _existing_folder(name: str) -> Path | None:
+    try:
+        path = Path(name).expanduser()
+        if path.is_file():
+            raise CheckpointError(f"{name} is a file", fix=f"give the folder it is in: {path.parent}")
+        return path if name and path.is_dir() else None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{name!r} is not the name of a folder: {error}", fix="check the path") from error
+
+
+def _missing(name: str) -> CheckpointError:
+    """Return the error for a folder that is not there, naming the nearest one that is."""
+    path = Path(name).expanduser()
+    parent = path.parent
+    try:
+        siblings = [folder.name for folder in parent.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
+    except OSError:
+        return CheckpointError(f"there is no model folder {name!r}: {str(parent)!r} does not exist either", fix="check the path")
+    hint = did_you_mean(path.name, siblings) if siblings else f"{str(parent)!r} holds no folders"
+    if hub.is_hub_id(name):
+        hint += f"; for the model on the Hugging Face hub, write {_HUB}{name}"
+    return CheckpointError(f"there is no model folder {name!r}", fix=hint)
+
+
+def _read(name: str, folder: Path, revision: str | None) -> ModelSource:
+    if not (folder / CONFIG).exists():
+        raise CheckpointError(f"{folder} has no {CONFIG}: it is not a model folder", fix=_without_config(folder))
+    return ModelSource(
+        name=name,
+        folder=folder,
+        config=read_object(folder / CONFIG),
+        generation_config=_read_optional(folder / GENERATION_CONFIG),
+        quantization_files={file: read_object(folder / file) for file in QUANTIZATION_FILES if (folder / file).exists()},
+        revision=revision,
+    )
+
+
+def _read_optional(path: Path) -> dict[str, Any]:
+    return read_object(path) if path.exists() else {}
+
+
+def _without_config(folder: Path) -> str:
+    """Return the way out for a folder without config.json, by what it holds instead."""
+    if any(folder.glob("*.gguf")):
+        return "Paddock does not read GGUF; use the safetensors files of the model the GGUF file was made from"
+    if any(folder.glob("*.pth")):
+        return "Paddock does not read pickles; use the model in the Hugging Face layout, with safetensors files"
+    inside = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
+    if inside:
+        return f"give one of the model folders in it: {', '.join(inside[:5])}"
+    return "give the folder that holds config.json, the weights and the tokenizer"
