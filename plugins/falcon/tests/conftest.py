@@ -37,8 +37,8 @@ def reference_model() -> Callable[[dict[str, Any]], Any]:
 
     def make(variant: dict[str, Any]) -> Any:
         torch.manual_seed(3)
-        config = transformers.FalconConfig(**variant, attn_implementation="eager")
-        model = transformers.FalconForCausalLM(config).eval()
+        model: Any = transformers.FalconForCausalLM(transformers.FalconConfig(**variant))
+        model.eval().set_attn_implementation("eager")
         for name, parameter in model.named_parameters():
             norm = ".ln" in name or "layernorm" in name
             parameter.data.normal_(mean=1.0 if norm and name.endswith("weight") else 0.0, std=0.1 if norm else 0.3)

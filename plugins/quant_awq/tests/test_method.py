@@ -122,7 +122,7 @@ def test_random_parameters_keep_the_magnitude() -> None:
     )
     layer.randomise(torch.Generator().manual_seed(1))
     layer.finalise()
-    assert unpack(layer.get_parameter("qweight")).unique().tolist() == list(range(16))
+    assert set(unpack(layer.get_parameter("qweight")).flatten().tolist()) == set(range(16))
     x = torch.randn(32, 512, generator=torch.Generator().manual_seed(2))
     assert 0.7 < layer(x).std().item() < 1.3
 
