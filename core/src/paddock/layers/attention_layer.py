@@ -78,7 +78,7 @@ def alibi_slopes(num_heads: int) -> Tensor:
     """Return the slopes [H] float32 of ALiBi (arXiv 2108.12409): a geometric series, then odd powers of its root."""
     base_heads = 1 << (num_heads.bit_length() - 1)
     series_H = _geometric(base_heads, torch.arange(1, base_heads + 1))
-    extra_H = _geometric(2 * base_heads, torch.arange(1, 2 * (num_heads - base_heads), 2))
+    extra_H = _geometric(2 * base_heads, 2 * torch.arange(num_heads - base_heads) + 1)
     return torch.cat((series_H, extra_H))
 
 
