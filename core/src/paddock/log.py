@@ -23,6 +23,14 @@ def configure(level: str) -> None:
     )
 
 
+def configure_once(level: str) -> None:
+    """Set the level unless somebody did before: a program that uses Paddock keeps the logging it chose."""
+    import structlog
+
+    if not structlog.is_configured():
+        configure(level)
+
+
 def get_logger() -> Any:
     """Return a logger whose methods take an event name and values: `log.info("kv_cache_sized", pages=8192)`."""
     import structlog

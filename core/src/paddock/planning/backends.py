@@ -74,7 +74,7 @@ def choose_attention(
 
 
 def kv_candidates(asked: str, fmt: Format) -> list[Candidate]:
-    """Return the KV dtypes to try, best first: what was asked for, else what the checkpoint was calibrated for, else the model's."""
+    """Return the KV dtypes to try, best first: what was asked for; else the one the checkpoint was made for; the activations'."""
     if asked != AUTO:
         return [Candidate(asked, ASKED)]
     same = Candidate(fmt.dtype, "the dtype of the activations")

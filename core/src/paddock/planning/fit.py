@@ -20,7 +20,7 @@ from paddock.planning.weights import Weigher, dtype_bytes
 
 # An automatic length is not shortened below this (or the model's own length): a pool that small is an error, not a choice.
 SHORTEST_AUTOMATIC_LENGTH = 512
-_MOST_DEVICES = 16
+_DEVICE_COUNTS = (2, 4, 8, 16)
 
 
 @frozen(kw_only=True)
@@ -146,7 +146,7 @@ def ways_out(sized: Sized, layout: Layout, room: Room, max_model_len: int) -> It
 
 def _enough_devices(sized: Sized, layout: Layout, room: Room, max_model_len: int) -> Sizes | None:
     pages = math.ceil(max_model_len / sized.attention.page_size)
-    for count in range(layout.sizes.devices + 1, _MOST_DEVICES + 1):
+    for count in (n for n in _DEVICE_COUNTS if n > layout.sizes.devices):
         for tensor in (n for n in range(count, 0, -1) if count % n == 0):
             sizes = Sizes(tensor=tensor, pipeline=count // tensor)
             if sized.model.why_not(sizes):

@@ -12,7 +12,7 @@ from paddock.config import EngineConfig
 from paddock.errors import ModelConfigError, PlanError, PluginError
 from paddock.planning.hardware import Hardware
 from paddock.planning.notes import ASKED, Candidate, Notes, why_not_here
-from paddock.planning.plan import GENERATION_CONFIG, ModelFiles, Rejected
+from paddock.planning.plan import ModelFiles, Rejected
 from paddock.plugins.descriptors import CheckpointFacts, ModelSpec, QuantizationSpec, resolve
 from paddock.plugins.provider import Provided
 from paddock.plugins.registry import Registry
@@ -50,7 +50,10 @@ def choose_model(config: EngineConfig, registry: Registry, files: ModelFiles, no
 def choose_format(
     config: EngineConfig, registry: Registry, hardware: Hardware, files: ModelFiles, saved: str, notes: Notes
 ) -> Format:
-    """Return dtype and quantisation, the best ranked dtype that hardware and quantisation both take."""
+    """Return dtype and quantisation: the best ranked dtype that hardware and quantisation both take.
+
+    `saved` is the dtype of the checkpoint. Raises PlanError or PluginError when nothing installed reads it as asked.
+    """
     rejected: list[Rejected] = []
     candidates = dtype_candidates(config.dtype, saved, hardware)
     for position, candidate in enumerate(candidates):
@@ -107,7 +110,7 @@ def _noted(dtype: str, found: Found | None, notes: Notes) -> Format:
 
 def _detect(config: EngineConfig, registry: Registry, files: ModelFiles, dtype: str) -> Found | None:
     """Return the one installed format that recognises the checkpoint, None for a plain one."""
-    facts = CheckpointFacts(config=files.config, dtype=dtype, files=quantization_files(files))
+    facts = CheckpointFacts(config=files.config, dtype=dtype, files=files.quantization_files)
     schemes = ((provided, resolve(provided.spec.detect)(facts)) for provided in _formats_to_ask(config, registry))
     matches = [(provided, scheme) for provided, scheme in schemes if scheme is not None]
     if len(matches) > 1:
@@ -151,9 +154,4 @@ def declared_method(files: ModelFiles) -> str:
         entry = files.config.get(key)
         if isinstance(entry, Mapping) and entry:
             return str(entry.get("quant_method") or ("compressed-tensors" if key == "compression_config" else "unnamed"))
-    return next((method for name, method in _OTHER_FILES.items() if name in files.others), "")
-
-
-def quantization_files(files: ModelFiles) -> dict[str, Mapping[str, Any]]:
-    """Return the files beside config.json that describe a quantisation."""
-    return {name: entry for name, entry in files.others.items() if name != GENERATION_CONFIG}
+    return next((method for name, method in _OTHER_FILES.items() if name in files.quantization_files), "")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
-from attrs import field, frozen
+from attrs import frozen
 
 from paddock.config import EngineConfig
 from paddock.planning.hardware import Hardware
@@ -19,19 +19,25 @@ from paddock.plugins.descriptors import (
     QuantizationSpec,
 )
 
-GENERATION_CONFIG = "generation_config.json"
 
+class ModelFiles(Protocol):
+    """A model folder's small JSON files, parsed: what `checkpoint.source.open_source` returns."""
 
-@frozen(kw_only=True)
-class ModelFiles:
-    """A model folder's small JSON files, parsed: config.json, and the others (generation, quantisation) by file name.
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Return config.json."""
 
-    `revision` is the commit they were read at, None for a plain folder.
-    """
+    @property
+    def generation_config(self) -> Mapping[str, Any]:
+        """Return generation_config.json, empty when there is none."""
 
-    config: Mapping[str, Any]
-    others: Mapping[str, Mapping[str, Any]] = field(factory=dict)
-    revision: str | None = None
+    @property
+    def quantization_files(self) -> Mapping[str, Mapping[str, Any]]:
+        """Return the files beside config.json that describe a quantisation, by name."""
+
+    @property
+    def revision(self) -> str | None:
+        """Return the commit they were read at, None for a plain folder."""
 
 
 @frozen

@@ -11,14 +11,14 @@ from paddock.config import EngineConfig
 from paddock.model_config import eos_token_ids
 from paddock.planning.backends import Attention, choose_attention, choose_observers, choose_ops
 from paddock.planning.fit import Sized, choose_length, fit
-from paddock.planning.formats import AUTO, Format, choose_format, choose_model, quantization_files
+from paddock.planning.formats import AUTO, Format, choose_format, choose_model
 from paddock.planning.hardware import Hardware
 from paddock.planning.issues import with_issues
 from paddock.planning.layout import Divisible, Layout, choose_layout
 from paddock.planning.ledger import Room
 from paddock.planning.limits import choose_batch, choose_graphs
 from paddock.planning.notes import Notes
-from paddock.planning.plan import GENERATION_CONFIG, Ledger, ModelFiles, Plan
+from paddock.planning.plan import Ledger, ModelFiles, Plan
 from paddock.planning.weights import stored_tensors
 from paddock.plugins.descriptors import ModelSpec, ObserverSpec, OpSpec
 from paddock.plugins.descriptors import resolve as load
@@ -94,15 +94,14 @@ def _decide(config: EngineConfig, registry: Registry, hardware: Hardware, files:
 
 
 def _written_down(config: EngineConfig, hardware: Hardware, files: ModelFiles, decided: _Decided, notes: Notes) -> Plan:
-    generation = files.others.get(GENERATION_CONFIG, {})
     return Plan(
         paddock=core_version(),
         asked=config,
         model=decided.model,
         revision=files.revision or config.revision,
         model_config=files.config,
-        generation_config=generation,
-        quantization_files=quantization_files(files),
+        generation_config=files.generation_config,
+        quantization_files=files.quantization_files,
         hardware=hardware,
         dtype=decided.fmt.dtype,
         quantization=decided.fmt.quantization,
@@ -118,7 +117,7 @@ def _written_down(config: EngineConfig, hardware: Hardware, files: ModelFiles, d
         stages=tuple((stage.first, stage.end) for stage in decided.layout.stages),
         num_layers=decided.sized.model.table.num_layers,
         vocab_size=decided.parsed.vocab_size,
-        eos_token_ids=eos_token_ids(decided.parsed.eos_token_ids, generation),
+        eos_token_ids=eos_token_ids(decided.parsed.eos_token_ids, files.generation_config),
         max_model_len=decided.max_model_len,
         max_num_seqs=decided.sized.batch.sequences,
         max_num_batched_tokens=decided.sized.batch.tokens,

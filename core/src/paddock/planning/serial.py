@@ -23,15 +23,13 @@ _LASTING_OPTIONS = ("model", "load_format", "enable_prefix_caching")
 def _converter() -> Converter:
     from cattrs import Converter
 
-    converter = Converter(forbid_extra_keys=True, detailed_validation=False)
-    converter.register_unstructure_hook(frozenset, sorted)
-    return converter
+    return Converter(forbid_extra_keys=True, detailed_validation=False)
 
 
 def to_dict(plan: Plan) -> dict[str, Any]:
     """Return the plan as plain JSON values; sets are sorted lists."""
-    # json turns the tuples that cattrs keeps into lists, so that what is returned equals what is read back.
-    plain: dict[str, Any] = json.loads(json.dumps(_converter().unstructure(plan)))
+    # Through json, so that what is returned equals what is read back: it makes lists of tuples and, by `default`, of sets.
+    plain: dict[str, Any] = json.loads(json.dumps(_converter().unstructure(plan), default=sorted))
     return plain
 
 
@@ -45,9 +43,8 @@ def from_json(text: str | bytes) -> Plan:
     try:
         return _converter().structure(json.loads(text), Plan)
     except Exception as error:  # cattrs raises whatever the field's type, validator or converter raises
-        raise PlanError(
-            f"this is not a plan of this version: {error!r:.300}", fix="make it anew with paddock plan --json"
-        ) from error
+        message = f"this is not a plan of this version: {error!r:.300}"
+        raise PlanError(message, fix="make it anew with paddock plan --json") from error
 
 
 def fingerprint(plan: Plan) -> str:
