@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-import torch
 from attrs import field, frozen
 from torch import Tensor
 
 
 @frozen(eq=False)
 class LayerKV:
-    """One layer's pages. Token t of a sequence lies in page `block_tables[s, t // P]`, row `t % P`."""
+    """One layer's pages, contiguous. Token t of a sequence lies in page `block_tables[s, t // P]`, row `t % P`."""
 
     k_pages_NPKD: Tensor
     v_pages_NPKD: Tensor
@@ -31,7 +30,8 @@ class AttentionInputs:
 
     `positions_T` int64; `slots_T` int64, page * P + row, where each token's K and V are written; `query_start_S1` int32,
     first token of each sequence and the total; `seq_lens_S` int32, tokens of each sequence including this step's;
-    `block_tables_SM` int32. The maxima are host integers. `prepared` is what the backend made of it for this step.
+    `block_tables_SM` int32, pages of `page_size` tokens. The maxima are host integers. `prepared` is what the backend made of
+    it for this step.
     """
 
     positions_T: Tensor
@@ -39,6 +39,7 @@ class AttentionInputs:
     query_start_S1: Tensor
     seq_lens_S: Tensor
     block_tables_SM: Tensor
+    page_size: int
     num_decodes: int
     max_query_len: int
     max_seq_len: int
@@ -83,6 +84,3 @@ class Model(Protocol):
 
     def logits(self, x_RE: Tensor) -> Tensor:
         """Return logits [R, V] in float32 for rows of the residual stream: final norm, then head."""
-
-
-Device = torch.device

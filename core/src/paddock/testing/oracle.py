@@ -1,0 +1,101 @@
+"""How close is close enough: one measure, one table of bounds, and outputs that start as NaN.
+
+The measure is the relative root-mean-square error against a float64 (or float32) reference. A bound is a number of roundings
+of the dtype; it is never widened to make a machine pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+ODD_SIZES = (1, 7, 63, 123)  # off every power of two that a kernel tiles by
+UNIT_ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
+
+# (op, reason): how many roundings of the output's dtype its error may amount to. A rounding errs by at most one unit, so the
+# root mean square of n independent ones stays below n units, and kernels accumulate in float32 throughout.
+ROUNDINGS = {
+    "rms_norm": (2, "the normalised value is rounded, then its product with the weight"),
+    "add_rms_norm": (3, "the sum is rounded too, and the norm is of the rounded sum"),
+    "layer_norm": (1, "rounded once at the end"),
+    "add_layer_norm": (2, "the sum is rounded, and the norm is of the rounded sum"),
+    "silu_mul": (2, "silu is rounded, then its product with up"),
+    "gelu": (1, "rounded once at the end"),
+    "rope_and_cache": (1, "rotated in float32, rounded once"),
+    "cache_kv": (0, "stored as given"),
+    "linear": (1, "accumulated in float32, rounded once"),
+    "attention": (2, "probabilities are rounded before they meet V, and the output once"),
+}
+_FLOAT32_UNITS = 16  # in float32 the order of summation shows: thousands of terms, errors adding as their square root
+
+
+def bound(op: str, dtype: torch.dtype) -> float:
+    """Return the largest relative RMS error `op` may have in `dtype`."""
+    roundings, _ = ROUNDINGS[op]
+    units = _FLOAT32_UNITS * max(roundings, 1) if dtype == torch.float32 else roundings
+    return units * UNIT_ROUNDOFF[dtype]
+
+
+def relative_rms(actual: Tensor, expected: Tensor) -> float:
+    """Return rms(actual - expected) / rms(expected): infinite where a value is not finite, 0 for two empty tensors."""
+    assert actual.shape == expected.shape, f"shape {tuple(actual.shape)} instead of {tuple(expected.shape)}"
+    actual64, expected64 = actual.detach().cpu().double(), expected.detach().cpu().double()
+    if not actual64.isfinite().all():
+        return math.inf
+    error, size = (actual64 - expected64).square().sum().item(), expected64.square().sum().item()
+    return 0.0 if error == 0 else math.inf if size == 0 else math.sqrt(error / size)
+
+
+def assert_close(actual: Tensor, expected: Tensor, *, op: str, dtype: torch.dtype | None = None, at: str = "") -> None:
+    """Check that `actual` is as near `expected` as the table allows `op` in `dtype` (that of `actual` unless given)."""
+    dtype = dtype or actual.dtype
+    error, allowed = relative_rms(actual, expected), bound(op, dtype)
+    assert error <= allowed, f"{op} {at} in {dtype}: relative RMS error {error:.3g}, allowed {allowed:.3g} ({ROUNDINGS[op][1]})"
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Make every uninitialised float tensor allocated inside start as NaN, so that an element nobody writes is seen.
+
+    Torch fills memory so in deterministic mode (`torch.utils.deterministic.fill_uninitialized_memory`, on by default).
+    """
+    before, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn)
+
+
+def dense_attention(
+    q_QHD: Tensor,
+    k_LKD: Tensor,
+    v_LKD: Tensor,
+    *,
+    scale: float,
+    slopes_H: Tensor | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Return causal attention of a sequence's last Q tokens over all its L, in float64 and term by term.
+
+    Q queries, L keys, H query heads, K KV heads, D head size.
+    """
+    num_queries, num_heads = q_QHD.shape[:2]
+    length, group = k_LKD.shape[0], num_heads // k_LKD.shape[1]
+    k_LHD, v_LHD = (x.double().repeat_interleave(group, dim=1) for x in (k_LKD, v_LKD))
+    logits_HQL = torch.einsum("qhd,lhd->hql", q_QHD.double(), k_LHD) * scale
+    if softcap is not None:
+        logits_HQL = softcap * torch.tanh(logits_HQL / softcap)
+    key_L = torch.arange(length, device=q_QHD.device)
+    query_Q1 = torch.arange(length - num_queries, length, device=q_QHD.device)[:, None]
+    if slopes_H is not None:
+        logits_HQL = logits_HQL + slopes_H.double()[:, None, None] * scale * key_L
+    unseen_QL = key_L > query_Q1
+    if window is not None:
+        unseen_QL |= key_L <= query_Q1 - window
+    return torch.einsum("hql,lhd->qhd", logits_HQL.masked_fill(unseen_QL, -math.inf).softmax(-1), v_LHD)

@@ -1,0 +1,38 @@
+"""Llama keeps every contract of a model plugin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from paddock.testing.contracts import check_model
+from paddock_llama.plugin import paddock_models
+
+TINY = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 2,
+    "vocab_size": 96,
+    "max_position_embeddings": 128,
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tie_word_embeddings": True},
+        {"attention_bias": True, "mlp_bias": True},
+        {"num_key_value_heads": 1, "head_dim": 12},
+        {"num_hidden_layers": 3, "rope_scaling": {"type": "linear", "factor": 2.0}},
+    ],
+    ids=["gqa", "tied", "biases", "mqa", "odd_layers"],
+)
+def test_llama_keeps_the_model_contracts(changes: dict[str, Any]) -> None:
+    """Chunking, batching, permuting, sharding and loading change no logits."""
+    (spec,) = paddock_models()
+    check_model(spec, TINY | changes)
