@@ -1,0 +1,42 @@
+"""The command line at the end of a pipe and under signals, in processes of its own."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+WAITS = """
+import sys, threading, click
+from paddock.cli import main as shell
+def wait():
+    print("ready", flush=True)
+    threading.Event().wait()
+shell._loaded = lambda provided: click.Command("wait", callback=wait)
+sys.exit(shell.main(["chat"]))
+"""
+
+
+def test_a_reader_that_goes_away_is_no_traceback() -> None:
+    """`paddock list ops | head -0` ends quietly."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "paddock", "list", "ops"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    error = process.stderr.read()
+    process.stderr.close()
+    assert process.wait() == 1
+    assert error == ""
+
+
+def test_an_interrupted_process_exits_with_130() -> None:
+    """A real SIGINT ends a waiting command without a traceback."""
+    process = subprocess.Popen([sys.executable, "-c", WAITS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    assert process.returncode == 130
+    assert error.strip() == ""

@@ -1,0 +1,50 @@
+"""Looking around is cheap: no torch, and little work."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+
+LOADED = """
+import sys
+from paddock.cli.main import main
+code = main({arguments!r})
+print(*sorted(sys.modules), file=sys.stderr)
+sys.exit(code)
+"""
+HEAVY = {"torch", "numpy", "transformers", "tokenizers", "triton", "rich", "structlog", "huggingface_hub"}
+LOOKS = (["--help"], ["--version"], ["plugins", "--json"], ["plugins"], ["list", "models", "--json"], ["list", "ops"])
+
+
+def clean() -> dict[str, str]:
+    """Return the environment without anything of Paddock's."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PADDOCK_")}
+
+
+@pytest.mark.parametrize("arguments", LOOKS, ids=" ".join)
+def test_looking_around_imports_nothing_heavy(arguments: list[str]) -> None:
+    """A fresh process that lists what is installed never loads torch."""
+    command = [sys.executable, "-c", LOADED.format(arguments=arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, env=clean())
+    assert result.returncode == 0, result.stderr
+    assert result.stdout
+    modules = set(result.stderr.split())
+    assert "paddock.cli.main" in modules
+    assert not HEAVY & modules
+
+
+@pytest.mark.parametrize(("arguments", "seconds"), [(["--help"], 0.3), (["plugins", "--json"], 0.5), (["list", "models"], 0.5)])
+def test_looking_around_takes_little_work(arguments: list[str], seconds: float) -> None:
+    """The best of a few runs stays within the promise, in processor time, which a busy machine does not change."""
+    assert min(_processor_seconds(arguments) for _ in range(3)) < seconds
+
+
+def _processor_seconds(arguments: list[str]) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "paddock", *arguments], capture_output=True, check=True, env=clean())
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
