@@ -1,0 +1,62 @@
+"""Top-k, top-p and min-p as one threshold: which tokens of a row stay in the draw.
+
+R rows, V vocabulary, C candidates. The order is vLLM's: temperature, min-p, top-k, top-p, each on what the one before
+left. Tokens of equal logit stay or go together, so the outcome depends neither on a sort's order of ties nor on other rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_FIRST_TRY = 1024  # sorting 49,152 logits takes 2 ms a row on a CPU core, the 1,024 largest 0.25 ms
+
+
+def threshold(scaled_RV: Tensor, top_k_R: Tensor, top_p_R: Tensor, min_p_R: Tensor, *, widest: int, nucleus: bool) -> Tensor:
+    """Return the least logit that stays in each row, [R, 1].
+
+    `scaled_RV` is divided by the temperature and its rows' maximum is 0. `top_k_R` (int64) 0 means all, as do `top_p_R` 1
+    and `min_p_R` 0. Known to the host: `widest`, the greatest top_k, V when some row with a top_p has none, 0 when neither is
+    used; `nucleus`, whether any row has a top_p.
+    """
+    floor_R1 = min_p_R.log()[:, None]
+    if not widest:
+        return floor_R1
+    for width in _widths(scaled_RV, widest):
+        values_RC = scaled_RV.topk(width, dim=-1).values
+        least_R1, enough_R = _threshold(scaled_RV, values_RC, floor_R1, top_k_R, top_p_R, nucleus=nucleus)
+        if width >= widest or enough_R.all():
+            break
+    return least_R1
+
+
+def _widths(scaled_RV: Tensor, widest: int) -> tuple[int, ...]:
+    """Return how many of the largest values to look at: where the host may look at results, a few first."""
+    if scaled_RV.device.type == "cpu" and widest > _FIRST_TRY:
+        return (_FIRST_TRY, widest)
+    return (widest,)
+
+
+def _threshold(
+    scaled_RV: Tensor, values_RC: Tensor, floor_R1: Tensor, top_k_R: Tensor, top_p_R: Tensor, *, nucleus: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the thresholds [R, 1] as the C largest values give them, and whether C was enough [R]."""
+    width = values_RC.shape[-1]
+    has_k_R1 = (top_k_R > 0)[:, None]
+    kth_R1 = values_RC.gather(-1, (top_k_R[:, None] - 1).clamp(0, width - 1))
+    least_R1 = torch.where(has_k_R1, torch.maximum(floor_R1, kth_R1), floor_R1)
+    enough_R = top_k_R <= width
+    if not nucleus:
+        return least_R1, enough_R
+    has_p_R1 = (top_p_R < 1)[:, None]
+    wanted_R1 = top_p_R[:, None].double() * _mass(scaled_RV, least_R1).sum(-1, keepdim=True, dtype=torch.float64)
+    mass_RC = _mass(values_RC, least_R1)
+    through_RC = mass_RC.cumsum(-1, dtype=torch.float64)
+    last_R1 = (through_RC - mass_RC < wanted_R1).sum(-1, keepdim=True).sub_(1).clamp_(min=0)
+    edge_R1 = torch.where(has_p_R1, values_RC.gather(-1, last_R1), least_R1)
+    reached_R = (through_RC[:, -1:] >= wanted_R1)[:, 0] | (values_RC[:, -1:] < least_R1)[:, 0]
+    return torch.maximum(least_R1, edge_R1), enough_R & (reached_R | ~has_p_R1[:, 0])
+
+
+def _mass(values: Tensor, least_R1: Tensor) -> Tensor:
+    return torch.where(values >= least_R1, values, -torch.inf).exp_()

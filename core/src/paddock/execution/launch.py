@@ -1,0 +1,36 @@
+"""The seam between the engine and whatever computes its steps: one device, or a mesh of them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from paddock.scheduling.step import Step, StepResult
+
+
+class InFlight(Protocol):
+    """A step that was launched and may still be running."""
+
+    @property
+    def step(self) -> Step:
+        """Return the step that was launched."""
+
+    def result(self) -> StepResult:
+        """Return what the step sampled; blocks until it has run."""
+
+
+class Launcher(Protocol):
+    """What the engine drives. `overlaps`: a launch returns before the step has run, so the next can be scheduled meanwhile."""
+
+    @property
+    def overlaps(self) -> bool:
+        """Return whether `launch` returns early."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Return V; token ids lie in 0 .. V - 1."""
+
+    def launch(self, step: Step) -> InFlight:
+        """Start the step, after all earlier ones, and return it in flight."""
+
+    def close(self) -> None:
+        """Release what the launcher holds; nothing may be launched afterwards."""

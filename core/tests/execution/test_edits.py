@@ -1,0 +1,97 @@
+"""Logit bias, bad words, min_tokens and penalties against a plain, token by token reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paddock.request import SamplingParams
+
+VOCAB = 12
+
+
+def plain_logits(logits, params, prompt, output, stop_ids, bad_words):
+    """Return one row's logits as a greedy choice sees them, edit by edit."""
+    row = [float(x) for x in logits]
+    for token, bias in params.logit_bias:
+        row[token] += bias
+    for word in bad_words:
+        if list(word[:-1]) == output[len(output) - len(word) + 1 :]:
+            row[word[-1]] = -np.inf
+    if len(output) < params.min_tokens:
+        for token in stop_ids:
+            row[token] = -np.inf
+    for token in set(prompt) | set(output):
+        row[token] *= params.repetition_penalty if row[token] <= 0 else 1 / params.repetition_penalty
+    for token in set(output):
+        row[token] -= params.presence_penalty + params.frequency_penalty * output.count(token)
+    return row
+
+
+token_id = st.integers(0, VOCAB - 1)
+sequence = st.fixed_dictionaries(
+    {
+        "params": st.builds(
+            SamplingParams,
+            temperature=st.just(0.0),
+            max_tokens=st.just(50),
+            repetition_penalty=st.sampled_from([1.0, 1.3, 0.7]),
+            presence_penalty=st.sampled_from([0.0, 1.1, -0.6]),
+            frequency_penalty=st.sampled_from([0.0, 0.45, -0.3]),
+            logit_bias=st.dictionaries(token_id, st.sampled_from([-3.0, 0.4, 2.0]), max_size=3),
+            min_tokens=st.integers(0, 4),
+        ),
+        "prompt": st.lists(token_id, min_size=1, max_size=6),
+        "output": st.lists(token_id, max_size=4),
+        "stop_ids": st.frozensets(token_id, max_size=2),
+        "bad_words": st.lists(st.lists(token_id, min_size=1, max_size=3), max_size=3),
+    }
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sequences=st.lists(sequence, min_size=1, max_size=4), seed=st.integers(0, 2**16))
+def test_edited_choices_follow_the_plain_reference(sampler_bench, admit, sequences, seed):
+    """Over several steps, sequences of different edits choose together what each would choose by the plain rules."""
+    bench = sampler_bench(VOCAB)
+    bench.admit(*(admit(slot, seed=0, **parts) for slot, parts in enumerate(sequences)))
+    outputs = [list(parts["output"]) for parts in sequences]
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(5):
+        logits = torch.randn(len(sequences), VOCAB, generator=generator)
+        tokens = bench.tokens(logits)
+        for slot, parts in enumerate(sequences):
+            names = ("params", "prompt", "stop_ids", "bad_words")
+            params, prompt, stop_ids, bad_words = (parts[name] for name in names)
+            row = plain_logits(logits[slot], params, prompt, outputs[slot], stop_ids, bad_words)
+            assert row[tokens[slot]] >= max(row) - 1e-5
+            outputs[slot].append(tokens[slot])
+
+
+def test_stop_ids_beyond_the_vocabulary_are_no_concern(sampler_bench, admit):
+    """A stop id the model cannot produce does not disturb min_tokens."""
+    bench = sampler_bench(VOCAB)
+    params = SamplingParams(temperature=0.0, min_tokens=2)
+    bench.admit(admit(0, params, stop_ids=frozenset({3, VOCAB + 7})))
+    logits = torch.zeros(1, VOCAB)
+    logits[0, 3] = 1.0
+    assert [bench.tokens(logits)[0] == 3 for _ in range(3)] == [False, False, True]
+
+
+def test_longer_bad_words_arriving_later_keep_what_others_remember(sampler_bench, admit):
+    """A sequence half way through a bad word is stopped though a longer word of another came in between."""
+    bench, logits = sampler_bench(VOCAB), torch.arange(VOCAB, dtype=torch.float32)[None]
+    bench.admit(admit(0, SamplingParams(temperature=0.0), bad_words=[[11, 11]]))
+    assert bench.tokens(logits, [0]) == [11]
+    bench.admit(admit(1, SamplingParams(temperature=0.0), bad_words=[[1, 2, 3, 4]]))
+    assert bench.tokens(logits, [0]) == [10]
+
+
+def test_penalties_change_drawn_tokens_too(sampler_bench, admit):
+    """A strong frequency penalty drives a drawn sequence through every token before it repeats one."""
+    bench = sampler_bench(VOCAB)
+    bench.admit(admit(0, SamplingParams(temperature=0.01, frequency_penalty=2.0)))
+    logits = torch.linspace(0.0, 1.0, VOCAB)[None]
+    assert sorted(bench.tokens(logits)[0] for _ in range(VOCAB)) == list(range(VOCAB))
