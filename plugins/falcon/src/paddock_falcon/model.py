@@ -8,9 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from paddock.axes import KV_HEADS, Part
-from paddock.layers.attention import AttentionInputs, LayerKV
-from paddock.layers.builder import Builder
-from paddock.layers.linear import Activation
+from paddock.layers import Activation, AttentionInputs, Builder, LayerKV
 from paddock_falcon.config import FalconConfig
 
 
