@@ -44,6 +44,10 @@ class PrefillChunk:
 class Step:
     """One batch. Admissions and page grants take effect first, then all sequences run at once: decodes, then prefills.
 
+    Steps run in the order of their numbers, and every layer writes the step's K and V before it attends: a prefill may read
+    pages that an earlier prefill of the same step fills. An admission to a slot replaces whatever sequence held it, and a
+    page granted twice belongs to the later holder, without further notice.
+
     `decode_positions[i]` is the position of the token fed for `decode_slots[i]`. `pages` holds (slot, index of the
     first page granted, page ids). Results come back in the order: decodes, then the prefills that sample.
     """
@@ -84,6 +88,8 @@ class SequenceUpdate:
     """What a step gave one sequence: at most one token, and how it ended if it did.
 
     `finish_reason` is `stop`, `length`, `abort` or `error`; `stop_reason` the stop token id; `error` what went wrong.
+    The first update of a sequence alone carries `prompt_logprobs` (None for the first token; given to index 0 only),
+    `num_cached_tokens` (found in the prefix cache) and `first_scheduled` (seconds on the scheduler's clock).
     """
 
     request_id: str
@@ -94,4 +100,5 @@ class SequenceUpdate:
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     num_cached_tokens: int = 0
+    first_scheduled: float | None = None
     error: str | None = None
