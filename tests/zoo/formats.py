@@ -1,0 +1,111 @@
+"""Quantised checkpoints written by hand: each function stores one weight as its format says, and returns what it then means.
+
+O outputs, I inputs, G groups of S inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+FP8, FP8_MAX = torch.float8_e4m3fn, 448.0
+Stored = dict[str, Tensor]
+
+
+@frozen(kw_only=True)
+class Written:
+    """A way to store checkpoints: the entry of config.json, tensors and meaning of a weight [O, I], how inputs are rounded."""
+
+    entry: dict[str, Any]
+    store: Callable[[Tensor], tuple[Stored, Tensor]]
+    see: Callable[[Tensor], Tensor] = lambda x: x
+
+
+def _fp8(x: Tensor) -> Tensor:
+    return x.clamp(-FP8_MAX, FP8_MAX).to(FP8)
+
+
+def store_rows(weight_OI: Tensor) -> tuple[Stored, Tensor]:
+    """Return an FP8 weight with a scale a row."""
+    scale_O1 = (weight_OI.abs().amax(1, keepdim=True) / FP8_MAX).clamp(min=1 / (FP8_MAX * 512))
+    stored = _fp8(weight_OI / scale_O1)
+    return {"weight": stored, "weight_scale": scale_O1}, stored.float() * scale_O1
+
+
+def store_tensor(weight_OI: Tensor) -> tuple[Stored, Tensor]:
+    """Return an FP8 weight with one scale."""
+    scale = weight_OI.abs().max() / FP8_MAX
+    stored = _fp8(weight_OI / scale)
+    return {"weight": stored, "weight_scale": scale.reshape(1)}, stored.float() * scale
+
+
+def store_tensor_static(weight_OI: Tensor) -> tuple[Stored, Tensor]:
+    """Return an FP8 weight with one scale, and the scale of its input."""
+    stored, meaning_OI = store_tensor(weight_OI)
+    return stored | {"input_scale": torch.tensor(STATIC_SCALE)}, meaning_OI
+
+
+STATIC_SCALE = 0.01  # clips activations at 4.48
+
+
+def see_token(x_TI: Tensor, bound: float = torch.inf) -> Tensor:
+    """Return activations rounded to FP8 with a scale a token."""
+    scale_T1 = (x_TI.abs().amax(-1, keepdim=True).clamp(max=bound) / FP8_MAX).clamp(min=1 / (FP8_MAX * 512))
+    return _fp8(x_TI / scale_T1).float() * scale_T1
+
+
+def see_static(x_TI: Tensor) -> Tensor:
+    """Return activations rounded to FP8 with the stored scale."""
+    return _fp8(x_TI / STATIC_SCALE).float() * STATIC_SCALE
+
+
+def store_awq(weight_OI: Tensor, group: int) -> tuple[Stored, Tensor]:
+    """Return AutoAWQ's gemm tensors: each word holds eight outputs of one input, in the order 0 2 4 6 1 3 5 7."""
+    outs, ins = weight_OI.shape
+    grouped_OGS = weight_OI.view(outs, -1, ins if group == -1 else group)
+    low_OG, high_OG = grouped_OGS.amin(-1), grouped_OGS.amax(-1)
+    scales_OG = ((high_OG - low_OG).clamp(min=1e-5) / 15).half()
+    zeros_OG = (-(low_OG / scales_OG.float()).round()).clamp(0, 15)
+    numbers_OGS = ((grouped_OGS / scales_OG.float()[..., None]).round() + zeros_OG[..., None]).clamp(0, 15)
+    meaning_OI = ((numbers_OGS - zeros_OG[..., None]) * scales_OG.float()[..., None]).view(outs, ins)
+    stored = {
+        "qweight": _words(numbers_OGS.view(outs, ins).T),
+        "qzeros": _words(zeros_OG.T),
+        "scales": scales_OG.T.contiguous(),
+    }
+    return stored, meaning_OI
+
+
+def _words(numbers: Tensor) -> Tensor:
+    rows = []
+    for row in numbers.int().tolist():
+        eights = [row[start : start + 8] for start in range(0, len(row), 8)]
+        words = [sum(eight[out] << (4 * nibble) for nibble, out in enumerate((0, 2, 4, 6, 1, 3, 5, 7))) for eight in eights]
+        rows.append([word - (1 << 32) if word >> 31 else word for word in words])
+    return torch.tensor(rows, dtype=torch.int32)
+
+
+def _awq(group: int) -> Written:
+    entry = {"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": True, "version": "gemm"}
+    return Written(entry=entry, store=lambda weight_OI: store_awq(weight_OI, group))
+
+
+WRITTEN = {
+    "fbgemm_fp8": Written(
+        entry={"quant_method": "fbgemm_fp8", "activation_scale_ub": 2.0, "modules_to_not_convert": ["lm_head"]},
+        store=store_rows,
+        see=lambda x_TI: see_token(x_TI, 2.0),
+    ),
+    "fp8-static": Written(
+        entry={"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]},
+        store=store_tensor_static,
+        see=see_static,
+    ),
+    "fp8-dynamic": Written(entry={"quant_method": "fp8", "activation_scheme": "dynamic"}, store=store_tensor, see=see_token),
+    "awq-16": _awq(16),
+    "awq-whole": _awq(-1),
+}
