@@ -5,9 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import click
 from core.tests.plugins.made import given
 
-from paddock.plugins import builtin
+from paddock.plugins import builtin, resolve
 
 
 def test_collecting_the_core_imports_no_torch() -> None:
@@ -17,6 +18,14 @@ def test_collecting_the_core_imports_no_torch() -> None:
         "print(sorted({'torch', 'numpy', 'transformers', 'triton', 'rich', 'structlog'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_every_reference_of_the_core_leads_somewhere() -> None:
+    """Commands, ops and the attention backend are there and can be called."""
+    registry = given()
+    assert all(isinstance(resolve(each.spec.command), click.Command) for each in registry.commands)
+    assert all(callable(resolve(each.spec.implementation)) for each in registry.ops)
+    assert all(callable(resolve(each.spec.factory)) for each in registry.attention_backends)
 
 
 def test_the_core_serves_every_op_on_every_device() -> None:
