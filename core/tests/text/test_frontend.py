@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from paddock.errors import QueueFullError, RequestError
+from paddock.errors import PaddockError, QueueFullError, RequestError
 from paddock.request import Request, RequestOutput, SamplingParams
 from paddock.testing.text import ScriptedEngine
 from paddock.text.chat import ChatTemplates
@@ -271,9 +271,32 @@ def test_a_chat_becomes_a_prompt_without_a_second_bos(make: Make) -> None:
 
 
 def test_closing_ends_everything(make: Make) -> None:
-    """After close no request runs and the engine is closed."""
+    """After close no request runs, the engine is closed, and using it is an error."""
     engine = make()
     engine.add("x", _params())
     engine.close()
+    engine.close()
     assert not engine.has_work
     assert _inner(engine).closed
+    with pytest.raises(PaddockError, match="closed"):
+        engine.step()
+
+
+def test_a_step_that_raises_ends_every_request(make: Make) -> None:
+    """The error of a whole step reaches the caller, and the engine is empty and usable afterwards."""
+    broken = True
+
+    def reply(_: Request) -> list[int]:
+        if broken:
+            raise RuntimeError("device lost")
+        return [5]
+
+    engine = make(reply)
+    engine.add("x", _params())
+    with pytest.raises(RuntimeError, match="device lost"):
+        engine.step()
+    assert not engine.has_work
+    broken = False
+    _inner(engine).running.clear()
+    engine.add("x", _params())
+    assert _run(engine)[-1].finished

@@ -10,8 +10,7 @@ from attrs import field, frozen
 
 from paddock.errors import CheckpointError
 from paddock.text.chat import ChatTemplates, read_templates
-from paddock.text.json_files import read_json
-from paddock.text.tokenizer import Tokenizer, read_tokenizer
+from paddock.text.tokenizer import Tokenizer, read_optional, read_tokenizer
 
 NO_TOKENIZER = "none"  # as the `tokenizer` option: token ids in, token ids out
 
@@ -34,7 +33,7 @@ def read_text_files(folder: Path, *, tokenizer: str | None = None, required: boo
     `tokenizer` names another folder to take tokenizer and templates from, or is "none". Unless `required` (weights are not
     read either) a folder without tokenizer.json means no tokenizer; otherwise it raises CheckpointError.
     """
-    generation = read_json(folder / "generation_config.json")
+    generation = read_optional(folder / "generation_config.json")
     eos_ids = _eos_ids(folder, generation.get("eos_token_id"))
     home = folder if tokenizer is None else Path(tokenizer)
     if tokenizer == NO_TOKENIZER or (tokenizer is None and not required and not (folder / "tokenizer.json").is_file()):
@@ -42,7 +41,7 @@ def read_text_files(folder: Path, *, tokenizer: str | None = None, required: boo
     loaded = read_tokenizer(home)
     return TextFiles(
         tokenizer=loaded,
-        templates=read_templates(home, read_json(home / "tokenizer_config.json").get("chat_template")),
+        templates=read_templates(home, read_optional(home / "tokenizer_config.json").get("chat_template")),
         eos_ids=eos_ids if loaded.eos_id is None else eos_ids | {loaded.eos_id},
         sampling=_sampling(generation),
     )

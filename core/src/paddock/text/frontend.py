@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from attrs import evolve
 
-from paddock.errors import RequestError
+from paddock.errors import PaddockError, RequestError
 from paddock.request import Request, RequestOutput, SamplingParams
 from paddock.scheduling.step import SequenceUpdate
 from paddock.text.chat import ChatRenderer, ChatTemplates, Message
@@ -69,6 +69,7 @@ class TextEngine:
         self._requests: dict[str, LiveRequest] = {}
         self._continuations: dict[str, tuple[LiveRequest, int]] = {}
         self._numbers = itertools.count()
+        self._closed = False
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -113,8 +114,9 @@ class TextEngine:
 
         With `final_only` `step` returns its output once, at its end; else (a stream) whenever it grows.
         """
+        self._need_open()
         request_id = request_id if request_id is not None else f"request-{next(self._numbers)}"
-        if request_id in self._requests:
+        if request_id in self._requests or request_id in self._continuations:
             raise RequestError(f"request id {request_id!r} is taken", fix="choose another, or leave it out")
         encoded = self._reader.encode(prompt)
         request = self._reader.request(request_id, encoded, params, priority=priority)
@@ -150,10 +152,19 @@ class TextEngine:
         return live.output()
 
     def step(self) -> list[RequestOutput]:
-        """Run one step and return the outputs of the requests that ended and of the streams that grew."""
+        """Run one step and return the outputs of the requests that ended and of the streams that grew.
+
+        A step that raises ends every request.
+        """
+        self._need_open()
         if not self._requests:
             return []
-        updates = self._engine.step()
+        try:
+            updates = self._engine.step()
+        except BaseException:
+            self._requests.clear()
+            self._continuations.clear()
+            raise
         now = self._clock()
         touched: dict[str, LiveRequest] = {}
         for update in updates:
@@ -208,8 +219,15 @@ class TextEngine:
         return self._reader.encode(prompt)
 
     def close(self) -> None:
-        """End every request and release the engine."""
-        for request_id in list(self._requests):
-            self.abort(request_id)
+        """End every request and release the engine; closing twice is closing once."""
+        if self._closed:
+            return
+        self._closed = True
+        self._requests.clear()
+        self._continuations.clear()
         self._chat.close()
         self._engine.close()
+
+    def _need_open(self) -> None:
+        if self._closed:
+            raise PaddockError("the engine is closed", fix="make another one")

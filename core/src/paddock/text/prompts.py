@@ -98,11 +98,14 @@ class PromptReader:
         return self.tokenizer
 
 
-def is_single(prompts: object) -> bool:
-    """Return whether this is one prompt (a text, a mapping, a run of token ids) rather than several."""
+def as_list(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Any], bool]:
+    """Return the prompts, and whether it was one (a text, a mapping, a run of token ids) rather than a list of them."""
     if isinstance(prompts, (str, Mapping)):
-        return True
-    return isinstance(prompts, Sequence) and bool(prompts) and not isinstance(prompts[0], (str, Mapping, Sequence))
+        return [prompts], True
+    if isinstance(prompts, Sequence):
+        single = bool(prompts) and not isinstance(prompts[0], (str, Mapping, Sequence))
+        return [prompts] if single else list(prompts), single
+    raise RequestError(f"the prompts are {prompts!r:.200}", fix=f"{_SHAPE_FIX}, or a list of these")
 
 
 def _parts(prompt: Prompt) -> tuple[str | None, list[int] | None]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
+from paddock.checkpoint.json_file import read_object
 from paddock.errors import CheckpointError, RequestError
-from paddock.text.json_files import read_json
 from paddock.text.pieces import Speller, make_speller
 
 if TYPE_CHECKING:
@@ -123,6 +123,11 @@ def make_tokenizer(core: tokenizers.Tokenizer, special: Mapping[str, str] | None
     )
 
 
+def read_optional(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file, empty when there is no such file."""
+    return read_object(path) if path.exists() else {}
+
+
 def read_tokenizer(folder: Path) -> Tokenizer:
     """Return the tokenizer of a model folder, from tokenizer.json and the small JSON files beside it.
 
@@ -137,9 +142,9 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         core = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise CheckpointError(f"{path} cannot be read: {error}", fix="fetch the file again, or update `tokenizers`") from error
-    config = read_json(folder / "tokenizer_config.json")
+    config = read_optional(folder / "tokenizer_config.json")
     _add_tokens(core, config.get("added_tokens_decoder") or {}, folder)
-    return make_tokenizer(core, _special_tokens(core, config, read_json(folder / "special_tokens_map.json")))
+    return make_tokenizer(core, _special_tokens(core, config, read_optional(folder / "special_tokens_map.json")))
 
 
 def _way_out(folder: Path) -> str:

@@ -1,0 +1,50 @@
+"""The options of every command that runs a model, and the LLM they describe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from paddock.cli.session import Session
+from paddock.config import DEVICES, DTYPES, KV_CACHE_DTYPES, LOAD_FORMATS
+
+if TYPE_CHECKING:
+    from paddock.llm import LLM
+
+Command = TypeVar("Command", bound=Callable[..., object])
+
+_OPTIONS = (
+    click.option("--dtype", type=click.Choice(DTYPES), help="Type of weights and activations [auto: the checkpoint's]."),
+    click.option("--device", type=click.Choice(DEVICES), help="Where to run [auto: a GPU where there is one]."),
+    click.option("--max-model-len", type=int, metavar="N", help="Most tokens of prompt and answer together [the model's]."),
+    click.option("--max-num-seqs", type=int, metavar="N", help="Most sequences that run at once."),
+    click.option("--max-num-batched-tokens", type=int, metavar="N", help="Most tokens computed in a step."),
+    click.option("--load-format", type=click.Choice(LOAD_FORMATS), help="dummy: random weights, config.json is enough."),
+    click.option("--quantization", metavar="NAME", help="Format of the weights [auto: what the checkpoint says]."),
+    click.option("--kv-cache-dtype", type=click.Choice(KV_CACHE_DTYPES), help="Type of the KV cache."),
+    click.option("--attention-backend", metavar="NAME", help="Attention implementation; see `paddock list attention`."),
+    click.option("--gpu-memory-utilization", type=float, metavar="SHARE", help="Share of a GPU's memory to use."),
+    click.option("--kv-cache-memory-bytes", type=int, metavar="N", help="Bytes for the KV cache [what is left]."),
+    click.option("--tensor-parallel-size", "--tp", type=int, metavar="N", help="GPUs that share each layer."),
+    click.option("--pipeline-parallel-size", "--pp", type=int, metavar="N", help="GPUs that share the layers."),
+    click.option("--enforce-eager", is_flag=True, default=None, help="Capture no graphs."),
+    click.option("--tokenizer", metavar="FOLDER", help="Where the tokenizer is [the model]; none: token ids only."),
+    click.option("--revision", metavar="REV", help="Commit, tag or branch of a hub model."),
+)
+
+
+def engine_options(command: Command) -> Command:
+    """Add the engine's options to a command; it takes them as keyword arguments named as EngineConfig's fields."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def open_llm(session: Session, model: str, options: Mapping[str, Any], *, progress: bool | None = None) -> LLM:
+    """Return the LLM for a command's engine options; those not given keep their defaults."""
+    from paddock.llm import LLM
+
+    given = {name: value for name, value in options.items() if value is not None}
+    return LLM(model, strict=session.strict, prefer=dict(session.prefer), progress=progress, **given)
