@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from paddock import axes
 from paddock.checkpoint.load import load
 from paddock.errors import CheckpointError
 from paddock.layers import Activation, Builder, LinearLayer, LinearMethod, Ops, finalise, reference_attention, targets
+from paddock.layers.attention_layer import Attention
 from paddock.layers.unquantized import PlainMethod
 from paddock.plugins import CheckpointFacts, ModelSpec, resolve
 from paddock.testing.contracts import BuiltModel, build_model, checkpoint
@@ -151,3 +152,26 @@ def test_files_that_contradict_the_list_are_refused(tmp_path: Path, name: str) -
     written_to(tmp_path, "llama", WRITTEN[name])
     with pytest.raises(CheckpointError, match=r"model\.layers\.0\.mlp\.down_proj\.\w+'?: unexpected"):
         loaded(tmp_path, "llama", WRITTEN[name].entry | {key: ["model.layers.0"]})
+
+
+@pytest.mark.parametrize("family", ["llama", "falcon-40b"])
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        ({"k_scale": 0.5, "v_scale": 2.0}, (0.5, 2.0)),
+        ({"k_proj.k_scale": 0.5, "v_proj.v_scale": 2.0}, (0.5, 2.0)),
+        ({"kv_scale": 0.25}, (0.25, 0.25)),
+        ({}, (1.0, 1.0)),
+    ],
+)
+def test_static_kv_scales_are_read_under_every_name(
+    tmp_path: Path, family: str, stored: dict[str, float], expected: tuple[float, float]
+) -> None:
+    """Scales of the KV pages come from the checkpoint, from one for both where it has no more, and are 1 where it has none."""
+    written_to(tmp_path, family, WRITTEN["fp8-static"])
+    prefix = {"llama": "model.layers.1.self_attn", "falcon-40b": "transformer.h.1.self_attention"}[family]
+    scales = {f"{prefix}.{name}": torch.tensor([value]) for name, value in stored.items()}
+    save_file(load_file(tmp_path / "model.safetensors") | scales, tmp_path / "model.safetensors")
+    built = loaded(tmp_path, family, WRITTEN["fp8-static"].entry | {"kv_cache_scheme": "static"})
+    attention = [module for module in built.model.modules() if isinstance(module, Attention)]
+    assert [(a.k_scale.item(), a.v_scale.item()) for a in attention] == [(1.0, 1.0), expected]

@@ -26,6 +26,7 @@ def match(
     """Return what fills each target; `source` names the checkpoint in errors.
 
     Of a target's name and aliases the first that is stored fills it; further ones are copies and need only have its shape.
+    An alias may serve several targets, as one KV scale serves keys and values.
     Tensors whose name ends in one of `ignored_suffixes` may be left over. Raises CheckpointError with every missing,
     unexpected, mis-shaped and wrongly typed tensor.
     """
@@ -36,7 +37,7 @@ def match(
         if not present and not target.optional:
             problems.add(f"{quoted(target.name)}: missing; the model wants {_describe(target)}")
         for name in present:
-            if name in taken:
+            if name in taken and name == target.name:
                 problems.add(f"{quoted(name)}: two parameters want it")
             _compare(stored[name], target, problems)
         taken.update(present)
