@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import subprocess
 import sys
+
+import pytest
+
+from paddock.cli.errors import guarded
 
 WAITS = """
 import sys, threading, click
@@ -29,6 +34,17 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
     process.stderr.close()
     assert process.wait() == 1
     assert error == ""
+
+
+def test_output_that_cannot_be_flushed_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command printed without flushing is lost in the open, with exit code 1."""
+
+    class Gone(io.StringIO):
+        def flush(self) -> None:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    assert guarded(lambda: 0, debug=False) == 1
 
 
 def test_an_interrupted_process_exits_with_130() -> None:

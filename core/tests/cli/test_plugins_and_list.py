@@ -66,9 +66,13 @@ def test_preferred_names_are_shown(zoo: Site, capsys: pytest.CaptureFixture[str]
     assert "preferred: architecture 'Cow' from rival" in capsys.readouterr().out
 
 
-def test_strict_plugins_show_the_table_and_then_fail(zoo: Site, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("variable", "arguments"), [("0", ["plugins", "--strict"]), ("1", ["plugins"])])
+def test_strict_plugins_show_the_table_and_then_fail(
+    zoo: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], variable: str, arguments: list[str]
+) -> None:
     """The reason to look is often that something is broken."""
-    assert main(["plugins", "--strict"]) == 1
+    monkeypatch.setenv("PADDOCK_STRICT", variable)
+    assert main(arguments) == 1
     shown = capsys.readouterr()
     assert "acme 1.2" in shown.out
     assert "bad 0.9" in shown.err

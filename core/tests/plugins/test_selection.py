@@ -8,7 +8,7 @@ import pytest
 from core.tests.plugins.made import Site, model_source
 
 from paddock.errors import OptionError, PluginError
-from paddock.plugins.discovery import core_version
+from paddock.plugins.discovery import core_version, scan, version_mismatch
 
 NEVER = "raise RuntimeError('imported')"
 
@@ -79,6 +79,14 @@ def test_a_plugin_whose_requirement_holds_loads(site: Site, requires: list[str])
     """No requirement, one that holds, one that does not apply, and those on others are all fine."""
     site.install("acme", model_source("One"), requires=requires)
     assert site.collect().model_for("One")
+
+
+@pytest.mark.parametrize(("installed", "fits"), [("0.2.0rc1", True), ("0.2.0.dev3+local", True), ("1.0", False)])
+def test_a_pre_release_of_the_core_counts_by_its_number(site: Site, installed: str, fits: bool) -> None:
+    """Who tries a release candidate keeps the plugins."""
+    site.install("acme", requires=["paddock>=0.1,<1"])
+    (candidate,) = scan(site.path).candidates
+    assert (version_mismatch(candidate, installed) is None) == fits
 
 
 def test_an_unreadable_requirement_breaks_its_plugin(site: Site) -> None:
