@@ -134,6 +134,13 @@ def test_a_wrong_variable_is_an_error_of_any_command(
     assert "fix: " in error
 
 
+def test_a_group_without_a_command_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    """As it is, not as an error."""
+    main(["bench"])
+    shown = capsys.readouterr()
+    assert (shown.out + shown.err).startswith("Usage: paddock bench")
+
+
 def test_an_error_of_paddock_exits_with_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Message, then fix."""
 

@@ -6,11 +6,13 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 import click
 
 from paddock.errors import OptionError, PaddockError
 
+HELP_SHOWN: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())  # since click 8.2: a group without a command
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -25,6 +27,9 @@ def guarded(run: Callable[[], int], *, debug: bool) -> int:
         _drop_output()
         return FAILED
     except click.ClickException as error:
+        if isinstance(error, HELP_SHOWN):
+            click.echo(error.format_message(), err=True)
+            return error.exit_code
         _show(_of_click(error), error if debug else None)
         return error.exit_code
     except PaddockError as error:
