@@ -6,13 +6,14 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
 
 import click
 
 from paddock.errors import OptionError, PaddockError
 
-HELP_SHOWN: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())  # since click 8.2: a group without a command
+HELP_SHOWN: type[click.UsageError] | tuple[()] = getattr(
+    click.exceptions, "NoArgsIsHelpError", ()
+)  # since click 8.2: a group without a command
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
