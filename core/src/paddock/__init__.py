@@ -67,20 +67,22 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:
-    """Return a public name, importing its module on first use."""
-    import importlib
+if not TYPE_CHECKING:  # a type checker knows the names above, and no others
 
-    if name == "__version__":
-        from importlib.metadata import version
+    def __getattr__(name: str) -> Any:
+        """Return a public name, importing its module on first use."""
+        import importlib
 
-        value: Any = version("paddock")
-    elif name in _HOME_OF:
-        value = getattr(importlib.import_module(f"paddock.{_HOME_OF[name]}"), name)
-    else:
-        raise AttributeError(f"module 'paddock' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+        if name == "__version__":
+            from importlib.metadata import version
+
+            value: Any = version("paddock")
+        elif name in _HOME_OF:
+            value = getattr(importlib.import_module(f"paddock.{_HOME_OF[name]}"), name)
+        else:
+            raise AttributeError(f"module 'paddock' has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

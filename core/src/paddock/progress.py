@@ -20,7 +20,7 @@ def byte_progress(label: str, *, shown: bool | None = None) -> Iterator[Callable
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=shown is None) as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -41,7 +41,7 @@ def request_progress(total: int, *, shown: bool | None = None) -> Iterator[Calla
         TextColumn("{task.fields[speed]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=shown is None) as bar:
         task = bar.add_task("", total=total, speed="")
         began, tokens = time.monotonic(), 0
 

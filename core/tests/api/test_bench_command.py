@@ -1,0 +1,84 @@
+"""`paddock bench`, and the arithmetic of its figures."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from core.tests.api.conftest import Make, Run
+
+from paddock.cli.measure import DEFINITIONS, Workload, summary
+from paddock.cli.measure import Run as TimedRun
+from paddock.errors import PaddockError
+from paddock.request import CompletionOutput, Request, RequestOutput, Timings
+
+
+def _counting(request: Request) -> list[int]:
+    return [5] * 1000
+
+
+def _output(arrived: float, times: list[float], isl: int = 10) -> RequestOutput:
+    part = CompletionOutput(index=0, text="", token_ids=[5] * len(times), token_times=times)
+    return RequestOutput(
+        request_id="", prompt=None, prompt_token_ids=[1] * isl, outputs=[part], finished=True, timings=Timings(arrived=arrived)
+    )
+
+
+def test_figures_follow_their_definitions() -> None:
+    """Rates are tokens over the wall; latencies come from the times of arrival and of each token."""
+    run = TimedRun(wall=2.0, outputs=(_output(1.0, [1.5, 1.6, 1.8]), _output(1.0, [1.7, 1.8, 3.0])))
+    figures = run.figures()
+    assert (figures["isl"], figures["osl"]) == (10, 3)
+    assert (figures["output_tokens_per_second"], figures["total_tokens_per_second"], figures["requests_per_second"]) == (3, 13, 1)
+    assert figures["ttft_median_ms"] == pytest.approx(600)
+    assert figures["ttft_p99_ms"] == pytest.approx(700)
+    assert figures["itl_median_ms"] == pytest.approx(150)
+    assert figures["itl_p99_ms"] == pytest.approx(1200)
+    assert figures["e2e_median_ms"] == pytest.approx(1400)
+    assert set(DEFINITIONS) <= set(figures)
+
+
+def test_a_summary_is_the_median_of_runs() -> None:
+    """Each figure's median over the runs; one that no run has stays unknown."""
+    runs = [TimedRun(wall=wall, outputs=(_output(0.0, [1.0]),)) for wall in (1.0, 4.0, 2.0)]
+    assert summary(runs)["wall_seconds"] == 2.0
+    assert summary(runs)["itl_median_ms"] is None
+
+
+def test_prompts_are_random_and_repeatable() -> None:
+    """The same seed gives the same uniform token ids, another seed others."""
+    work = Workload(requests=50, isl=20, osl=1, seed=0, at_once=True)
+    prompts = work.prompts(300)
+    assert prompts == work.prompts(300)
+    assert prompts != Workload(requests=50, isl=20, osl=1, seed=1, at_once=True).prompts(300)
+    assert len({token for prompt in prompts for token in prompt}) > 250
+    assert all(0 <= token < 300 for prompt in prompts for token in prompt)
+
+
+@pytest.mark.parametrize("kind", ["throughput", "latency"])
+def test_a_bench_reports_what_really_ran(make: Make, run: Run, kind: str) -> None:
+    """JSON holds every figure, the sizes asked for and produced, every run, versions and the command."""
+    arguments = ("--requests", "3", "--isl", "4", "--osl", "5", "--runs", "2", "--json")
+    result = run(make(_counting), "bench", kind, "model", *arguments)
+    assert result.exit_code == 0, result.output
+    report: dict[str, Any] = json.loads(result.stdout)
+    assert (report["requests"], report["isl"], report["osl"], report["asked_osl"]) == (3, 4, 5, 5)
+    assert len(report["runs"]) == 2
+    assert set(DEFINITIONS) <= set(report)
+    assert set(report["versions"]) == {"paddock", "torch", "python"}
+
+
+def test_every_figure_is_printed_with_its_definition(make: Make, run: Run) -> None:
+    """The table defines what it shows."""
+    result = run(make(_counting), "bench", "throughput", "model", "--requests", "2", "--isl", "4", "--osl", "1")
+    for label, unit, meaning in DEFINITIONS.values():
+        assert label in result.stdout
+        assert f"{unit:9} {meaning}" in result.stdout
+
+
+def test_a_request_that_falls_short_is_an_error(make: Make, run: Run) -> None:
+    """A figure from fewer tokens than asked for would not be that figure."""
+    result = run(make(lambda _: [5, 5]), "bench", "throughput", "model", "--osl", "5", "--isl", "2")
+    assert isinstance(result.exception, PaddockError)
+    assert "2 tokens instead of 5" in str(result.exception)
