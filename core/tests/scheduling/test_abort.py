@@ -63,3 +63,24 @@ def test_an_id_can_be_used_again_while_its_last_token_is_in_flight() -> None:
     driver.add(request("r", (1, 2, 3), max_tokens=12))
     driver.run()
     driver.check_outcomes()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 12])
+def test_after_a_step_that_could_not_run_nothing_is_left_and_nothing_is_trusted(steps: int) -> None:
+    """Everything has ended, every page is free, and the prompts that were under way are computed anew."""
+    driver = Driver(limits(length=32, page_size=4, pages=10, tokens=8), depth=1)
+    driver.add(request("a", 6, max_tokens=24))
+    driver.add(request("b", 11, max_tokens=12, n=2))
+    for _ in range(steps):
+        driver.step()
+    driver.scheduler.schedule()
+    driver.scheduler.fail()
+    driver.scheduler.check()
+    assert not driver.scheduler.has_work
+    assert driver.scheduler.pool.num_free == 10
+    fresh = Driver(driver.scheduler.limits)
+    fresh.scheduler = driver.scheduler
+    fresh.runner.num_launched = driver.scheduler._num_steps
+    fresh.add(request("a", 6, max_tokens=24))
+    fresh.run()
+    fresh.check_outcomes()

@@ -110,6 +110,13 @@ class BlockPool:
             else:
                 self._cached[page] = None
 
+    def forget(self) -> None:
+        """Free every cached page and drop every name, for when nobody can say what the pages hold."""
+        self._free += self._cached
+        self._cached.clear()
+        self._page_of.clear()
+        self._name_of = [None] * self.num_pages
+
     def _evict(self) -> int:
         page, _ = self._cached.popitem(last=False)
         self._unname(page)

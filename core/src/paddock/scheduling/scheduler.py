@@ -112,11 +112,12 @@ class Scheduler:
         return [_ended(seq, [], "abort") for seq in ended]
 
     def fail(self) -> None:
-        """End everything without a word, after a step that could not run: the blocks held may never have been computed."""
+        """End everything without a word, after a step that could not run; named blocks may never have been computed."""
         for seq in [seq for unfinished in self._requests.values() for seq in unfinished]:
-            self._end(seq, forget=True)
+            self._end(seq)
         self._in_flight.clear()
         self._sweep()
+        self.pool.forget()
 
     def schedule(self) -> Step | None:
         """Return the next step, or None if nothing can run before the step in flight is committed; launch what it returns."""
