@@ -24,7 +24,7 @@ from paddock.checkpoint.targets import Target
 from paddock.errors import CheckpointError
 
 READERS = 4
-PIECE_BYTES = 4 << 20
+PIECE_BYTES = 2 << 20  # 1 to 16 MiB read equally fast; small keeps four buffers under 10 MB
 
 Progress = Callable[[int, int], None]
 
