@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
+from paddock.execution.sampler import most_likely
 from paddock.request import SamplingParams
 from paddock.scheduling.step import NOT_FINITE
 
@@ -29,6 +31,19 @@ def test_greedy_rows_take_the_most_likely_token(sampler_bench, admit):
     bench, logits = sampler_bench(VOCAB), normal(4)
     bench.admit(*(admit(slot, SamplingParams(temperature=0.0)) for slot in range(4)))
     assert bench.tokens(logits) == logits.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("vocab", [50, 256, 1024])
+def test_the_most_likely_token_is_the_first_of_equals(vocab):
+    """Whether or not it is found by blocks, the best of rounded logits is torch's, and NaN shows in the value."""
+    logits = (normal(20, vocab) * 2).round()
+    logits[3, vocab - 1] = torch.nan
+    logits[4] = -torch.inf
+    top, token = most_likely(logits)
+    expected = logits.max(dim=-1)
+    assert torch.equal(top.nan_to_num(99.0), expected.values.nan_to_num(99.0))
+    assert torch.equal(token, expected.indices)
+    assert top[3].isnan()
 
 
 def test_drawn_tokens_follow_the_softmax_of_scaled_logits(sampler_bench, admit):
