@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., object])
 
 _OPTIONS = (
-    click.option("--dtype", type=click.Choice(DTYPES), help="Type of weights and activations [auto: the checkpoint's]."),
+    click.option(
+        "--dtype", type=click.Choice(DTYPES), help="Type of weights and activations; `paddock plan` says what auto gives."
+    ),
     click.option("--device", type=click.Choice(DEVICES), help="Where to run [auto: a GPU where there is one]."),
     click.option("--max-model-len", type=int, metavar="N", help="Most tokens of prompt and answer together [the model's]."),
     click.option("--max-num-seqs", type=int, metavar="N", help="Most sequences that run at once."),
