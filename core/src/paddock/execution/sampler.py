@@ -33,7 +33,7 @@ def most_likely(logits_RV: Tensor) -> tuple[Tensor, Tensor]:
     if logits_RV.device.type != "cpu" or vocab_size % _BLOCK or not rows:
         top_R, token_R = logits_RV.max(dim=-1)
         return top_R, token_R
-    blocks_RBX = logits_RV.unflatten(-1, (-1, _BLOCK))
+    blocks_RBX = logits_RV.unflatten(-1, (-1, _BLOCK))  # type: ignore[no-untyped-call]
     top_R, block_R = blocks_RBX.amax(dim=-1).max(dim=-1)
     within_R = blocks_RBX[torch.arange(rows), block_R].argmax(dim=-1)
     return top_R, block_R * _BLOCK + within_R
