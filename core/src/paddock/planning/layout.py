@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 from attrs import evolve, field, frozen
 
@@ -106,20 +108,22 @@ def _refusal(shard: Shard, part: Part, *, summed: bool = False) -> str:
 
 def cut_layers(costs: Sequence[float], stages: int) -> list[int]:
     """Return the end of each of `stages` runs of layers, none empty, whose largest cost is the least possible."""
-    prefix = [0.0]
-    for cost in costs:
-        prefix.append(prefix[-1] + cost)
-    # best[i] is the largest run when layers 0..i make the runs so far; cut[s][i] where the last of s + 1 runs begins.
-    best, cuts = list(prefix), [[0] * len(prefix)]
+    prefix = [0.0, *accumulate(costs)]
+    best, cuts = prefix, []  # best[i]: the largest run when layers 0..i make the runs so far
     for stage in range(1, stages):
-        previous, best, cut = best, [math.inf] * len(prefix), [0] * len(prefix)
-        for end in range(stage + 1, len(prefix)):
-            best[end], cut[end] = min((max(previous[k], prefix[end] - prefix[k]), k) for k in range(stage, end))
-        cuts.append(cut)
+        cut = [_last_cut(best, prefix, end, stage) for end in range(stage + 1, len(prefix))]
+        cuts.append([0] * (stage + 1) + cut)
+        best = [math.inf] * (stage + 1) + [max(best[k], prefix[stage + 1 + i] - prefix[k]) for i, k in enumerate(cut)]
     ends = [len(costs)]
-    for cut in reversed(cuts[1:]):
+    for cut in reversed(cuts):
         ends.insert(0, cut[ends[0]])
     return ends
+
+
+def _last_cut(best: Sequence[float], prefix: Sequence[float], end: int, low: int) -> int:
+    """Return where the last run before `end` best begins: as k grows the runs before k grow, the last one shrinks."""
+    crossing = bisect_left(range(low, end - 1), 0.0, key=lambda k: best[k] - (prefix[end] - prefix[k])) + low
+    return min((k for k in (crossing - 1, crossing) if k >= low), key=lambda k: max(best[k], prefix[end] - prefix[k]))
 
 
 def choose_layout(config: EngineConfig, registry: Registry, hardware: Hardware, model: Divisible, notes: Notes) -> Layout:

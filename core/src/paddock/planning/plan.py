@@ -211,6 +211,11 @@ class Plan:
         return self.num_pages // self.ledgers[0].pages_per_sequence
 
     @property
+    def kv_bytes_per_token(self) -> int:
+        """Return the bytes of K and V of one token over all devices."""
+        return self.tensor_parallel_size * sum(ledger.kv_bytes_per_token for ledger in self.ledgers)
+
+    @property
     def weight_bytes(self) -> int:
         """Return the bytes of parameters over all devices."""
         return self.tensor_parallel_size * sum(ledger.weights.total for ledger in self.ledgers)

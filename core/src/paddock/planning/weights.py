@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from attrs import field, frozen
 
-from paddock.axes import Embedding, Linear, Module, Part, Scheme, Shard, Tensor, Vector, WeightTable
+from paddock.axes import Embedding, Linear, Module, Scheme, Shard, Tensor, Vector, WeightTable
 from paddock.errors import PluginError, did_you_mean
 from paddock.planning.plan import WeightBytes
 
@@ -82,10 +83,14 @@ class Weigher:
         for module in self.table.outer:
             for kind, size in self._outer(module, stage):
                 totals[kind] += size
-        for i in range(stage.first, stage.end):
-            source = self.table.layer_source.format(i=i)
-            for module in self.table.layer:
-                totals["norms" if isinstance(module, Vector) else "layers"] += self._module(module, source)
+        sources = [self.table.layer_source.format(i=i) for i in range(stage.first, stage.end)]
+        for module in self.table.layer:
+            if isinstance(module, Linear):
+                totals["layers"] += self._linear(module, sources)
+            elif isinstance(module, Vector):
+                totals["norms"] += self._vector(module) * len(sources)
+            else:
+                totals["layers"] += self._embedding(module) * len(sources)
         return WeightBytes(**totals)
 
     def _outer(self, module: Module, stage: Stage) -> Iterator[tuple[str, int]]:
@@ -100,12 +105,7 @@ class Weigher:
             # A tied head needs the table where the head runs; on another device than the embedding that is a second copy.
             yield "head", 0 if stage.is_first else self._embedding(self._embedding_named(module.tied_to))
         else:
-            yield "head", self._linear(module, "")
-
-    def _module(self, module: Module, source: str) -> int:
-        if isinstance(module, Linear):
-            return self._linear(module, source)
-        return self._vector(module) if isinstance(module, Vector) else self._embedding(module)
+            yield "head", self._linear(module, [""])
 
     def _embedding(self, module: Embedding) -> int:
         return self.shard.part(module.rows).size * self.shard.part(module.width).size * dtype_bytes(self.dtype)
@@ -113,11 +113,12 @@ class Weigher:
     def _vector(self, module: Vector) -> int:
         return self.shard.part(module.width).size * (2 if module.bias else 1) * dtype_bytes(self.dtype)
 
-    def _linear(self, whole: Linear, source: str) -> int:
+    def _linear(self, whole: Linear, sources: list[str]) -> int:
+        """Return the bytes of a linear over the scopes with these checkpoint prefixes; most are stored alike."""
         mine = self.shard.linear(whole)
-        tensors = self.tensors[source + whole.out[0].source]
-        bias = mine.out_size * dtype_bytes(self.dtype) if mine.bias else 0
-        return bias + sum(_tensor_bytes(tensor, part, mine.in_size) for tensor in tensors for part in mine.out)
+        alike = Counter(self.tensors[source + whole.out[0].source] for source in sources)
+        stored = sum(times * _linear_bytes(tensors, mine) for tensors, times in alike.items())
+        return stored + (len(sources) * mine.out_size * dtype_bytes(self.dtype) if mine.bias else 0)
 
     def _embedding_named(self, name: str) -> Embedding:
         found = [module for module in self.table.outer if isinstance(module, Embedding) and module.name == name]
@@ -126,24 +127,27 @@ class Weigher:
         return found[0]
 
 
-def _tensor_bytes(tensor: Tensor, part: Part, in_size: int) -> int:
-    return math.prod(tensor.shape(part.size, in_size)) * dtype_bytes(tensor.dtype)
+def _linear_bytes(tensors: tuple[Tensor, ...], linear: Linear) -> int:
+    """Return the bytes of all tensors, part by part: a part has its own scalars, and its own last word or group."""
+    shapes = ((tensor, tensor.shape(part.size, linear.in_size)) for tensor in tensors for part in linear.out)
+    return sum(math.prod(shape) * dtype_bytes(tensor.dtype) for tensor, shape in shapes)
 
 
 def straddling_groups(table: WeightTable, tensors: Tensors, shard: Shard) -> Iterator[str]:
     """Yield a sentence for each packed or grouped axis that the shard's cuts do not meet at a boundary."""
-    said: set[tuple[str, str]] = set()
+    asked: set[tuple[str, tuple[Tensor, ...]]] = set()
     for _, source, module in table.modules():
         if not isinstance(module, Linear) or module.tied_to:
             continue
-        mine, path = shard.linear(module), source + module.out[0].source
+        path = source + module.out[0].source
+        if (module.name, tensors[path]) in asked:
+            continue
+        asked.add((module.name, tensors[path]))
+        mine = shard.linear(module)
         sides = [("out", whole, cut) for whole, cut in zip(module.out, mine.out, strict=True)] + [("in", module.inp, mine.inp)]
         for side, whole, cut in sides:
-            if cut.size == whole.size or (module.name, side) in said:
-                continue
             for piece in _pieces(tensors[path], side):
-                if cut.size % piece:
-                    said.add((module.name, side))
+                if cut.size != whole.size and cut.size % piece:
                     yield (
                         f"{path}: {whole.size} {side}puts over {shard.world} ranks are {cut.size} each, "
                         f"{cut.size / piece:g} groups of {piece}"

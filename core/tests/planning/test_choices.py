@@ -1,0 +1,186 @@
+"""Every `auto` is resolved with a reason and the candidates that were rejected; what was asked for is never replaced."""
+
+from __future__ import annotations
+
+import pytest
+from core.tests.planning.made import RAW, ComplainingPlugin, ParallelPlugin, cpu, gpus, planned, registry, source
+
+from paddock.config import EngineConfig
+from paddock.planning.resolve import resolve
+
+GROUPED = {"quantization_config": {"quant_method": "grouped"}}
+
+
+def rejected(plan, name):
+    """Return the rejected candidates of a choice, by value."""
+    return {each.value: each.reason for each in plan.choice(name).rejected}
+
+
+def test_a_gpu_computes_in_the_checkpoints_dtype():
+    """The dtype the weights were saved in is the first candidate."""
+    assert planned({"dtype": "float16"}).dtype == "float16"
+
+
+def test_an_old_gpu_falls_back_from_bfloat16():
+    """A GPU without bfloat16 takes float16, and the plan says why."""
+    plan = planned({}, gpus(capability=(7, 5)))
+    assert plan.dtype == "float16"
+    assert "has no bfloat16" in rejected(plan, "dtype")["bfloat16"]
+
+
+@pytest.mark.parametrize(("bf16", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_a_cpu_computes_in_what_is_quicker(bf16, dtype):
+    """bfloat16 where the CPU multiplies it itself, else float32, whatever the checkpoint was saved in."""
+    assert planned({"dtype": "float16"}, cpu(bf16=bf16)).dtype == dtype
+
+
+def test_a_format_that_refuses_the_best_dtype_gets_the_next():
+    """The made-up format takes no float32, so a CPU computes it in bfloat16."""
+    plan = planned(GROUPED, cpu())
+    assert plan.dtype == "bfloat16"
+    assert "not float32" in rejected(plan, "dtype")["float32"]
+
+
+def test_the_format_of_a_checkpoint_is_detected():
+    """The one installed format that recognises the checkpoint is used, and named with its plugin."""
+    plan = planned(GROUPED)
+    assert (plan.quantization.name, plan.scheme) == ("grouped", "grouped")
+    assert any(used.role == "quantization" for used in plan.plugins)
+
+
+def test_a_plain_checkpoint_is_not_quantised():
+    """Without a quantisation section the plain scheme is used."""
+    assert planned().quantization is None
+    assert planned().scheme == "none"
+
+
+def test_a_gpu_takes_the_backend_of_highest_rank():
+    """The quick backend outranks the plain one, which is recorded as rejected."""
+    plan = planned()
+    assert plan.attention.name == "quick"
+    assert plan.page_size == 64
+    assert "rank 0" in rejected(plan, "attention_backend")["torch"]
+
+
+def test_a_backend_that_cannot_serve_says_why():
+    """Device, features and block size are reasons, and the next one that serves is taken."""
+    assert "not on cpu" in rejected(planned({}, cpu()), "attention_backend")["quick"]
+    assert "lacks alibi" in rejected(planned({"features": ["alibi"]}), "attention_backend")["quick"]
+    plan = planned(block_size=16)
+    assert (plan.attention.name, plan.page_size) == ("torch", 16)
+    assert "not 16" in rejected(plan, "attention_backend")["quick"]
+    assert "needs compute capability 9.0" in rejected(planned({}, gpus(capability=(8, 0))), "attention_backend")["quick"]
+
+
+def test_a_backend_that_was_asked_for_is_used():
+    """Rank decides only among what nobody named."""
+    plan = planned(attention_backend="torch")
+    assert plan.attention.name == "torch"
+    assert plan.choice("attention_backend").reason == "asked for"
+
+
+def test_kv_follows_what_the_checkpoint_was_calibrated_for():
+    """A calibrated checkpoint keeps FP8 KV where a backend can, whatever its rank."""
+    assert planned(GROUPED).kv_cache_dtype == "fp8"
+    assert planned(GROUPED).attention.name == "torch"
+    assert planned(GROUPED, kv_cache_dtype="bfloat16").attention.name == "quick"
+    assert planned().kv_cache_dtype == "bfloat16"
+
+
+def test_uncalibrated_fp8_kv_is_worth_saying():
+    """FP8 KV that was asked for without calibrated scales is an info, no more."""
+    (issue,) = planned(kv_cache_dtype="fp8").issues
+    assert (issue.level, issue.code) == ("info", "kv_scales_are_one")
+
+
+def test_ops_are_chosen_one_by_one():
+    """The op of the highest rank that runs here wins; the plain definition fills in everywhere else."""
+    quick = {spec.op: spec.implementation for spec in planned().ops}
+    plain = {spec.op: spec.implementation for spec in planned({}, cpu()).ops}
+    assert quick["rms_norm"].endswith("made:rms_norm")
+    assert quick["gelu"] == plain["gelu"] == "paddock.layers.reference:gelu"
+    assert plain["rms_norm"] == "paddock.layers.reference:rms_norm"
+
+
+def test_an_op_is_taken_from_the_plugin_that_was_asked_for():
+    """Option `ops` names the plugin, and rank no longer counts."""
+    plan = planned(ops={"rms_norm": "paddock"})
+    assert plan.choice("op rms_norm").value == "paddock.layers.reference:rms_norm"
+    assert plan.choice("op rms_norm").reason == "asked for"
+
+
+def test_all_gpus_are_used_by_tensor_parallelism_where_it_divides():
+    """Given two GPUs and no sizes, two ranks share each layer."""
+    plan = planned({}, gpus(2), plugins=[ParallelPlugin()])
+    assert (plan.tensor_parallel_size, plan.pipeline_parallel_size) == (2, 1)
+    assert [spec.axis for spec in plan.parallel] == ["tp"]
+
+
+def test_pipeline_stages_take_over_where_heads_do_not_divide():
+    """Three GPUs cannot share four heads: three stages can share four layers."""
+    plan = planned({}, gpus(3), plugins=[ParallelPlugin()])
+    assert (plan.tensor_parallel_size, plan.pipeline_parallel_size) == (1, 3)
+    assert "cannot share them evenly" in rejected(plan, "parallel")["tp 3 x pp 1"]
+
+
+def test_groups_that_straddle_ranks_are_rejected():
+    """Two ranks take 32 inputs of o each, one group; four would take half a group each."""
+    plan = planned(GROUPED, gpus(4), plugins=[ParallelPlugin()])
+    assert plan.tensor_parallel_size == 2
+    assert "0.5 groups of 32" in rejected(plan, "parallel")["tp 4 x pp 1"]
+
+
+def test_both_strategies_are_named_outermost_first():
+    """Two by two GPUs need both plugins' strategies, pipeline outside."""
+    plan = planned({}, gpus(4), plugins=[ParallelPlugin()], tensor_parallel_size=2, pipeline_parallel_size=2)
+    assert [spec.name for spec in plan.parallel] == ["pipeline", "tensor"]
+
+
+def test_idle_gpus_are_mentioned():
+    """Fewer ranks than GPUs is fine, and said."""
+    plan = planned({}, gpus(4), plugins=[ParallelPlugin()], tensor_parallel_size=2)
+    assert [issue.code for issue in plan.issues] == ["idle_devices"]
+    assert not plan.errors
+
+
+def test_the_batch_grows_with_the_sequences_and_they_shrink_with_it():
+    """A step takes a token of every sequence: whichever of the two was given bounds the other."""
+    assert planned(max_num_seqs=10_000).max_num_batched_tokens == 10_000
+    assert planned(max_num_batched_tokens=64).max_num_seqs == 64
+    assert (planned().max_num_batched_tokens, planned().max_num_seqs) == (8192, 256)
+
+
+def test_the_length_is_the_models_unless_memory_is_short():
+    """A pool too small for the model's own length shortens an automatic one, with a warning, and strict refuses."""
+    long = {"positions": 1 << 20}
+    assert planned().max_model_len == 256
+    short = planned(long, kv_cache_memory_bytes=10 << 20)
+    assert 512 <= short.max_model_len == short.kv_tokens < 1 << 20
+    assert [issue.level for issue in short.issues] == ["warning"]
+    assert planned(long, kv_cache_memory_bytes=10 << 20, strict=True).errors
+
+
+def test_end_of_text_ids_come_from_generation_config_first():
+    """generation_config.json overrides config.json."""
+    files = source(RAW, generation_config={"eos_token_id": [3, 5]})
+    assert resolve(EngineConfig(model="made"), registry(), gpus(), files).eos_token_ids == (3, 5)
+    assert planned().eos_token_ids == (7,)
+
+
+def test_observers_run_only_when_named():
+    """An installed observer is idle until the plan names it."""
+    assert planned().observers == ()
+    assert [spec.name for spec in planned(observers=["watch"]).observers] == ["watch"]
+
+
+def test_plugins_have_their_say():
+    """What a plugin's check finds is in the plan's issues; strict makes its warnings errors."""
+    assert [issue.message for issue in planned(plugins=[ComplainingPlugin()]).issues] == ["4 layers"]
+    assert [issue.code for issue in planned(plugins=[ComplainingPlugin()], strict=True).errors] == ["made_up"]
+
+
+def test_every_choice_has_a_reason():
+    """No decision is left unexplained, nor a rejection."""
+    for choice in planned(GROUPED, gpus(4)).choices:
+        assert choice.reason
+        assert all(each.reason for each in choice.rejected), choice.name

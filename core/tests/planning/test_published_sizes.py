@@ -1,0 +1,127 @@
+"""The ledger against arithmetic on published shapes, done by hand from the models' papers and checkpoint formats.
+
+Llama: a layer's linears hold 2 x heads x D x E (q, o) + 2 x kv x D x E (k, v) + 3 x F x E (gate, up, down) weights.
+  8B:   32 layers x   218,103,808 =   6,979,321,856, and   1,050,939,392 in embedding, head and norms:   8,030,261,248
+  70B:  80 layers x   855,638,016 =  68,451,041,280, and   2,102,665,216:                               70,553,706,496
+  405B: 126 layers x 3,187,671,040 = 401,646,551,040, and   4,206,837,760:                              405,853,388,800
+Falcon 180B: 80 layers x (15,872 + 14,848 + 2 x 59,392) x 14,848 = 177,586,831,360, and 970,257,408 in the tied
+  embedding and the norms: 178,557,088,768
+Bytes of each format, for `plain` weights that stay in bf16 and `stored` ones that do not:
+  bf16    2 x all
+  fp8     2 x plain + stored + 8 bytes (weight and input scale) a part of a linear
+  fbgemm  the MLPs of all layers but the first and the last are stored: 1 byte each, and 4 bytes a row
+  awq     2 x plain + stored x (1/2 + 1/2/128 + 2/128): words, packed zero points, float16 scales
+"""
+
+from __future__ import annotations
+
+import pytest
+from core.tests.planning.made import published, source
+
+from paddock.config import EngineConfig
+from paddock.errors import PlanError
+from paddock.planning.hardware import parse_gpus
+from paddock.planning.plan import Plan
+from paddock.planning.resolve import resolve
+from paddock.plugins.host import PluginHost
+
+pytest.importorskip("paddock_llama")
+pytest.importorskip("paddock_falcon")
+pytest.importorskip("paddock_quant_fp8")
+pytest.importorskip("paddock_quant_awq")
+
+WEIGHT_BYTES = {
+    "llama-3.1-8b": 16_060_522_496,  # 2 x 8,030,261,248
+    "llama-3.1-8b-fp8": 9_081_202_432,  # 2 x 1,050,939,392 + 6,979,321,856 + 8 x 7 x 32
+    "llama-3.1-8b-fp8-fbgemm": 10_779_631_616,  # stored 30 x 3 x 14336 x 4096 = 5,284,823,040; scales 3,932,160
+    "llama-3.1-8b-awq": 5_727_854_592,  # 2 x 1,050,939,392 + 3,489,660,928 + 27,262,976 + 109,051,904
+    "llama-3.1-70b": 141_107_412_992,  # 2 x 70,553,706,496
+    "llama-3.1-70b-fp8": 72_656_376_192,  # 2 x 2,102,665,216 + 68,451,041,280 + 8 x 7 x 80
+    "llama-3.1-70b-fp8-fbgemm": 86_165_700_608,  # stored 78 x 3 x 28672 x 8192 = 54,962,159,616; scales 20,447,232
+    "llama-3.1-70b-awq": 39_767_785_472,  # 2 x 2,102,665,216 + 34,225,520,640 + 267,386,880 + 1,069,547,520
+    "llama-3.1-405b": 811_706_777_600,  # 2 x 405,853,388,800
+    "llama-3.1-405b-fp8": 410_060_233_616,  # 2 x 4,206,837,760 + 401,646,551,040 + 8 x 7 x 126
+    "llama-3.1-405b-fp8-fbgemm": 487_229_259_776,  # stored 124 x 3 x 53248 x 16384 = 324,538,466,304; scales 60,948,480
+    "llama-3.1-405b-awq": 217_081_610_240,  # 2 x 4,206,837,760 + 200,823,275,520 + 1,568,931,840 + 6,275,727,360
+    "falcon-180b": 357_114_177_536,  # 2 x 178,557,088,768
+    "falcon-180b-fp8": 179_527_348_736,  # 2 x 970,257,408 + 177,586,831,360 + 8 x 4 x 80
+    "falcon-180b-awq": 94_202_423_296,  # 2 x 970,257,408 + 88,793,415,680 + 693,698,560 + 2,774,794,240
+}
+# 2 (K and V) x layers x KV heads x head size x 2 bytes.
+KV_BYTES_PER_TOKEN = {
+    "llama-3.1-8b": 131_072,  # 2 x 32 x 8 x 128 x 2
+    "llama-3.1-70b": 327_680,  # 2 x 80 x 8 x 128 x 2
+    "llama-3.1-405b": 516_096,  # 2 x 126 x 8 x 128 x 2
+    "falcon-180b": 163_840,  # 2 x 80 x 8 x 64 x 2
+}
+
+
+@pytest.fixture(scope="module")
+def installed():
+    """Return everything that is installed."""
+    return PluginHost().collect()
+
+
+def planned(installed, name: str, gpus: str = "H200", **options) -> Plan:
+    """Return the plan of a published config."""
+    return resolve(EngineConfig(model=name, **options), installed, parse_gpus(gpus), source(published(name)))
+
+
+@pytest.mark.parametrize("name", WEIGHT_BYTES)
+def test_weights_are_those_of_arithmetic_to_a_thousandth(installed, name):
+    """Each published checkpoint takes the bytes its shapes and format imply."""
+    weights = planned(installed, name).weight_bytes
+    assert abs(weights - WEIGHT_BYTES[name]) <= WEIGHT_BYTES[name] // 1000
+
+
+@pytest.mark.parametrize("name", KV_BYTES_PER_TOKEN)
+def test_unquantised_weights_are_those_of_arithmetic_to_the_byte(installed, name):
+    """Plain weights leave nothing to estimate."""
+    assert planned(installed, name).weight_bytes == WEIGHT_BYTES[name]
+
+
+@pytest.mark.parametrize("name", WEIGHT_BYTES)
+def test_a_token_of_kv_takes_what_its_heads_take(installed, name):
+    """KV depends on the model's shape and the KV dtype, not on how the weights are stored."""
+    family = next(known for known in KV_BYTES_PER_TOKEN if name.startswith(known))
+    assert planned(installed, name).kv_bytes_per_token == KV_BYTES_PER_TOKEN[family]
+    assert planned(installed, name, kv_cache_dtype="fp8").kv_bytes_per_token == KV_BYTES_PER_TOKEN[family] // 2
+
+
+def test_the_405b_with_sixteen_kv_heads_counts_as_many(installed):
+    """Both published variants of Llama 3.1 405B are read: the number of KV heads is the config's."""
+    raw = published("llama-3.1-405b") | {"num_key_value_heads": 16}
+    plan = resolve(EngineConfig(model="kv16"), installed, parse_gpus("H200"), source(raw))
+    assert plan.weight_bytes == 2 * 410_081_247_232
+    assert plan.kv_bytes_per_token == 2 * 516_096
+
+
+def test_eight_gpus_hold_an_eighth_of_the_cut_weights_each(installed):
+    """Tensor parallelism divides everything but norms and the scalars of a whole part."""
+    ledger = planned(installed, "llama-3.1-405b", "8xH200").ledger
+    norms = 2 * (126 * 2 + 1) * 16_384
+    assert ledger.weights.norms == norms
+    assert ledger.weights.total == (WEIGHT_BYTES["llama-3.1-405b"] - norms) // 8 + norms
+
+
+def test_what_the_h200_is_bought_for_fits(installed):
+    """Falcon-180B in INT4 runs on one H200, Llama 3.1 70B in FP8 too, and Llama 3.1 405B in bf16 does not."""
+    assert not planned(installed, "falcon-180b-awq").errors
+    assert not planned(installed, "llama-3.1-70b-fp8").errors
+    (issue,) = planned(installed, "llama-3.1-405b").errors
+    assert issue.code == "out_of_memory"
+
+
+def test_int4_405b_fits_two_gpus_once_something_spreads_it(installed):
+    """The per-GPU ledger is there before the plugin that spreads a model is, and says that memory suffices."""
+    plan = planned(installed, "llama-3.1-405b-awq", "2xH200", max_model_len=8192)
+    assert [issue.code for issue in plan.errors] == ([] if installed.parallel_strategies else ["no_tp_plugin"])
+    assert plan.ledger.missing_bytes == 0
+    assert plan.full_sequences >= 4
+
+
+def test_groups_that_would_straddle_gpus_are_found_before_any_gpu_is(installed):
+    """Falcon-180B's attention output over 8 GPUs is 14.5 groups of 128 each: asked for, it is an error that says so."""
+    with pytest.raises(PlanError, match=r"14\.5 groups of 128"):
+        planned(installed, "falcon-180b-awq", "8xH200", tensor_parallel_size=8)
+    assert planned(installed, "falcon-180b-awq", "8xH200").tensor_parallel_size == 4

@@ -1,0 +1,215 @@
+"""What cannot be planned is refused with the value that is wrong and the way out; what cannot run is an error in the plan."""
+
+from __future__ import annotations
+
+import pytest
+from attrs import evolve
+from core.tests.planning.made import RAW, MadePlugin, ParallelPlugin, cpu, gpus, planned, registry, source
+
+from paddock.config import EngineConfig
+from paddock.errors import ModelConfigError, OptionError, PaddockError, PlanError, PluginError
+from paddock.planning.issues import require_runnable
+from paddock.planning.resolve import resolve
+from paddock.plugins import QuantizationSpec, hookimpl
+
+GROUPED = {"quantization_config": {"quant_method": "grouped"}}
+# Options that leave next to nothing but weights and KV.
+LEAN = {"attention_backend": "torch", "max_num_seqs": 1, "max_num_batched_tokens": 16}
+
+
+class SecondFormat:
+    """Another plugin that recognises the same checkpoints."""
+
+    @hookimpl
+    def paddock_quantizations(self):
+        """Return the same format under another name."""
+        (spec,) = MadePlugin().paddock_quantizations()
+        return [evolve(spec, name="second")]
+
+
+class Torn:
+    """A format whose detection finds the checkpoint unreadable."""
+
+    @hookimpl
+    def paddock_quantizations(self):
+        """Return a format that recognises nothing."""
+        return [QuantizationSpec(name="awq", detect="core.tests.planning.test_refusals:detect_nothing", method="a:b")]
+
+
+def detect_nothing(facts):
+    """Return None."""
+
+
+@pytest.mark.parametrize("found", [None, [], "MadeForCausalLM", [1]])
+def test_a_config_without_architectures_is_refused(found):
+    """The key must be a list of names."""
+    with pytest.raises(ModelConfigError, match="no architectures"):
+        planned({"architectures": found})
+
+
+def test_an_unknown_architecture_says_what_is_installed_and_what_to_install():
+    """A first-party architecture names its distribution, another one what is there."""
+    with pytest.raises(PluginError, match="builtin") as caught:
+        planned({"architectures": ["LlamaForCausalLM"]})
+    assert "paddock-llama" in caught.value.fix
+    with pytest.raises(PluginError, match="MadForCausalLM") as caught:
+        planned({"architectures": ["MadForCausalLM"]})
+    assert "MadeForCausalLM" in caught.value.fix
+
+
+REFUSED = [
+    ({}, {"attention_backend": "quik"}, PluginError, "quik"),
+    ({}, {"attention_backend": "quick", "block_size": 48}, PlanError, "pages of 64, 32 tokens, not 48"),
+    ({}, {"attention_backend": "quick", "kv_cache_dtype": "fp8"}, PlanError, "not in fp8"),
+    ({"features": ["sinks"]}, {}, PlanError, "lacks sinks"),
+    ({}, {"block_size": 7}, PlanError, "not 7"),
+    ({}, {"max_model_len": 257}, PlanError, "257.* 256"),
+    ({}, {"max_num_seqs": 64, "max_num_batched_tokens": 32}, PlanError, "32 .*64"),
+    ({}, {"tensor_parallel_size": 3}, PlanError, "3 ranks cannot share"),
+    ({}, {"tensor_parallel_size": 1, "pipeline_parallel_size": 5}, PlanError, "5 stages for 4 layers"),
+    ({}, {"ops": {"rms_norn": "paddock"}}, OptionError, "rms_norn"),
+    ({}, {"ops": {"rms_norm": "nobody"}}, OptionError, "nobody"),
+    ({}, {"observers": ["wach"]}, PluginError, "wach"),
+    ({}, {"quantization": "grouped"}, PlanError, "not quantised"),
+    ({}, {"quantization": "groupd"}, PluginError, "groupd"),
+    (GROUPED, {"quantization": "none"}, PlanError, "is quantised"),
+    (GROUPED, {"dtype": "float32"}, PlanError, "not float32"),
+    ({"quantization_config": {"quant_method": "nvfp4"}}, {}, PluginError, "nvfp4"),
+    ({"quantization_config": {"bits": 4}}, {"quantization": "none"}, PlanError, "is quantised"),
+]
+
+
+@pytest.mark.parametrize(("raw", "options", "kind", "says"), REFUSED)
+def test_what_cannot_be_decided_is_refused(raw, options, kind, says):
+    """Each wrong option or unsupported combination raises its own kind of error, quoting the value, with a way out."""
+    with pytest.raises(kind, match=says) as caught:
+        planned(raw, gpus(), **options)
+    assert caught.value.fix
+
+
+def test_a_format_two_plugins_recognise_names_both():
+    """Nothing decides between two formats but the user, who is told how."""
+    with pytest.raises(PluginError, match=r"'grouped' of .* and 'second' of ") as caught:
+        planned(GROUPED, plugins=[SecondFormat()])
+    assert "quantization=" in caught.value.fix
+    assert planned(GROUPED, plugins=[SecondFormat()], quantization="second").quantization.name == "second"
+
+
+def test_a_declared_format_that_its_plugin_does_not_recognise_is_refused():
+    """Config.json says awq, the plugin that brings it disagrees: an error, not a plain load."""
+    with pytest.raises(PlanError, match="no installed quantisation recognises"):
+        planned({"quantization_config": {"quant_method": "awq"}}, plugins=[Torn()])
+
+
+@pytest.mark.parametrize("name", ["hf_quant_config.json", "quantize_config.json"])
+def test_a_quantisation_file_beside_a_plain_config_counts(name):
+    """A checkpoint may say in a file of its own that it is quantised."""
+    files = source(RAW, quantization_files={name: {"bits": 4}})
+    with pytest.raises(PaddockError, match="no plugin brings quantization"):
+        resolve(EngineConfig(model="made"), registry(), gpus(), files)
+
+
+def codes(plan):
+    """Return the codes of a plan's errors."""
+    return [issue.code for issue in plan.errors]
+
+
+def test_gpus_that_nothing_can_use_together_are_an_error_with_a_ledger():
+    """Without a parallel plugin the plan still counts each GPU's bytes, and says what to install."""
+    plan = planned({}, gpus(2))
+    assert codes(plan) == ["no_tp_plugin"]
+    assert "paddock-parallel" in plan.errors[0].fix
+    assert plan.ledger.weights.layers < planned().ledger.weights.layers
+    assert plan.kv_tokens > 0
+
+
+def test_more_ranks_than_gpus_is_an_error():
+    """Both numbers are said."""
+    plan = planned({}, gpus(), plugins=[ParallelPlugin()], tensor_parallel_size=2)
+    assert codes(plan) == ["too_few_devices"]
+    assert "2 devices, there are 1" in plan.errors[0].message
+
+
+class OnePairPlugin:
+    """Brings tensor parallelism over two ranks at most."""
+
+    @hookimpl
+    def paddock_parallel_strategies(self):
+        """Return the strategy."""
+        tensor, _ = ParallelPlugin().paddock_parallel_strategies()
+        return [evolve(tensor, max_size=2)]
+
+
+def test_a_strategy_has_its_limit():
+    """More ranks than a strategy takes is an error, as many as it takes is none."""
+    assert codes(planned({}, gpus(4), plugins=[OnePairPlugin()], tensor_parallel_size=4)) == ["tp_too_large"]
+    assert codes(planned({}, gpus(2), plugins=[OnePairPlugin()], tensor_parallel_size=2)) == []
+
+
+class SecondStrategy:
+    """Brings tensor parallelism under another name."""
+
+    @hookimpl
+    def paddock_parallel_strategies(self):
+        """Return the strategy."""
+        tensor, _ = ParallelPlugin().paddock_parallel_strategies()
+        return [evolve(tensor, name="other")]
+
+
+def test_two_strategies_for_one_axis_are_not_chosen_between():
+    """Both are named."""
+    with pytest.raises(PlanError, match=r"'tensor' of .*'other' of |'other' of .*'tensor' of "):
+        planned({}, gpus(2), plugins=[ParallelPlugin(), SecondStrategy()])
+
+
+def test_too_little_memory_says_how_much_and_what_would_do():
+    """The message has the missing bytes, the fix more GPUs or fewer tokens."""
+    plan = planned({"layers": 1200}, gpus(8, gib=0.1), plugins=[ParallelPlugin()], tensor_parallel_size=1, **LEAN)
+    assert codes(plan) == ["out_of_memory"]
+    assert plan.ledger.missing_bytes == plan.ledger.needed_bytes - plan.ledger.budget_bytes > 0
+    assert "too little" in plan.errors[0].message
+    assert "GPUs" in plan.errors[0].fix
+
+
+def test_weights_that_would_fit_in_fewer_bits_say_so():
+    """A plain checkpoint that misses by the size of its linears is pointed to a quantised one."""
+    assert codes(planned({"layers": 1000}, gpus(gib=0.1), **LEAN)) == []
+    plan = planned({"layers": 1800}, gpus(gib=0.1), **LEAN)
+    assert codes(plan) == ["out_of_memory"]
+    assert "INT4 checkpoint" in plan.errors[0].fix
+
+
+def test_a_length_that_does_not_fit_says_which_does():
+    """The fix names the longest sequence the pool holds."""
+    plan = planned({"positions": 1 << 24}, gpus(gib=4), max_model_len=1 << 24)
+    assert codes(plan) == ["out_of_memory"]
+    assert f"lower max_model_len to {plan.kv_tokens}" in plan.errors[0].fix
+    again = planned({"positions": 1 << 24}, gpus(gib=4), max_model_len=plan.kv_tokens)
+    assert codes(again) == []
+
+
+@pytest.mark.parametrize("hardware", [gpus(), cpu()], ids=["gpu", "cpu"])
+@pytest.mark.parametrize("asked", [1, 30_000])
+def test_a_pool_too_small_for_one_sequence_is_an_error(hardware, asked):
+    """The fix names the bytes that suffice, and they do."""
+    plan = planned({}, hardware, kv_cache_memory_bytes=asked)
+    assert codes(plan) == ["pool_too_small"]
+    needed = plan.ledger.pages_per_sequence * plan.ledger.page_bytes
+    assert str(needed) in plan.errors[0].fix
+    assert codes(planned({}, hardware, kv_cache_memory_bytes=needed)) == []
+
+
+def test_a_pool_larger_than_memory_is_an_error():
+    """An asked pool is never cut down in silence."""
+    assert codes(planned({}, gpus(gib=4), kv_cache_memory_bytes=5 << 30)) == ["kv_cache_too_large"]
+
+
+def test_errors_are_raised_together():
+    """One error says everything that keeps a plan from running."""
+    plan = planned({}, gpus(2, gib=0.25), max_model_len=256)
+    assert codes(plan) == ["no_tp_plugin", "out_of_memory"]
+    with pytest.raises(PlanError) as caught:
+        require_runnable(plan)
+    assert "too little" in caught.value.message
+    assert "tensor_parallel_size" in caught.value.message
+    require_runnable(planned())
