@@ -117,3 +117,22 @@ def test_cuda_that_is_not_there_is_refused(folder, monkeypatch):
     with pytest.raises(OptionError, match="torch sees no GPU"):
         detect_hardware(tiny(folder, device="cuda"))
     assert detect_hardware(tiny(folder, device="auto")).device == "cpu"
+
+
+class Properties:
+    """What torch says of a GPU."""
+
+    name, total_memory, major, minor = "NVIDIA H200", 150_000_000_000, 9, 0
+
+
+@pytest.mark.parametrize(("options", "count"), [({}, 1), ({"tensor_parallel_size": 2}, 2), ({"tensor_parallel_size": 8}, 4)])
+def test_as_many_gpus_are_taken_as_were_asked_for_and_are_there(folder, monkeypatch, options, count):
+    """One GPU unless sizes ask for more, never more than the machine has; the fullest one says what is available."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: Properties)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda index: (140_000_000_000 - index, 150_000_000_000))
+    found = detect_hardware(tiny(folder, device="auto", **options))
+    assert (found.device, found.name, found.count) == ("cuda", "NVIDIA H200", count)
+    assert (found.compute_capability, found.bandwidth) == ((9, 0), 4.8e12)
+    assert found.available_bytes == 140_000_000_000 - (count - 1)
