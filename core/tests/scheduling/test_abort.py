@@ -42,7 +42,7 @@ def test_a_second_abort_reports_nothing(driver: Driver) -> None:
 @pytest.mark.parametrize("steps", [0, 1, 4])
 @pytest.mark.parametrize("index", [0, 1])
 def test_one_continuation_can_be_aborted_alone(driver: Driver, steps: int, index: int) -> None:
-    """Its siblings go on, those held back behind it included."""
+    """Its siblings go on."""
     driver.add(request("r", 9, max_tokens=12, n=3))
     for _ in range(steps):
         driver.step()

@@ -66,6 +66,8 @@ def test_a_prefill_under_way_may_be_the_victim() -> None:
     driver.run()
     driver.check_outcomes()
     assert preempted(driver) == ["prefill#0"]
+    update = driver.outcomes["prefill", 0].updates[0]
+    assert (update.first_scheduled, update.num_cached_tokens) == (2.0, 0), "its first admission counts"
 
 
 def test_a_token_in_flight_at_preemption_is_kept() -> None:
@@ -95,6 +97,33 @@ def test_a_preempted_sequence_keeps_its_place_before_those_who_came_later() -> N
     ends = [step.number for step in driver.steps for admission in step.admissions if admission.sequence_id == "young#0"]
     lates = [step.number for step in driver.steps for admission in step.admissions if admission.sequence_id == "late#0"]
     assert ends[-1] <= lates[-1]
+
+
+def test_a_preempted_sequence_waits_for_its_token_whatever_room_there_is() -> None:
+    """Until the step in flight is committed nobody knows what it would be computed from, so it is not admitted."""
+    driver = Driver(limits(length=32, page_size=4, pages=10), depth=1)
+    driver.add(request("ends", 14, max_tokens=4))
+    driver.add(request("gives way", 17, max_tokens=12))
+    for _ in range(4):
+        driver.step()
+    assert driver.scheduler.schedule() is None, "both ran"
+    assert (driver.scheduler.num_running, driver.scheduler.num_waiting) == (1, 1)
+    driver.abort("ends")
+    assert driver.scheduler.schedule() is None
+    driver.run()
+    driver.check_outcomes()
+    assert preempted(driver) == ["gives way#0"]
+
+
+def test_a_newcomer_leaves_a_page_for_each_running_sequence() -> None:
+    """A prompt that fits exactly, but would give way to the next page of a neighbour, is not started."""
+    driver = Driver(limits(length=32, page_size=4, pages=10))
+    driver.add(request("old", 6, max_tokens=12))
+    driver.step()
+    driver.add(request("new", 29, max_tokens=2))
+    driver.run()
+    driver.check_outcomes()
+    assert not preempted(driver)
 
 
 def test_one_sequence_alone_uses_the_smallest_pool_to_its_end() -> None:

@@ -55,6 +55,18 @@ def test_generated_tokens_are_found_by_the_next_turn() -> None:
     assert cached(driver, "b") == 20
 
 
+def test_what_a_running_sequence_has_generated_is_found_already() -> None:
+    """A block is named when it is full, not when its sequence ends."""
+    driver = Driver(limits())
+    driver.add(request("a", PROMPT, max_tokens=18))
+    for _ in range(9):
+        driver.step()
+    driver.add(request("b", (*PROMPT, *driver.outcomes["a", 0].token_ids), max_tokens=2))
+    driver.run()
+    assert cached(driver, "b") == 20
+    driver.check_outcomes()
+
+
 @pytest.mark.parametrize("depth", [0, 1])
 def test_requests_that_start_together_compute_their_common_start_once(depth: int) -> None:
     """Sharing works within a step already."""
@@ -68,8 +80,8 @@ def test_requests_that_start_together_compute_their_common_start_once(depth: int
     driver.check_outcomes()
 
 
-def test_siblings_wait_for_the_prompt_of_the_first_and_share_it() -> None:
-    """With a prompt in several chunks, the others of n start when it is done and compute one token each."""
+def test_siblings_share_the_prompt_that_the_first_of_them_computes() -> None:
+    """With a prompt in several chunks too, the others of n compute one token each."""
     driver = Driver(limits(tokens=8))
     driver.add(request("r", PROMPT, n=3, seed=1, max_tokens=4))
     driver.run()

@@ -44,30 +44,17 @@ def test_a_request_larger_than_the_queue_is_not_told_to_try_again() -> None:
     assert not isinstance(caught.value, QueueFullError)
 
 
-def test_followers_wait_until_their_leader_lets_them_go() -> None:
-    """They count as waiting all along, and are in order only after that."""
-    queue, (leader, *followers) = WaitingQueue(10), waiting(0, n=3)
-    queue.push(leader)
-    for follower in followers:
-        queue.hold_back(follower, leader)
-    assert queue.pop() is leader
-    assert (queue.first(), len(queue)) == (None, 2)
-    queue.release_followers(leader)
-    assert [queue.pop(), queue.pop()] == followers
-
-
 def test_ended_sequences_neither_count_nor_come_up() -> None:
-    """Whatever is discarded, held back or not, the rest keeps its order."""
+    """Whatever is discarded, the rest keeps its order."""
     queue = WaitingQueue(100)
-    groups = [waiting(arrival, n=2) for arrival in range(20)]
-    for leader, follower in groups:
-        queue.push(leader)
-        queue.hold_back(follower, leader)
-    for leader, follower in groups[:19]:
-        end(queue, follower)
-        end(queue, leader)
-    assert len(queue) == 2
-    assert queue.first() is groups[19][0]
+    seqs = [seq for arrival in range(20) for seq in waiting(arrival, n=2)]
+    for seq in seqs:
+        queue.push(seq)
+    for seq in seqs[30:10:-1]:
+        end(queue, seq)
+    assert len(queue) == 20
+    assert [queue.pop() for _ in range(11)] == seqs[:11]
+    assert queue.first() is seqs[31]
 
 
 def test_many_aborts_do_not_fill_the_heap() -> None:

@@ -94,14 +94,10 @@ class Scheduler:
                 fix=f"shorten the prompt to at most {limit - 1} tokens, or raise max_model_len",
             )
         self._waiting.check_room(rid, request.params.n)
-        first, *siblings = self._requests[rid] = sequences_of(request, self._num_arrived, limit)
+        self._requests[rid] = sequences_of(request, self._num_arrived, limit)
         self._num_arrived += 1
-        self._waiting.push(first)
-        for seq in siblings:
-            if self.limits.enable_prefix_caching:
-                self._waiting.hold_back(seq, first)
-            else:
-                self._waiting.push(seq)
+        for seq in self._requests[rid]:
+            self._waiting.push(seq)
 
     def abort(self, request_id: str, index: int | None = None) -> list[SequenceUpdate]:
         """End a request's sequences, or the one at `index`, and return their updates: none if unknown or ended already."""
@@ -123,13 +119,11 @@ class Scheduler:
         """Return the next step, or None if nothing can run before the step in flight is committed; launch what it returns."""
         assert len(self._in_flight) <= 1, "two steps are uncommitted already"
         scheduled = _Scheduled(Step(self._num_steps))
-        num_waiting = len(self._waiting)
         self._decode(scheduled)
         budget = self.limits.max_num_batched_tokens - len(scheduled.sampled)
         if self._prefilling:
             budget = self._continue_prefills(scheduled, budget)
-        preempted = len(self._waiting) > num_waiting
-        if num_waiting and not preempted:  # else what was freed goes straight back, perhaps to one with a token in flight
+        if self._waiting:
             self._admit(scheduled, budget)
         if not scheduled.sampled and not scheduled.prefilled:
             return None
@@ -217,13 +211,14 @@ class Scheduler:
             scheduled.sampled.append(seq)
             seq.stage = Stage.DECODING
             insort(self._decoding, seq, key=_rank)
-            self._waiting.release_followers(seq)
         return end - start
 
     def _admit(self, scheduled: _Scheduled, budget: int) -> None:
         """Start waiting sequences strictly by rank, as long as budget, slots and pages last.
 
-        Each running sequence keeps one available page in view, or a newcomer would often be preempted a few steps on.
+        One page stays available for each running sequence, or a newcomer would often be preempted a few steps on. Siblings
+        of a prompt in several chunks come after its last chunk, for a chunk that is not the last leaves no budget; they find
+        all its full blocks named.
         """
         while budget and self._free_slots and self.pool.num_available > self.num_running:
             seq = self._waiting.first()
@@ -309,7 +304,6 @@ class Scheduler:
             self._give_up(seq, forget=forget)
         elif was is Stage.WAITING:
             self._waiting.discard(seq)
-        self._waiting.release_followers(seq)
         unfinished = self._requests[seq.request_id]
         unfinished.remove(seq)
         if not unfinished:

@@ -49,8 +49,6 @@ class Sequence:
 
     chain: list[bytes] = field(factory=list)  # names of its full blocks
     num_named: int = 0  # of its pages, those the pool knows by name or holds under the same name elsewhere
-    leader: Sequence | None = None  # sibling it is held back behind
-    followers: list[Sequence] = field(factory=list)
 
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     num_cached_tokens: int = 0

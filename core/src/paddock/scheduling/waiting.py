@@ -11,19 +11,17 @@ from paddock.scheduling.sequence import Sequence, Stage
 class WaitingQueue:
     """Waiting sequences by rank: priority, then arrival, then index.
 
-    Siblings may be *held back* until the first of them has its prompt computed: they count as waiting, but are not yet in
-    order. Sequences that end while waiting stay in the heap, marked by their stage, until they surface or outnumber the rest.
+    Sequences that end while waiting stay in the heap, marked by their stage, until they surface or outnumber the rest.
     """
 
     def __init__(self, max_queue: int) -> None:
         self.max_queue = max_queue
         self._heap: list[tuple[tuple[int, int, int], Sequence]] = []
         self._ended = 0  # of those in the heap
-        self._held_back = 0
 
     def __len__(self) -> int:
-        """Return how many sequences wait, held-back ones included."""
-        return len(self._heap) - self._ended + self._held_back
+        """Return how many sequences wait."""
+        return len(self._heap) - self._ended
 
     def check_room(self, request_id: str, count: int) -> None:
         """Raise QueueFullError unless `count` more sequences may wait, RequestError if they never could."""
@@ -42,26 +40,8 @@ class WaitingQueue:
         """Add a sequence in its place; one that was preempted is never refused."""
         heapq.heappush(self._heap, (seq.rank, seq))
 
-    def hold_back(self, seq: Sequence, leader: Sequence) -> None:
-        """Keep `seq` out of the order until `release_followers(leader)`."""
-        seq.leader = leader
-        leader.followers.append(seq)
-        self._held_back += 1
-
-    def release_followers(self, leader: Sequence) -> None:
-        """Put those held back behind `leader` in their places."""
-        followers, leader.followers = leader.followers, []
-        self._held_back -= len(followers)
-        for seq in followers:
-            seq.leader = None
-            self.push(seq)
-
     def discard(self, seq: Sequence) -> None:
         """Forget a waiting sequence, whose stage already says that it ended."""
-        if seq.leader is not None:
-            seq.leader.followers.remove(seq)
-            self._held_back -= 1
-            return
         self._ended += 1
         if self._ended > len(self._heap) // 2:
             self._heap = [entry for entry in self._heap if entry[1].stage is not Stage.ENDED]
@@ -83,6 +63,4 @@ class WaitingQueue:
         """Assert that the counts are true and that everyone in the queue waits."""
         live = [seq for _, seq in self._heap if seq.stage is not Stage.ENDED]
         assert self._ended == len(self._heap) - len(live), "ended sequences are miscounted"
-        held_back = [follower for seq in live for follower in seq.followers]
-        assert self._held_back >= len(held_back), "sequences are held back behind one that is not held to release them"
-        assert all(seq.stage is Stage.WAITING and not seq.pages for seq in live + held_back), "a queued sequence holds pages"
+        assert all(seq.stage is Stage.WAITING and not seq.pages for seq in live), "a queued sequence holds pages"
