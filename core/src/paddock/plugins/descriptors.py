@@ -210,7 +210,7 @@ class CommandSpec:
 
 @frozen(kw_only=True)
 class ObserverSpec:
-    """`factory(plan)` returns a callable taking `execution.StepStats`, called at most once a step, when the plan names it."""
+    """`factory(plan)` returns a callable taking `execution.stats.StepStats`; called at most once a step if the plan names it."""
 
     name: str = field(validator=_name)
     factory: str = field(validator=_reference)
