@@ -120,7 +120,7 @@ def test_a_newcomer_leaves_a_page_for_each_running_sequence() -> None:
     driver = Driver(limits(length=32, page_size=4, pages=10))
     driver.add(request("old", 6, max_tokens=12))
     driver.step()
-    driver.add(request("new", 29, max_tokens=2))
+    driver.add(request("new", 29, max_tokens=3))
     driver.run()
     driver.check_outcomes()
     assert not preempted(driver)
