@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from paddock import axes
 from paddock.checkpoint.targets import Target
-from paddock.layers import parameters
+from paddock.layers import packing, parameters
 
 
 @frozen(eq=False)
@@ -121,14 +121,26 @@ class LinearLayer(nn.Module):
 
 
 class TiedLinear(nn.Module):
-    """A head that multiplies with the embedding's table, held elsewhere: nothing of its own to load."""
+    """A head that multiplies with the embedding's table: nothing to load; on a CPU it keeps a copy in its kernels' layout."""
 
     def __init__(self, table_VE: nn.Parameter, gather: Callable[[Tensor], Tensor] | None = None) -> None:
         """Share `table_VE`."""
         super().__init__()
         self.weight, self.gather = table_VE, gather
+        self._packed: Tensor | None = None
 
     def forward(self, x_TE: Tensor) -> Tensor:
         """Return y [T, V]."""
-        y_TV = nn.functional.linear(x_TE, self.weight)
+        y_TV = nn.functional.linear(x_TE, self.weight) if self._packed is None else packing.multiply(x_TE, self._packed)
         return y_TV if self.gather is None else self.gather(y_TV)
+
+    def targets(self) -> Iterator[Target]:
+        """Yield nothing: the embedding loads the table."""
+        yield from ()
+
+    def finalise(self) -> None:
+        """Lay the table out for the CPU's kernels where that helps."""
+        self._packed = packing.pack(self.weight)
+
+    def randomise(self, generator: torch.Generator) -> None:
+        """Leave the table to the embedding."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as nnf
 
 from paddock import axes
-from paddock.layers import parameters
+from paddock.layers import packing, parameters
 from paddock.layers.linear import Activation, LinearLayer
 
 
@@ -29,6 +29,7 @@ class PlainMethod:
         """Hold one tensor named `weight` with the axes out, in."""
         assert [tensor.name for tensor in tensors] == ["weight"], tensors
         self.tensors = tensors
+        self._packed: Tensor | None = None
 
     @classmethod
     def of(cls, linear: axes.Linear, dtype: torch.dtype) -> PlainMethod:
@@ -40,7 +41,10 @@ class PlainMethod:
         return parameters.allocate(linear, self.tensors, device)
 
     def finalise(self, layer: LinearLayer) -> None:
-        """Leave the weight as loaded."""
+        """Lay the weight out for the CPU's kernels where that helps; it lives in the method from then on."""
+        self._packed = packing.pack(layer.get_parameter("weight"))
+        if self._packed is not None:
+            layer.register_parameter("weight", None)
 
     def input_scale(self, layer: LinearLayer) -> Tensor | None:
         """Return None: the input is plain."""
@@ -49,11 +53,14 @@ class PlainMethod:
     def apply(self, layer: LinearLayer, x_TI: Activation) -> Tensor:
         """Return x W^T [T, O]."""
         assert isinstance(x_TI, Tensor), "a plain linear takes plain activations"
+        if self._packed is not None:
+            return packing.multiply(x_TI, self._packed)
         return nnf.linear(x_TI, layer.get_parameter("weight"))
 
     def dequantise(self, layer: LinearLayer) -> Tensor:
         """Return W [O, I] in float32."""
-        return layer.get_parameter("weight").float()
+        weight_OI = layer.get_parameter("weight") if self._packed is None else self._packed.to_dense()
+        return weight_OI.float()
 
     def randomise(self, layer: LinearLayer, generator: torch.Generator) -> None:
         """Fill the weight so that outputs keep their inputs' magnitude."""
