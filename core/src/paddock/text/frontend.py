@@ -171,8 +171,9 @@ class TextEngine:
             live, index = self._continuations.get(update.request_id, (None, 0))
             if live is not None:
                 self._take(live, index, update, now)
-                touched[live.request_id] = live
-        return [live.output() for live in touched.values() if live.done or not live.final_only]
+                if live.finished is not None or not live.final_only:
+                    touched[live.request_id] = live
+        return [live.output() for live in touched.values()]
 
     def _take(self, live: LiveRequest, index: int, update: SequenceUpdate, now: float) -> None:
         live.take(index, update, now)
@@ -180,8 +181,8 @@ class TextEngine:
             del self._continuations[update.request_id]
             if update.finish_reason is None:  # a stop string: the engine does not know yet
                 self._engine.abort(update.request_id)
-        if live.done:
-            del self._requests[live.request_id]
+            if live.finished is not None:
+                del self._requests[live.request_id]
 
     def _withdraw(self, live: LiveRequest) -> None:
         """End the continuations that still run."""

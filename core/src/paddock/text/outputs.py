@@ -147,8 +147,9 @@ class LiveRequest:
         if update.prompt_logprobs is not None:
             tokenizer = sequence.tokenizer
             self.prompt_logprobs = [entry and spelt(entry, tokenizer) for entry in update.prompt_logprobs]
-        self.num_cached_tokens = max(self.num_cached_tokens, update.num_cached_tokens)
-        if self.finished is None and self.done:
+        if update.num_cached_tokens > self.num_cached_tokens:
+            self.num_cached_tokens = update.num_cached_tokens
+        if sequence.finish_reason is not None and self.done:
             self.finished = now
 
     @property
