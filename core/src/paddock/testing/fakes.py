@@ -100,14 +100,6 @@ class FakeRunner:
     def close(self) -> None:
         """Hold nothing, release nothing."""
 
-    @property
-    def vocab_size(self) -> int:
-        """Return V of the model."""
-        return self.model.vocab_size
-
-    def close(self) -> None:
-        """Hold nothing."""
-
     def launch(self, step: Step) -> FakeInFlight:
         """Run the step and return its result in flight; raise AssertionError for anything a device could not do rightly."""
         assert step.number == self.num_launched, f"step {step.number} follows {self.num_launched - 1}"
