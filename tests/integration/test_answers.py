@@ -74,6 +74,15 @@ def test_a_stop_string_cuts_one_continuation_of_several(llm: LLM) -> None:
     assert llm.generate("the fox", PARAMS)[0].text == whole
 
 
+def test_a_requests_times_are_in_order(llm: LLM) -> None:
+    """A request arrives, is scheduled, gives its first token and ends, by one clock."""
+    times = llm.generate("the fox", PARAMS)[0].timings
+    assert times is not None
+    order = [times.arrived, times.scheduled, times.first_token, times.finished]
+    assert None not in order
+    assert order == sorted(order)  # type: ignore[type-var]
+
+
 def test_bad_requests_fail_alone(llm: LLM) -> None:
     """Too long, empty and out of range come back as errors among answers."""
     prompts: list[Prompt] = ["the fox", "x" * 200, [300], "", "a"]

@@ -169,7 +169,7 @@ def test_ctrl_c_aborts_between_steps_and_leaves_the_llm_usable(make: Make) -> No
     survived: list[str] = []
 
     def reply(request: Request) -> Sequence[int]:
-        if pressing and request.request_id == "0-0" and scripted(llm).running["0-1"][1]:
+        if pressing and request.request_id == "0-0" and scripted(llm).running["0-1", 0][1]:
             signal.raise_signal(signal.SIGINT)
             survived.append("not cut in half")
         return ids("a long answer")
@@ -178,7 +178,7 @@ def test_ctrl_c_aborts_between_steps_and_leaves_the_llm_usable(make: Make) -> No
     with pytest.raises(KeyboardInterrupt):
         llm.generate(["a", "b"], PARAMS)
     assert survived == ["not cut in half"]
-    assert sorted(scripted(llm).aborted) == ["0-0", "0-1"]
+    assert sorted(request_id for request_id, _ in scripted(llm).aborted) == ["0-0", "0-1"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     pressing = False
     assert llm.generate("b", PARAMS)[0].text == "a long answer"

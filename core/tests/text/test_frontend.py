@@ -91,7 +91,7 @@ def test_a_stop_string_ends_a_request_and_frees_the_engine(make: Make, include: 
     assert all(text.startswith(output.text) for output in outputs)
     assert engine.tokenizer is not None
     assert text.strip() in engine.tokenizer.decode(outputs[-1].token_ids)
-    assert _inner(engine).aborted == ["r"]
+    assert _inner(engine).aborted == [("r", 0)]
     assert not _inner(engine).has_work
 
 
@@ -133,12 +133,12 @@ def test_n_continuations_come_as_one_output(make: Make, byte_level: Tokenizer) -
         return byte_level.encode(answers[request.params.seed])
 
     engine = make(reply)
-    engine.add("x", _params(n=3, seed=10, stop=["lazy"], prompt_logprobs=1))
+    engine.add("x", _params(n=3, seed=10, stop=["lazy"]))
     outputs = _run(engine)
     assert [part.text for part in outputs[-1].outputs] == ["a fox", "the quick brown fox jumps", "the "]
     assert [part.finish_reason for part in outputs[-1].outputs] == ["length", "length", "stop"]
     assert [output.finished for output in outputs].count(True) == 1
-    assert [seen[seed].params.prompt_logprobs for seed in sorted(seen)] == [1, None, None]
+    assert sorted(seen) == [10, 11, 12]
 
 
 def test_logprobs_carry_their_tokens_text(make: Make) -> None:
@@ -221,7 +221,7 @@ def test_prompts_may_come_as_text_ids_or_both(make: Make, byte_level: Tokenizer)
 
 
 def test_a_full_queue_takes_all_continuations_or_none(make: Make) -> None:
-    """When the last of n continuations does not fit, the first ones are withdrawn."""
+    """When n continuations do not all fit, none is queued."""
     engine = make(room=2)
     with pytest.raises(QueueFullError):
         engine.add("x", _params(n=3))

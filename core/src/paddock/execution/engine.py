@@ -48,9 +48,9 @@ class Engine:
         check_token_ids(request, self._runner.vocab_size)
         self._scheduler.add(request)
 
-    def abort(self, request_id: str) -> list[SequenceUpdate]:
-        """End a request and return the last updates of its sequences; none when it is unknown or has ended."""
-        return self._scheduler.abort(request_id)
+    def abort(self, request_id: str, index: int | None = None) -> list[SequenceUpdate]:
+        """End a request, or its sequence `index` alone, and return the last updates; none when unknown or ended already."""
+        return self._scheduler.abort(request_id, index)
 
     def step(self) -> list[SequenceUpdate]:
         """Launch the next step, commit one that has run, and return what that one gave each sequence."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from paddock.errors import QueueFullError
 from paddock.request import Logprob, Request
@@ -53,25 +53,30 @@ def byte_fallback_tokenizer() -> Tokenizer:
 class ScriptedEngine:
     """Answers every request with the tokens `reply` gives for it, one a step, until they or max_tokens or a stop id end it.
 
-    At most `room` requests run; a request whose `reply` raises ends with an error.
+    At most `room` sequences run; one whose `reply` raises ends with an error. Of n continuations, each is asked for with the
+    seed it has as a sequence.
     """
 
     reply: Callable[[Request], Sequence[int]]
     room: int = 1000
-    running: dict[str, tuple[Request, list[int]]] = field(factory=dict)
-    aborted: list[str] = field(factory=list)
+    running: dict[tuple[str, int], tuple[Request, list[int]]] = field(factory=dict)
+    aborted: list[tuple[str, int | None]] = field(factory=list)
     closed: bool = False
 
     def add(self, request: Request) -> None:
         """Queue a request."""
-        if len(self.running) >= self.room:
+        if len(self.running) + request.params.n > self.room:
             raise QueueFullError("the queue is full", fix="try again later")
-        self.running[request.request_id] = (request, [])
+        for index in range(request.params.n):
+            seed = None if request.params.seed is None else request.params.seed + index
+            alone = evolve(request, params=evolve(request.params, n=1, seed=seed))
+            self.running[request.request_id, index] = (alone, [])
 
-    def abort(self, request_id: str) -> None:
-        """Drop a request."""
-        self.aborted.append(request_id)
-        self.running.pop(request_id, None)
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """Drop a request, or one of its sequences."""
+        self.aborted.append((request_id, index))
+        for key in [key for key in self.running if key[0] == request_id and index in (None, key[1])]:
+            del self.running[key]
 
     @property
     def has_work(self) -> bool:
@@ -80,10 +85,10 @@ class ScriptedEngine:
 
     def step(self) -> list[SequenceUpdate]:
         """Return the next token of every running request."""
-        return [self._next(request, given) for request, given in list(self.running.values())]
+        return [self._next(index, request, given) for (_, index), (request, given) in list(self.running.items())]
 
-    def _next(self, request: Request, given: list[int]) -> SequenceUpdate:
-        update = SequenceUpdate(request.request_id, 0, [])
+    def _next(self, index: int, request: Request, given: list[int]) -> SequenceUpdate:
+        update = SequenceUpdate(request.request_id, index, [])
         try:
             script = self.reply(request)
         except ValueError as error:
@@ -99,7 +104,7 @@ class ScriptedEngine:
             elif len(given) in (request.params.max_tokens, len(script)):
                 update.finish_reason = "length"
         if update.finish_reason is not None:
-            del self.running[request.request_id]
+            del self.running[request.request_id, index]
         return update
 
     def close(self) -> None:

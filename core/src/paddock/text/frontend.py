@@ -7,14 +7,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from attrs import evolve
-
 from paddock.errors import PaddockError, RequestError
 from paddock.request import Request, RequestOutput, SamplingParams
 from paddock.scheduling.step import SequenceUpdate
 from paddock.text.chat import ChatRenderer, ChatTemplates, Message
 from paddock.text.files import TextFiles
-from paddock.text.outputs import LiveRequest, LiveSequence, LiveText, continuation_params
+from paddock.text.outputs import LiveRequest
 from paddock.text.prompts import EncodedPrompt, Prompt, PromptReader
 from paddock.text.tokenizer import Tokenizer
 
@@ -25,8 +23,8 @@ class TokenEngine(Protocol):
     def add(self, request: Request) -> None:
         """Queue a request, or raise RequestError."""
 
-    def abort(self, request_id: str) -> object:
-        """End a request; no update of it that comes later matters."""
+    def abort(self, request_id: str, index: int | None = None) -> object:
+        """End a request, or its continuation `index` alone; no update of it that comes later matters."""
 
     def step(self) -> list[SequenceUpdate]:
         """Run one step and return what it gave."""
@@ -42,7 +40,6 @@ class TokenEngine(Protocol):
 class TextEngine:
     """Runs many requests at once, in text. Not thread-safe: one caller adds, steps and aborts.
 
-    A request's n continuations run as n requests of the inner engine, so that one may end at a stop string alone.
     `plan` is the resolved Plan it was built from, where there is one. Times come from `clock`, in monotonic seconds.
     """
 
@@ -67,7 +64,6 @@ class TextEngine:
         self._chat = chat or ChatRenderer()
         self._clock = clock
         self._requests: dict[str, LiveRequest] = {}
-        self._continuations: dict[str, tuple[LiveRequest, int]] = {}
         self._numbers = itertools.count()
         self._closed = False
 
@@ -116,36 +112,21 @@ class TextEngine:
         """
         self._need_open()
         request_id = request_id if request_id is not None else f"request-{next(self._numbers)}"
-        if request_id in self._requests or request_id in self._continuations:
+        if request_id in self._requests:
             raise RequestError(f"request id {request_id!r} is taken", fix="choose another, or leave it out")
         encoded = self._reader.encode(prompt)
         request = self._reader.request(request_id, encoded, params, priority=priority)
-        live = LiveRequest(request_id=request_id, prompt=encoded, sequences=[], final_only=final_only, arrived=self._clock())
-        self._queue(live, request)
+        live = LiveRequest.of(request, encoded, self.tokenizer, final_only=final_only, arrived=self._clock())
+        self._engine.add(request)
         self._requests[request_id] = live
         return request_id
-
-    def _queue(self, live: LiveRequest, request: Request) -> None:
-        """Give the engine one request for each continuation, or none at all."""
-        try:
-            for index in range(request.params.n):
-                name = request.request_id if request.params.n == 1 else f"{request.request_id}/{index}"
-                part = evolve(request, request_id=name, params=continuation_params(request.params, index))
-                self._engine.add(part)
-                self._continuations[name] = (live, index)
-                text = LiveText(self.tokenizer, part)
-                eager = bool(part.params.stop) or not live.final_only
-                live.sequences.append(LiveSequence(index=index, request=part, tokenizer=self.tokenizer, text=text, eager=eager))
-        except BaseException:
-            self._withdraw(live)
-            raise
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """End a request and return what it had, its finish_reason `abort`; None when there is no such request."""
         live = self._requests.pop(request_id, None)
         if live is None:
             return None
-        self._withdraw(live)
+        self._engine.abort(request_id)
         for sequence in live.sequences:
             sequence.end("abort")
         live.finished = self._clock()
@@ -163,32 +144,23 @@ class TextEngine:
             updates = self._engine.step()
         except BaseException:
             self._requests.clear()
-            self._continuations.clear()
             raise
         now = self._clock()
         touched: dict[str, LiveRequest] = {}
         for update in updates:
-            live, index = self._continuations.get(update.request_id, (None, 0))
+            live = self._requests.get(update.request_id)
             if live is not None:
-                self._take(live, index, update, now)
+                self._take(live, update, now)
                 if live.finished is not None or not live.final_only:
                     touched[live.request_id] = live
         return [live.output() for live in touched.values()]
 
-    def _take(self, live: LiveRequest, index: int, update: SequenceUpdate, now: float) -> None:
-        live.take(index, update, now)
-        if live.sequences[index].finish_reason is not None:
-            del self._continuations[update.request_id]
-            if update.finish_reason is None:  # a stop string: the engine does not know yet
-                self._engine.abort(update.request_id)
-            if live.finished is not None:
-                del self._requests[live.request_id]
-
-    def _withdraw(self, live: LiveRequest) -> None:
-        """End the continuations that still run."""
-        for sequence in live.sequences:
-            if self._continuations.pop(sequence.request.request_id, None) is not None:
-                self._engine.abort(sequence.request.request_id)
+    def _take(self, live: LiveRequest, update: SequenceUpdate, now: float) -> None:
+        live.take(update, now)
+        if live.sequences[update.index].finish_reason is not None and update.finish_reason is None:
+            self._engine.abort(live.request_id, update.index)  # a stop string: the engine does not know yet
+        if live.finished is not None:
+            del self._requests[live.request_id]
 
     def chat_prompt(
         self,
@@ -225,7 +197,6 @@ class TextEngine:
             return
         self._closed = True
         self._requests.clear()
-        self._continuations.clear()
         self._chat.close()
         self._engine.close()
 

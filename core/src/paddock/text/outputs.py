@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from attrs import define, evolve, field
 
-from paddock.request import CompletionOutput, Logprob, Request, RequestOutput, SamplingParams, Timings, TokenLogprobs
+from paddock.request import CompletionOutput, Logprob, Request, RequestOutput, Timings, TokenLogprobs
 from paddock.scheduling.step import SequenceUpdate
 from paddock.text.detokenizer import Detokenizer
 from paddock.text.prompts import EncodedPrompt
@@ -126,22 +126,37 @@ class LiveSequence:
 
 @define(eq=False, kw_only=True)
 class LiveRequest:
-    """A request and its n continuations, each run by the engine as a request of its own."""
+    """A request and its n continuations. Times are in monotonic seconds; `scheduled` is the engine's clock, the same one."""
 
     request_id: str
     prompt: EncodedPrompt
     sequences: list[LiveSequence]
     final_only: bool
     arrived: float
+    scheduled: float | None = None
     first_token: float | None = None
     finished: float | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     num_cached_tokens: int = 0
 
-    def take(self, index: int, update: SequenceUpdate, now: float) -> None:
-        """Take one update of continuation `index`."""
-        sequence = self.sequences[index]
+    @classmethod
+    def of(
+        cls, request: Request, prompt: EncodedPrompt, tokenizer: Tokenizer | None, *, final_only: bool, arrived: float
+    ) -> LiveRequest:
+        """Return a request of which nothing has run; text grows with every token unless only its end is wanted."""
+        eager = bool(request.params.stop) or not final_only
+        sequences = [
+            LiveSequence(index=index, request=request, tokenizer=tokenizer, text=LiveText(tokenizer, request), eager=eager)
+            for index in range(request.params.n)
+        ]
+        return cls(request_id=request.request_id, prompt=prompt, sequences=sequences, final_only=final_only, arrived=arrived)
+
+    def take(self, update: SequenceUpdate, now: float) -> None:
+        """Take one update of one of its continuations."""
+        sequence = self.sequences[update.index]
         sequence.take(update, now)
+        if self.scheduled is None:
+            self.scheduled = update.first_scheduled
         if self.first_token is None and update.token_ids:
             self.first_token = now
         if update.prompt_logprobs is not None:
@@ -166,7 +181,7 @@ class LiveRequest:
             outputs=[sequence.output() for sequence in self.sequences],
             finished=self.done,
             prompt_logprobs=self.prompt_logprobs,
-            timings=Timings(arrived=self.arrived, first_token=self.first_token, finished=self.finished),
+            timings=Timings(arrived=self.arrived, scheduled=self.scheduled, first_token=self.first_token, finished=self.finished),
             num_cached_tokens=self.num_cached_tokens,
         )
 
@@ -176,15 +191,3 @@ def spelt(logprobs: Mapping[int, Logprob], tokenizer: Tokenizer | None) -> Token
     if tokenizer is None:
         return dict(logprobs)
     return {token: evolve(entry, decoded_token=tokenizer.token_text(token)) for token, entry in logprobs.items()}
-
-
-def continuation_params(params: SamplingParams, index: int) -> SamplingParams:
-    """Return the parameters continuation `index` runs under: alone, with a seed and a share of the work of its own."""
-    if params.n == 1:
-        return params
-    return evolve(
-        params,
-        n=1,
-        seed=None if params.seed is None else params.seed + index,
-        prompt_logprobs=params.prompt_logprobs if index == 0 else None,
-    )
