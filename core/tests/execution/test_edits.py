@@ -52,22 +52,29 @@ sequence = st.fixed_dictionaries(
 
 
 @settings(max_examples=60, deadline=None)
-@given(sequences=st.lists(sequence, min_size=1, max_size=4), seed=st.integers(0, 2**16))
+@given(sequences=st.lists(sequence, min_size=2, max_size=4), seed=st.integers(0, 2**16))
 def test_edited_choices_follow_the_plain_reference(sampler_bench, admit, sequences, seed):
-    """Over several steps, sequences of different edits choose together what each would choose by the plain rules."""
-    bench = sampler_bench(VOCAB)
+    """Over several steps in changing company, sequences of different edits choose what each would choose by the plain rules.
+
+    Half way through, the first sequence's slot goes to a copy of the last one.
+    """
+    bench, generator = sampler_bench(VOCAB), torch.Generator().manual_seed(seed)
     bench.admit(*(admit(slot, seed=0, **parts) for slot, parts in enumerate(sequences)))
     outputs = [list(parts["output"]) for parts in sequences]
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(5):
-        logits = torch.randn(len(sequences), VOCAB, generator=generator)
-        tokens = bench.tokens(logits)
-        for slot, parts in enumerate(sequences):
+    for step in range(6):
+        if step == 3:
+            sequences = [sequences[-1], *sequences[1:]]
+            outputs[0] = list(sequences[0]["output"])
+            bench.admit(admit(0, seed=0, **sequences[0]))
+        slots = torch.randperm(len(sequences), generator=generator).tolist()[: len(sequences) - step % 2]
+        logits = torch.randn(len(slots), VOCAB, generator=generator)
+        for r, (slot, token) in enumerate(zip(slots, bench.tokens(logits, slots), strict=True)):
+            parts = sequences[slot]
             names = ("params", "prompt", "stop_ids", "bad_words")
             params, prompt, stop_ids, bad_words = (parts[name] for name in names)
-            row = plain_logits(logits[slot], params, prompt, outputs[slot], stop_ids, bad_words)
-            assert row[tokens[slot]] >= max(row) - 1e-5
-            outputs[slot].append(tokens[slot])
+            row = plain_logits(logits[r], params, prompt, outputs[slot], stop_ids, bad_words)
+            assert row[token] >= max(row) - 1e-5
+            outputs[slot].append(token)
 
 
 def test_stop_ids_beyond_the_vocabulary_are_no_concern(sampler_bench, admit):
@@ -95,3 +102,11 @@ def test_penalties_change_drawn_tokens_too(sampler_bench, admit):
     bench.admit(admit(0, SamplingParams(temperature=0.01, frequency_penalty=2.0)))
     logits = torch.linspace(0.0, 1.0, VOCAB)[None]
     assert sorted(bench.tokens(logits)[0] for _ in range(VOCAB)) == list(range(VOCAB))
+
+
+def test_a_slots_next_sequence_brings_its_own_edits(sampler_bench, admit):
+    """A biased sequence after a biased one, in the same slot and row, gets its own bias."""
+    bench, logits = sampler_bench(VOCAB), torch.zeros(1, VOCAB)
+    for token in (3, 7):
+        bench.admit(admit(0, SamplingParams(temperature=0.0, logit_bias={token: 1.0})))
+        assert bench.tokens(logits) == [token]

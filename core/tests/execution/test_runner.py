@@ -74,13 +74,16 @@ def test_a_resumed_sequence_continues(rig, admit):
 
 @pytest.mark.parametrize("cut", [8, 5, 1])
 def test_prompt_logprobs_do_not_depend_on_chunks(rig, admit, cut):
-    """However a prompt is cut, each token after the first gets its raw logprob and rank; the chosen continuation none."""
+    """However a prompt is cut, each token after the first gets its raw logprob and rank, others in the step none."""
     model, runner = (made := rig()).model, made.runner
-    step = prefill(3, 0, PROMPT[:cut], samples=cut == 8, pages=[(3, 0, [5, 0])])
+    step = prefill(1, 0, [4, 4, 4], pages=[(1, 0, [7]), (3, 0, [5, 0])], admissions=[admit(1, GREEDY, prompt=[4, 4, 4])])
+    step.prefills.append(PrefillChunk(3, 0, PROMPT[:cut], cut == 8))
     step.admissions.append(admit(3, SamplingParams(temperature=0.0, prompt_logprobs=2), prompt=PROMPT))
-    found = runner.launch(step).result().prompt_logprobs[0]
+    found = runner.launch(step).result().prompt_logprobs[1]
     if cut < 8:
-        found += runner.launch(prefill(3, cut, PROMPT[cut:])).result().prompt_logprobs[0]
+        rest = decode([1], [3])
+        rest.prefills.append(PrefillChunk(3, cut, PROMPT[cut:], True))
+        found += runner.launch(rest).result().prompt_logprobs[0]
     assert len(found) == 7
     for position, row in enumerate(found):
         logits = torch.from_numpy(model.logits_after(PROMPT[: position + 1]))
