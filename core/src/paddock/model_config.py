@@ -53,6 +53,7 @@ class ConfigReader:
         self._raw, self._path = dict(raw), path
         self._ignored, self._harmless = frozenset(ignored), frozenset(harmless)
         self._known: set[str] = set()
+        self._spelled: dict[str, str] = {}  # name asked for, to the alias the file uses
 
     def has(self, name: str, *aliases: str) -> bool:
         """Return whether the key is there and not null."""
@@ -142,8 +143,7 @@ class ConfigReader:
             return None
         if not isinstance(value, Mapping):
             raise self.wrong(name, value, "an object")
-        found = next(n for n in (name, *aliases) if self._raw.get(n) is not None)
-        return ConfigReader(value, ignored=self._ignored, harmless=(), path=f"{self._path}{found}.")
+        return ConfigReader(value, ignored=self._ignored, harmless=(), path=f"{self._path}{self._spelled[name]}.")
 
     def finish(self) -> None:
         """Raise one ModelConfigError for all keys nobody read, with the nearest known key for each."""
@@ -158,7 +158,8 @@ class ConfigReader:
         )
 
     def wrong(self, name: str, value: object, allowed: str) -> ModelConfigError:
-        """Return the error for a key whose value is not supported."""
+        """Return the error for a key whose value is not supported, in the file's spelling."""
+        name = self._spelled.get(name, name)
         return ModelConfigError(f"config.json: {self._path}{name} is {value!r:.120}", fix=f"{self._path}{name} must be {allowed}")
 
     def _near(self, name: str) -> str:
@@ -178,6 +179,7 @@ class ConfigReader:
                 )
             return _ABSENT
         (first, value), *others = found.items()
+        self._spelled[names[0]] = first
         for other, duplicate in others:
             if duplicate != value:
                 raise ModelConfigError(

@@ -20,9 +20,8 @@ UNIT_ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32
 # root mean square of n independent ones stays below n units, and kernels accumulate in float32 throughout.
 ROUNDINGS = {
     "rms_norm": (2, "the normalised value is rounded, then its product with the weight"),
-    "add_rms_norm": (3, "the sum is rounded too, and the norm is of the rounded sum"),
+    "add": (1, "rounded once"),
     "layer_norm": (1, "rounded once at the end"),
-    "add_layer_norm": (2, "the sum is rounded, and the norm is of the rounded sum"),
     "silu_mul": (2, "silu is rounded, then its product with up"),
     "gelu": (1, "rounded once at the end"),
     "rope_and_cache": (1, "rotated in float32, rounded once"),

@@ -1,0 +1,81 @@
+"""The plain-torch ops are what they say, in every dtype and odd shape."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from paddock.layers import reference
+from paddock.layers.attention import LayerKV
+from paddock.layers.ops import OP_NAMES, Ops
+from paddock.layers.rope import cos_sin_table
+from paddock.model_config import RopeSpec
+from paddock.testing.kernels import check_op
+from paddock.testing.oracle import assert_close, relative_rms
+
+
+@pytest.mark.parametrize("name", ["rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "silu_mul", "gelu"])
+def test_an_op_keeps_its_contract_in_every_dtype(name: str) -> None:
+    """In 16 bits an op stays within the roundings the table allows of itself in float32."""
+    check_op(name, getattr(reference, name), dtypes=[torch.float32, torch.bfloat16, torch.float16])
+
+
+def test_rms_norm_rounds_before_the_weight() -> None:
+    """The normalised value is rounded to the input's dtype, and only then multiplied by the weight."""
+    x, weight = torch.randn(4, 32).bfloat16(), torch.randn(32).bfloat16()
+    wide = x.double()
+    normalised = (wide * (wide.square().mean(-1, keepdim=True) + 1e-5).rsqrt()).to(torch.bfloat16)
+    assert torch.equal(reference.rms_norm(x, weight, 1e-5), normalised * weight)
+
+
+def test_rotation_pairs_each_dimension_with_the_one_half_a_head_away() -> None:
+    """(x_j, x_{j + D/2}) turns by position times frequency, and k lands in its slot."""
+    table = cos_sin_table(RopeSpec(theta=100.0), head_dim=4, max_model_len=8, device=torch.device("cpu"))
+    q, k, v = torch.randn(2, 3, 4), torch.randn(2, 1, 4), torch.randn(2, 1, 4)
+    kv = LayerKV(torch.full((2, 4, 1, 4), torch.nan), torch.full((2, 4, 1, 4), torch.nan))
+    positions, slots = torch.tensor([5, 2]), torch.tensor([6, 1])
+    rotated = reference.rope_and_cache(q, k, v, table, positions, kv, slots, None, None)
+    as_complex = torch.complex(q[..., :2].double(), q[..., 2:].double())
+    angle = positions[:, None].double() * torch.tensor([1.0, 0.1], dtype=torch.float64)
+    turned = as_complex * torch.polar(torch.ones_like(angle), angle)[:, None]
+    assert_close(rotated, torch.cat((turned.real, turned.imag), -1), op="rope_and_cache")
+    assert torch.equal(kv.v_pages_NPKD.flatten(0, 1)[slots], v)
+    assert kv.k_pages_NPKD.flatten(0, 1)[slots].isfinite().all()
+    assert int(kv.k_pages_NPKD.isnan().sum()) == 6 * 4
+
+
+def test_fp8_pages_hold_the_values_divided_by_their_scales() -> None:
+    """K and V are stored as x / scale, saturated at 448 instead of turned into NaN."""
+    pages = torch.zeros(1, 4, 1, 2).to(torch.float8_e4m3fn)
+    kv = LayerKV(pages, pages.clone())
+    k = torch.tensor([[[1.0, 1e6]]])
+    reference.cache_kv(k, -k, kv, torch.tensor([2]), torch.tensor(0.5), torch.tensor(2.0))
+    assert kv.k_pages_NPKD[0, 2, 0].float().tolist() == [2.0, 448.0]
+    assert kv.v_pages_NPKD[0, 2, 0].float().tolist() == [-0.5, -448.0]
+
+
+def test_fp8_activations_map_the_largest_magnitude_to_448() -> None:
+    """A token's scale is its largest magnitude over 448, at most the bound, and values above the bound are clipped."""
+    x = torch.tensor([[1.0, -896.0], [0.0, 0.0], [2400.0, 1.0]])
+    free, bounded = reference.quantize_fp8_token(x), reference.quantize_fp8_token(x, 1200.0)
+    assert free.scale.flatten().tolist() == pytest.approx([2.0, 1 / (448 * 512), 2400 / 448])
+    assert bounded.scale[2].item() == pytest.approx(1200 / 448)
+    assert bounded.values_TI[2, 0].float() == 448.0
+    assert relative_rms(free.values_TI.float() * free.scale, x) < 0.04
+
+
+def test_static_fp8_activations_saturate() -> None:
+    """A static scale is used as given; what does not fit is clipped."""
+    quantised = reference.quantize_fp8_static(torch.tensor([[2.0, 1e9, -1e9]]), torch.tensor(0.5))
+    assert quantised.values_TI.float().tolist() == [[4.0, 448.0, -448.0]]
+
+
+def test_ops_bind_what_is_named_and_fall_back_to_the_reference() -> None:
+    """Binding one op leaves the others to their twins."""
+
+    def gelu(x_TF: torch.Tensor) -> torch.Tensor:
+        return x_TF
+
+    ops = Ops.bind({"gelu": gelu})
+    assert ops.gelu is gelu
+    assert all(getattr(ops, name) is getattr(reference, name) for name in OP_NAMES - {"gelu"})
