@@ -111,7 +111,7 @@ def test_old_and_new_rope_keys_mean_the_same(old: dict[str, Any], new: dict[str,
 @pytest.mark.parametrize(
     ("scaling", "message"),
     [
-        ({"type": "longrope", "factor": 2.0}, "rope_scaling.rope_type is 'longrope'"),
+        ({"type": "longrope", "factor": 2.0}, "rope_scaling.type is 'longrope'"),
         ({"type": "linear"}, "no rope_scaling.factor"),
         ({"type": "linear", "factor": 0.5}, "rope_scaling.factor is 0.5"),
         ({"type": "linear", "factor": 2.0, "betafast": 1}, "rope_scaling.betafast"),

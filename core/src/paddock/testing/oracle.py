@@ -63,11 +63,11 @@ def poisoned() -> Iterator[None]:
     Torch fills memory so in deterministic mode (`torch.utils.deterministic.fill_uninitialized_memory`, on by default).
     """
     before, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch._C._set_deterministic_algorithms(True, warn_only=True)  # the public function imports the compiler: seconds
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before, warn_only=warn)
+        torch._C._set_deterministic_algorithms(before, warn_only=warn)
 
 
 def dense_attention(
