@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from paddock.testing.contracts import check_model
+from paddock.testing.contracts import check_model, check_tensor_parallel
 from paddock_llama.plugin import paddock_models
 
 TINY = {
@@ -36,3 +36,9 @@ def test_llama_keeps_the_model_contracts(changes: dict[str, Any]) -> None:
     """Chunking, batching, permuting, sharding and loading change no logits."""
     (spec,) = paddock_models()
     check_model(spec, TINY | changes)
+
+
+def test_kv_heads_fewer_than_ranks_are_shared() -> None:
+    """Four ranks on two KV heads, each head held twice, give the logits of one."""
+    (spec,) = paddock_models()
+    check_tensor_parallel(spec, TINY, world=4)

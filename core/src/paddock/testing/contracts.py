@@ -76,8 +76,12 @@ def build_model(
     layers: range | None = None,
     method_for: Callable[[str, axes.Linear], LinearMethod] | None = None,
     state: Mapping[str, Tensor] | None = None,
+    finalised: bool = True,
 ) -> BuiltModel:
-    """Return the model of a config.json, on the CPU with the core's own ops: parameters from `state`, else random."""
+    """Return the model of a config.json, on the CPU with the core's own ops: parameters from `state`, else random.
+
+    `finalised` False leaves the parameters as a checkpoint has them, for looking at; such a model does not run.
+    """
     config = resolve(spec.parse_config)(raw, ())
     table, needs = resolve(spec.weights)(config), resolve(spec.attention)(config)
     backend = create_reference(needs, _CPU)
@@ -98,7 +102,8 @@ def build_model(
         randomise(model, torch.Generator().manual_seed(seed))
     else:
         load(model, state)
-    finalise(model)
+    if finalised:
+        finalise(model)
     return BuiltModel(
         config=config, table=table, needs=needs, model=model, backend=backend, dtype=dtype, num_layers=len(builder.layers)
     )
@@ -116,14 +121,14 @@ def load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def checkpoint(model: nn.Module) -> dict[str, Tensor]:
-    """Return the whole tensors of a model built on one rank, by checkpoint name."""
+    """Return the whole tensors of a model built on one rank and not finalised, by checkpoint name."""
     return {target.name: target.view.clone() for target in targets(model)}
 
 
 def check_model(spec: ModelSpec, raw: Mapping[str, Any], *, world: int = 2) -> None:
     """Check every contract of a model plugin on a (small) config.json; `world` ranks must be able to share it, 1 to skip."""
     built = build_model(spec, raw)
-    check_parameters(built)
+    check_parameters(build_model(spec, raw, finalised=False))
     check_chunking(built)
     check_batching(built)
     if world > 1:
@@ -133,7 +138,7 @@ def check_model(spec: ModelSpec, raw: Mapping[str, Any], *, world: int = 2) -> N
 
 @torch.no_grad()
 def check_parameters(built: BuiltModel) -> None:
-    """Check that every checkpoint tensor is used once, every parameter filled once, and the table declares them all."""
+    """Check of a model not finalised that each checkpoint tensor is used, and each parameter filled, exactly once."""
     found = [target for target in targets(built.model) if not target.optional]
     names = sorted(target.name for target in found)
     declared = sorted(_declared_names(built.table))
@@ -175,8 +180,9 @@ def check_batching(built: BuiltModel) -> None:
 
 def check_tensor_parallel(spec: ModelSpec, raw: Mapping[str, Any], *, world: int = 2) -> None:
     """Check that `world` ranks, each with its share of the weights, give the logits of one."""
-    single = build_model(spec, raw)
-    state, prompt = checkpoint(single.model), _tokens(single, 21)
+    state = checkpoint(build_model(spec, raw, finalised=False).model)
+    single = build_model(spec, raw, state=state)
+    prompt = _tokens(single, 21)
     (expected,) = single.run([("a", prompt)]).values()
     cuts = frozenset({axes.HEADS, axes.KV_HEADS, axes.FFN, axes.VOCAB})
     for rank, logits in enumerate(run_ranks(world, partial(_rank_logits, spec, raw, state, prompt, world, cuts))):
@@ -185,8 +191,9 @@ def check_tensor_parallel(spec: ModelSpec, raw: Mapping[str, Any], *, world: int
 
 def check_pipeline(spec: ModelSpec, raw: Mapping[str, Any]) -> None:
     """Check that two stages, one after the other, give the logits of one, each holding only its own tensors."""
-    single = build_model(spec, raw)
-    state, prompt = checkpoint(single.model), _tokens(single, 21)
+    state = checkpoint(build_model(spec, raw, finalised=False).model)
+    single = build_model(spec, raw, state=state)
+    prompt = _tokens(single, 21)
     (expected,) = single.run([("a", prompt)]).values()
     cut, total = max(1, single.table.num_layers // 2), single.table.num_layers
     first, last = (build_model(spec, raw, state=state, layers=layers) for layers in (range(cut), range(cut, total)))
