@@ -43,14 +43,13 @@ class TokenCounts:
         row = self._row(admission.slot)
         known = to_device({"known": np.array(admission.token_ids, dtype=np.int64)}, self._device)["known"]
         prompt, output = known[: admission.prompt_len], known[admission.prompt_len :]
-        self._prompt_CV[row] = False
-        self._prompt_CV[row].index_fill_(0, prompt, value=True)
-        self._outputs_CV[row] = 0
-        self._outputs_CV[row].index_add_(0, output, torch.ones_like(output, dtype=torch.int32))
+        self._prompt_CV[row].zero_().index_fill_(0, prompt, value=True)
+        self._outputs_CV[row].zero_().index_add_(0, output, torch.ones_like(output, dtype=torch.int32))
 
     def _row(self, slot: int) -> int:
         if slot not in self._rows:
-            self._rows[slot] = self._row_S[slot] = len(self._rows)
+            self._rows[slot] = len(self._rows)
+            self._row_S[slot].fill_(self._rows[slot])  # assigning a number would wait for the device
         row = self._rows[slot]
         if row >= len(self._outputs_CV):
             more = max(8, row)
