@@ -90,7 +90,7 @@ def test_other_layouts_are_refused_by_name(version: str) -> None:
     ("entry", "named"),
     [
         ({"bits": 3}, "bits"),
-        ({"w_bit": 8}, "bits"),
+        ({"w_bit": 8}, "w_bit"),
         ({"group_size": 0}, "group_size"),
         ({"group_size": 128, "q_group_size": 64}, "q_group_size"),
         ({"zero_point": False}, "zero_point"),
