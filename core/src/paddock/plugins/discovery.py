@@ -96,7 +96,7 @@ def _distributions_with_plugins(path: Iterable[str] | None) -> Iterator[Distribu
 
 def _candidates(distribution: Distribution) -> Iterator[Candidate]:
     metadata = distribution.metadata
-    name, version = metadata["Name"], metadata["Version"]
+    name, version = (metadata[key] if key in metadata else None for key in ("Name", "Version"))
     if not name or not version:
         raise PluginError(f"its metadata says name {name!r} and version {version!r}", fix="reinstall the distribution")
     requires = tuple(distribution.requires or ())
