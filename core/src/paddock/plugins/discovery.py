@@ -95,9 +95,9 @@ def _distributions_with_plugins(path: Iterable[str] | None) -> Iterator[Distribu
 
 
 def _candidates(distribution: Distribution) -> Iterator[Candidate]:
-    metadata = distribution.metadata
-    name, version = (metadata[key] if key in metadata else None for key in ("Name", "Version"))
-    if not name or not version:
+    stated = distribution.metadata.json
+    name, version = stated.get("name"), stated.get("version")
+    if not isinstance(name, str) or not isinstance(version, str):
         raise PluginError(f"its metadata says name {name!r} and version {version!r}", fix="reinstall the distribution")
     requires = tuple(distribution.requires or ())
     for entry_point in distribution.entry_points:
