@@ -86,7 +86,7 @@ class LLM:
 
     def get_default_sampling_params(self) -> SamplingParams:
         """Return the sampling the model's generation_config.json recommends; SamplingParams() where it says nothing."""
-        return SamplingParams.from_options(**self._engine.sampling_defaults)
+        return SamplingParams(**self._engine.sampling_defaults)
 
     def generate(
         self,

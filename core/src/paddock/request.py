@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
 
 from attrs import Attribute, define, field, fields_dict, frozen
 
 from paddock.errors import RequestError, did_you_mean
 
 GREEDY_EPSILON = 1e-5  # temperatures below this are greedy, as in vLLM
+_LARGEST = 1e30  # of temperature and logit bias: what the sampler makes of them stays finite in float32
+_STEEPEST = 1e6  # of the repetition penalty and its inverse, likewise
 
 
 def _check(ok: bool, name: str, value: object, allowed: str) -> None:
@@ -36,52 +39,88 @@ def _whole(low: int, allowed: str, *, optional: bool = False) -> Any:
     return validate
 
 
-def _strings(value: str | Sequence[str] | None) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, str) else tuple(value)
+def _flag(_: object, attribute: Attribute[Any], value: object) -> None:
+    _check(isinstance(value, bool), attribute.name, value, "True or False")
 
 
-def _token_ids(value: Sequence[int] | None) -> tuple[int, ...]:
-    return () if value is None else tuple(value)
+def _strings(value: str | Iterable[str] | None) -> tuple[str, ...]:
+    if value is None or isinstance(value, str):
+        return () if value is None else (value,)
+    return tuple(value) if isinstance(value, Iterable) else (value,)
+
+
+def _texts(_: object, attribute: Attribute[Any], value: tuple[object, ...]) -> None:
+    allowed = "a text or several, none of them empty"
+    _check(all(isinstance(text, str) and text for text in value), attribute.name, value, allowed)
+
+
+def _token_ids(value: Iterable[int] | None) -> tuple[int, ...]:
+    given = () if value is None else value
+    try:
+        ids = tuple(operator.index(token) for token in given if not isinstance(token, bool))
+    except TypeError:
+        ids = ()
+    _check(
+        isinstance(given, Sequence | set | frozenset) and len(ids) == len(given), "stop_token_ids", value, "token ids in a list"
+    )
+    return ids
 
 
 def _bias(value: Mapping[int, float] | None) -> tuple[tuple[int, float], ...]:
     try:
-        items = tuple(sorted((int(token), float(bias)) for token, bias in dict(value or {}).items()))
+        items = tuple(sorted((_id_of(token), float(bias)) for token, bias in dict(value or {}).items()))
     except (TypeError, ValueError, AttributeError):
         raise RequestError(f"logit_bias is {value!r}", fix="give logit_bias a mapping of token id to number") from None
-    _check(all(math.isfinite(bias) for _, bias in items), "logit_bias", value, "finite numbers")
+    _check(all(abs(bias) <= _LARGEST for _, bias in items), "logit_bias", value, f"numbers from -{_LARGEST:g} to {_LARGEST:g}")
     return items
+
+
+def _id_of(token: int | str) -> int:
+    """Return a token id, which JSON writes as a text where it is a key."""
+    return int(token) if isinstance(token, str) else operator.index(token)
 
 
 @frozen(kw_only=True)
 class SamplingParams:
     """How one request's tokens are chosen and when it ends. Names follow vLLM's; every value is checked on creation.
 
-    Raises RequestError for a value out of range, naming it and what is allowed.
+    Logprobs are of the model's own distribution, before temperature, bias, penalties and filters; 0 gives those of the chosen
+    tokens alone. Raises RequestError for an unknown option, naming the nearest, and for a value out of range, naming what is
+    allowed.
     """
 
-    n: int = field(default=1, validator=_whole(1, "at least 1"))
-    temperature: float = field(default=1.0, validator=_number(0.0, math.inf, "a finite number, 0 (greedy) or more"))
+    n: int = field(default=1, validator=_whole(1, "a whole number, at least 1"))
+    temperature: float = field(default=1.0, validator=_number(0.0, _LARGEST, f"a number from 0 (greedy) to {_LARGEST:g}"))
     top_k: int = field(default=0)
     top_p: float = field(default=1.0, validator=_number(0.0, 1.0, "a number above 0, at most 1", low_open=True))
     min_p: float = field(default=0.0, validator=_number(0.0, 1.0, "a number from 0 to 1"))
-    repetition_penalty: float = field(default=1.0, validator=_number(0.0, math.inf, "a finite number above 0", low_open=True))
+    repetition_penalty: float = field(
+        default=1.0, validator=_number(1 / _STEEPEST, _STEEPEST, f"a number from {1 / _STEEPEST:g} to {_STEEPEST:g}, 1 for none")
+    )
     presence_penalty: float = field(default=0.0, validator=_number(-2.0, 2.0, "a number from -2 to 2"))
     frequency_penalty: float = field(default=0.0, validator=_number(-2.0, 2.0, "a number from -2 to 2"))
     logit_bias: tuple[tuple[int, float], ...] = field(default=None, converter=_bias)
-    bad_words: tuple[str, ...] = field(default=None, converter=_strings)
-    max_tokens: int | None = field(default=16, validator=_whole(1, "at least 1, or None for no limit", optional=True))
-    min_tokens: int = field(default=0, validator=_whole(0, "0 or more"))
-    stop: tuple[str, ...] = field(default=None, converter=_strings)
+    bad_words: tuple[str, ...] = field(default=None, converter=_strings, validator=_texts)
+    max_tokens: int | None = field(
+        default=16, validator=_whole(1, "a whole number, at least 1, or None for no limit", optional=True)
+    )
+    min_tokens: int = field(default=0, validator=_whole(0, "a whole number, 0 or more"))
+    stop: tuple[str, ...] = field(default=None, converter=_strings, validator=_texts)
     stop_token_ids: tuple[int, ...] = field(default=None, converter=_token_ids)
-    include_stop_str_in_output: bool = False
-    ignore_eos: bool = False
+    include_stop_str_in_output: bool = field(default=False, validator=_flag)
+    ignore_eos: bool = field(default=False, validator=_flag)
     seed: int | None = field(default=None, validator=_whole(0, "a whole number, 0 or more, or None", optional=True))
-    logprobs: int | None = field(default=None, validator=_whole(0, "0 or more, or None", optional=True))
-    prompt_logprobs: int | None = field(default=None, validator=_whole(0, "0 or more, or None", optional=True))
-    skip_special_tokens: bool = True
+    logprobs: int | None = field(default=None, validator=_whole(0, "a whole number, 0 or more, or None", optional=True))
+    prompt_logprobs: int | None = field(default=None, validator=_whole(0, "a whole number, 0 or more, or None", optional=True))
+    skip_special_tokens: bool = field(default=True, validator=_flag)
+
+    def __new__(cls, **options: Any) -> Self:
+        """Return the parameters before they are filled in; an unknown option raises, naming the nearest."""
+        known = fields_dict(cls)
+        for name in options:
+            if name not in known:
+                raise RequestError(f"unknown sampling option {name!r}", fix=did_you_mean(name, known))
+        return super().__new__(cls)
 
     @top_k.validator
     def _check_top_k(self, attribute: object, value: object) -> None:
@@ -94,16 +133,6 @@ class SamplingParams:
             raise RequestError(
                 f"min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}", fix="lower min_tokens or raise max_tokens"
             )
-        _check(all(self.stop), "stop", self.stop, "no empty strings")
-        _check(all(self.bad_words), "bad_words", self.bad_words, "no empty strings")
-
-    @classmethod
-    def from_options(cls, **options: Any) -> SamplingParams:
-        """Return the parameters, or raise RequestError naming the nearest known option for an unknown one."""
-        for name in options:
-            if name not in fields_dict(cls):
-                raise RequestError(f"unknown sampling option {name!r}", fix=did_you_mean(name, fields_dict(cls)))
-        return cls(**options)
 
     @property
     def greedy(self) -> bool:

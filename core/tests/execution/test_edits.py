@@ -87,6 +87,15 @@ def test_stop_ids_beyond_the_vocabulary_are_no_concern(sampler_bench, admit):
     assert [bench.tokens(logits)[0] == 3 for _ in range(3)] == [False, False, True]
 
 
+def test_min_tokens_may_be_any_number(sampler_bench, admit):
+    """A min_tokens that no 32 bits hold bars the stop ids for good, and is nobody else's error."""
+    bench = sampler_bench(VOCAB)
+    bench.admit(admit(0, SamplingParams(temperature=0.0, min_tokens=2**40, max_tokens=None), stop_ids=frozenset({3})))
+    logits = torch.zeros(1, VOCAB)
+    logits[0, 3] = 1.0
+    assert [bench.tokens(logits)[0] for _ in range(3)] == [0, 0, 0]
+
+
 def test_longer_bad_words_arriving_later_keep_what_others_remember(sampler_bench, admit):
     """A sequence half way through a bad word is stopped though a longer word of another came in between."""
     bench, logits = sampler_bench(VOCAB), torch.arange(VOCAB, dtype=torch.float32)[None]

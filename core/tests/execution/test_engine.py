@@ -188,6 +188,24 @@ def test_observers_hear_of_every_committed_step_once(rig, overlaps):
     assert all(s.schedule_seconds == s.launch_seconds == s.wait_seconds == s.commit_seconds == 1.0 for s in heard)
 
 
+def test_an_observer_that_raises_leaves_no_request_behind(rig):
+    """Its error comes through, with the updates of that step lost: so every request ends, and new ones run."""
+    faults = [ValueError("full disk")]
+
+    def observe(stats):
+        if faults:
+            raise faults.pop()
+
+    engine, scheduler, model = engine_on(rig, observers=(observe,))
+    engine.add(request("lost", [1, 2, 3], 4))
+    with pytest.raises(ValueError, match="full disk"):
+        engine.step()
+    assert not engine.has_work
+    assert scheduler.pool.num_used == 0
+    engine.add(request("next", [1, 2, 3], 4))
+    assert run(engine)[0] == {"next": model.greedy([1, 2, 3], 4)}
+
+
 def test_close_ends_everything(rig):
     """A closed engine has no work and holds no page, whatever was in flight."""
     engine, scheduler, _ = engine_on(rig, overlaps=True)

@@ -41,7 +41,7 @@ def request(request_id: str, prompt: int | tuple[int, ...], *, priority: int = 0
     """Return a request; a whole number is the length of a prompt that no other request id shares."""
     if isinstance(prompt, int):
         prompt = own_prompt(request_id, prompt)
-    params = SamplingParams.from_options(**options)
+    params = SamplingParams(**options)
     return Request(request_id=request_id, prompt_token_ids=prompt, params=params, priority=priority, cache_salt=salt)
 
 

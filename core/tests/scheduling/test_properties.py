@@ -50,7 +50,7 @@ options = st.fixed_dictionaries(
 arrivals = st.fixed_dictionaries(
     {
         "prompt_token_ids": prompts,
-        "params": options.map(lambda chosen: SamplingParams.from_options(**chosen)),
+        "params": options.map(lambda chosen: SamplingParams(**chosen)),
         "priority": st.integers(-1, 1),
         "cache_salt": st.sampled_from(("", "", "tenant")),
         "eos_ids": st.sampled_from((frozenset[int](), frozenset({3}))),

@@ -53,7 +53,7 @@ def _params(llm: LLM, given: dict[str, Any]) -> SamplingParams:
     if recommended == SamplingParams():
         recommended = evolve(recommended, temperature=0.0)
     known = {name: getattr(recommended, name) for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")}
-    return SamplingParams.from_options(**{**known, **given})
+    return SamplingParams(**{**known, **given})
 
 
 def _talk(llm: LLM, conversation: Conversation, params: SamplingParams) -> bool:

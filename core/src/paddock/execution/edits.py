@@ -44,7 +44,7 @@ def slot_edits(admission: Admission, vocab_size: int) -> SlotEdits | None:
     entries += [(word[-1], -np.inf, _ALWAYS, word[:-1]) for word in admission.bad_words_ids if word]
     if params.min_tokens:
         barred = sorted(token for token in admission.stop_ids if 0 <= token < vocab_size)
-        entries += [(token, -np.inf, params.min_tokens, ()) for token in barred]
+        entries += [(token, -np.inf, min(params.min_tokens, _ALWAYS), ()) for token in barred]
     if not entries:
         return None
     tokens, values, untils, contexts = zip(*entries, strict=True)

@@ -64,7 +64,7 @@ class Engine:
             result = arrived.result() if arrived else StepResult([])
             times.append(self._clock())
             updates = self._scheduler.commit(arrived.step, result) if arrived else []
-        self._observe(arrived, times)
+            self._observe(arrived, times)
         return updates
 
     def close(self) -> None:
@@ -75,7 +75,7 @@ class Engine:
 
     @contextmanager
     def _undone_together(self) -> Iterator[None]:
-        """End every request if anything raises: the scheduler counts on each step it made having run."""
+        """End every request if anything raises: the scheduler counts on each step having run, the caller on its updates."""
         try:
             yield
         except BaseException:
