@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +14,7 @@ import pytest
 
 from paddock.errors import CheckpointError, RequestError
 from paddock.text.chat import ChatLimits, ChatRenderer, ChatTemplates, read_templates
+from paddock.text.chat_worker import address_space, confine
 
 MESSAGES = [{"role": "user", "content": "Hi <b>"}, {"role": "assistant", "content": "Yo"}]
 CHATML = """{% for message in messages %}
@@ -127,6 +131,29 @@ def test_the_time_limit_holds_in_other_threads(renderer: ChatRenderer) -> None:
         thread.join()
     assert results["short"] == "ok"
     assert "longer than" in results["endless"]
+
+
+def test_a_shell_with_limits_of_its_own_is_no_hindrance() -> None:
+    """Under a batch system's ulimit, on addresses, CPU seconds and files, a template renders."""
+    rendered = f"ChatRenderer().render('{{{{ messages | length }}}}', {MESSAGES}, {{}})"
+    program = f"from paddock.text.chat import ChatRenderer; print({rendered})"
+    limited = 'ulimit -v 900000 -t 30 -f 1000 && exec "$0" -c "$1"'
+    done = subprocess.run(["bash", "-c", limited, sys.executable, program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "2\n"), done.stderr
+
+
+def test_memory_is_limited_though_the_system_does_not_say_how_much_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without /proc the limit is counted from a guess, and the other limits are set too."""
+    known, limits = address_space(), []
+
+    def refuse(path: str) -> None:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, values: limits.append((kind, values[0])))
+    confine(1000)
+    assert known > 1 << 20
+    assert limits == [(resource.RLIMIT_AS, (1 << 29) + 1000), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_NPROC, 0)]
 
 
 def test_a_closed_renderer_leaves_no_process_and_starts_anew() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, BinaryIO, NoReturn
@@ -93,14 +94,29 @@ def confine(memory_bytes: int) -> None:
     """Let this process grow by `memory_bytes`, write no files and start no processes, as far as the system can say so."""
     import resource
 
+    lower(resource.RLIMIT_AS, address_space() + memory_bytes)
+    lower(resource.RLIMIT_FSIZE, 0)
+    lower(resource.RLIMIT_NPROC, 0)
+
+
+def address_space() -> int:
+    """Return how many bytes of addresses this process has, or half a GiB, some times that, where the system does not say."""
+    import resource
+
     try:
         with open("/proc/self/statm") as statm:  # noqa: PTH123 - nothing else here needs pathlib
-            used = int(statm.read().split()[0]) * resource.getpagesize()
-    except OSError:
-        return
-    resource.setrlimit(resource.RLIMIT_AS, (used + memory_bytes, used + memory_bytes))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+            return int(statm.read().split()[0]) * resource.getpagesize()
+    except (OSError, IndexError, ValueError):
+        return 1 << 29
+
+
+def lower(kind: int, limit: int) -> None:
+    """Set one of this process's limits, never above those it was given; a system without that limit is left alone."""
+    import resource
+
+    limit = min([limit, *(given for given in resource.getrlimit(kind) if given != resource.RLIM_INFINITY)])
+    with suppress(OSError, ValueError):
+        resource.setrlimit(kind, (limit, limit))
 
 
 def allow_seconds(seconds: float) -> None:
@@ -108,8 +124,9 @@ def allow_seconds(seconds: float) -> None:
     import resource
 
     spent = resource.getrusage(resource.RUSAGE_SELF)
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     limit = int(spent.ru_utime + spent.ru_stime + seconds) + 2
-    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+    resource.setrlimit(resource.RLIMIT_CPU, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 def write_frame(stream: BinaryIO, value: Any) -> None:
