@@ -37,6 +37,8 @@ from paddock.scheduling.scheduler import Scheduler
 from paddock.text.files import NO_TOKENIZER, read_text_files
 from paddock.text.frontend import TextEngine
 
+__all__ = ["assemble", "plan"]
+
 Progress = Callable[[int, int], None]
 DUMMY = "dummy"
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from paddock.axes import EMBED, FFN, PLAIN, VOCAB, Linear, Part
 from paddock.errors import CheckpointError
-from paddock.layers.linear import LinearLayer
+from paddock.layers import LinearLayer
 from paddock_quant_awq import method
 from paddock_quant_awq.detect import AwqGemm
 from paddock_quant_awq.method import linear_method

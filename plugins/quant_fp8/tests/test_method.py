@@ -8,8 +8,7 @@ from torch import Tensor
 
 from paddock.axes import EMBED, FFN, FP8_STATIC, FP8_TOKEN, PLAIN, VOCAB, Linear, Part
 from paddock.errors import CheckpointError
-from paddock.layers import reference
-from paddock.layers.linear import LinearLayer
+from paddock.layers import LinearLayer, reference
 from paddock_quant_fp8 import method
 from paddock_quant_fp8.detect import RowwiseFp8, TensorwiseFp8
 from paddock_quant_fp8.method import linear_method

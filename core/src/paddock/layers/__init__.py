@@ -1,11 +1,15 @@
-"""What models are made of."""
+"""What models are made of, and what plugins may build on: the names below are public, the modules they come from are not.
+
+`paddock.layers.reference` is public too: the plain-torch definition of every op.
+"""
 
 from paddock.layers.attention import AttentionBackend, AttentionInputs, AttentionParams, LayerKV, Model
 from paddock.layers.builder import Builder
 from paddock.layers.linear import Activation, LinearLayer, LinearMethod, QuantizedActivation
 from paddock.layers.ops import Ops
 from paddock.layers.parallel import Communicator
-from paddock.layers.parameters import allocate, finalise, part_spans, randomise, targets
+from paddock.layers.parameters import allocate, finalise, part_spans, randomise, targets, torch_dtype
+from paddock.layers.unquantized import PlainMethod
 
 __all__ = [
     "Activation",
@@ -19,10 +23,12 @@ __all__ = [
     "LinearMethod",
     "Model",
     "Ops",
+    "PlainMethod",
     "QuantizedActivation",
     "allocate",
     "finalise",
     "part_spans",
     "randomise",
     "targets",
+    "torch_dtype",
 ]

@@ -16,7 +16,7 @@ from paddock.plugins.provider import GIVEN, BrokenPlugin, Provider, broken_by
 from paddock.plugins.registry import Registry
 from paddock.plugins.selection import Selection, select
 
-BUILTIN_MODULE = "paddock.plugins.builtin"
+_BUILTIN_MODULE = "paddock.plugins.builtin"
 
 
 def _objects(plugins: Iterable[object]) -> tuple[object, ...]:
@@ -50,7 +50,7 @@ class PluginHost:
         preference that matches nothing.
         """
         version = core_version()
-        core = collect_from(importlib.import_module(BUILTIN_MODULE), Provider(BUILTIN, CORE, version))
+        core = collect_from(importlib.import_module(_BUILTIN_MODULE), Provider(BUILTIN, CORE, version))
         found = scan(self.path) if self.autoload else Scan(candidates=(), broken=(), shadowed=())
         selection = select(found, self.environment.plugins, self.prefer, version) if self.autoload else _NOTHING
         whole, broken = _load(selection, self.plugins, frozenset(spec.op for spec in core.specs[kinds.OPS.name]))

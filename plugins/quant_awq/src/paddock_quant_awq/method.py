@@ -14,9 +14,7 @@ from torch import Tensor
 
 from paddock import axes
 from paddock.errors import CheckpointError
-from paddock.layers import parameters
-from paddock.layers.linear import Activation, LinearLayer, LinearMethod
-from paddock.layers.unquantized import PlainMethod
+from paddock.layers import Activation, LinearLayer, LinearMethod, PlainMethod, allocate, torch_dtype
 from paddock_quant_awq.detect import WORD, AwqGemm
 from paddock_quant_awq.words import unpack
 
@@ -29,7 +27,7 @@ def linear_method(scheme: AwqGemm, path: str, linear: axes.Linear) -> LinearMeth
     tensors = scheme.tensors(path, linear)
     if tensors[0].name == "weight":
         return PlainMethod(tensors)
-    return AwqMethod(path=path, tensors=tensors, dtype=parameters.torch_dtype(scheme.dtype))
+    return AwqMethod(path=path, tensors=tensors, dtype=torch_dtype(scheme.dtype))
 
 
 @frozen(kw_only=True)
@@ -44,7 +42,7 @@ class AwqMethod:
 
     def create(self, linear: axes.Linear, device: torch.device) -> dict[str, Tensor]:
         """Return the uninitialised parameters by tensor name."""
-        return parameters.allocate(linear, self.tensors, device)
+        return allocate(linear, self.tensors, device)
 
     def finalise(self, layer: LinearLayer) -> None:
         """Check the scales; the words stay as they are stored."""

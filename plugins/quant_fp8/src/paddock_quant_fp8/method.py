@@ -11,9 +11,16 @@ from torch import Tensor, nn
 
 from paddock import axes
 from paddock.errors import CheckpointError
-from paddock.layers import parameters, reference
-from paddock.layers.linear import Activation, LinearLayer, LinearMethod, QuantizedActivation
-from paddock.layers.unquantized import PlainMethod
+from paddock.layers import (
+    Activation,
+    LinearLayer,
+    LinearMethod,
+    PlainMethod,
+    QuantizedActivation,
+    allocate,
+    reference,
+    torch_dtype,
+)
 from paddock_quant_fp8.detect import E4M3, RowwiseFp8, TensorwiseFp8
 
 _CHUNK_BYTES = 64 << 20  # of weights held in float32 at a time
@@ -30,7 +37,7 @@ def linear_method(scheme: RowwiseFp8 | TensorwiseFp8, path: str, linear: axes.Li
     return Fp8Method(
         path=path,
         tensors=tensors,
-        dtype=parameters.torch_dtype(scheme.dtype),
+        dtype=torch_dtype(scheme.dtype),
         input_format=scheme.input_format,
         input_bound=bound,
     )
@@ -51,7 +58,7 @@ class Fp8Method:
 
     def create(self, linear: axes.Linear, device: torch.device) -> dict[str, Tensor]:
         """Return the uninitialised parameters by tensor name."""
-        return parameters.allocate(linear, self.tensors, device)
+        return allocate(linear, self.tensors, device)
 
     def finalise(self, layer: LinearLayer) -> None:
         """Check the scales and spread those of the parts over rows; of several input scales the largest clips nothing."""

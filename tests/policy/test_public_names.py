@@ -1,0 +1,111 @@
+"""Which names are public: frozen here, and all that a plugin of ours imports, in its tests too."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.policy.source_tree import DISTRIBUTIONS, ROOT
+
+PUBLIC = {
+    "paddock": """
+        LLM CheckpointError CompletionOutput EngineConfig Logprob ModelConfigError OptionError PaddockError PlanError PluginError
+        QueueFullError RequestError RequestOutput SamplingParams Timings __version__""",
+    "paddock.assemble": "assemble plan",
+    "paddock.axes": """
+        EMBED FFN FP8_STATIC FP8_TOKEN HEADS INPUT_FORMATS KV_HEADS PLAIN VOCAB WHOLE
+        Embedding Linear Module Part Scheme Shard Tensor TensorAxis Unquantized Vector WeightTable left_plain""",
+    "paddock.checkpoint.load": "load",
+    "paddock.errors": """
+        CheckpointError ModelConfigError OptionError PaddockError PlanError PluginError QueueFullError RequestError
+        did_you_mean""",
+    "paddock.layers": """
+        Activation AttentionBackend AttentionInputs AttentionParams Builder Communicator LayerKV LinearLayer LinearMethod Model
+        Ops PlainMethod QuantizedActivation allocate finalise part_spans randomise targets torch_dtype""",
+    "paddock.layers.reference": """
+        FP8 FP8_MAX FP8_MIN_SCALE add_layer_norm add_rms_norm cache_kv gelu layer_norm quantize_fp8_static quantize_fp8_token
+        rms_norm rope_and_cache silu_mul""",
+    "paddock.model_config": """
+        BOOKKEEPING ConfigReader MAX_LAYERS MAX_POSITIONS MAX_SIZE ROPE_KINDS RopeSpec eos_token_ids parse_rope""",
+    "paddock.plugins": """
+        AttentionNeeds AttentionSpec CheckpointFacts CommandSpec Issue ModelSpec ObserverSpec OpSpec ParallelSpec QuantizationSpec
+        hookimpl resolve""",
+    "paddock.plugins.host": "PluginHost",
+    "paddock.testing.contracts": """
+        BuiltModel MODEL_BOUND build_model check_batching check_chunking check_model check_parameters check_pipeline
+        check_tensor_parallel checkpoint load""",
+    "paddock.testing.fakes": "FakeInFlight FakeModel FakeRunner",
+    "paddock.testing.kernels": "BATCHES HEADS check_attention check_op",
+    "paddock.testing.oracle": """
+        ODD_SIZES ROUNDINGS UNIT_ROUNDOFF assert_close bound dense_attention poisoned relative_rms""",
+    "paddock.testing.paging": "Chunk Pages step",
+    "paddock.testing.ranks": "ThreadCommunicator run_ranks",
+    "paddock.testing.text": "SPECIAL ScriptedEngine byte_fallback_tokenizer byte_level_tokenizer",
+}
+PLUGINS = [folder for folder in DISTRIBUTIONS if folder.parent.name == "plugins"]
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_the_names_of_a_public_module_are_frozen(module: str) -> None:
+    """A name added or removed is a decision, made here too, and each name loads."""
+    loaded = importlib.import_module(module)
+    names = getattr(loaded, "__all__", None) or list(_defined(Path(str(loaded.__file__))))
+    assert sorted(names) == sorted(PUBLIC[module].split())
+    assert all(hasattr(loaded, name) for name in names)
+
+
+def test_every_module_for_tests_is_public() -> None:
+    """All of `paddock.testing` is for plugin authors, so all of it is frozen."""
+    modules = {f"paddock.testing.{path.stem}" for path in (ROOT / "core/src/paddock/testing").glob("[!_]*.py")}
+    assert modules == {module for module in PUBLIC if module.startswith("paddock.testing.")}
+
+
+@pytest.mark.parametrize("folder", PLUGINS, ids=lambda folder: folder.name)
+def test_a_plugin_imports_public_names_and_its_own_alone(folder: Path) -> None:
+    """What our plugins can do, anybody's can; and their tests run where only the core and they are installed."""
+    strangers = [
+        f"{path.relative_to(ROOT)} imports {name} of {module}"
+        for path in sorted(folder.rglob("*.py"))
+        for module, name in _imported(path)
+        if module.split(".")[0] in ("paddock", "core", "tests", "plugins")
+        and f"{module}.{name}" not in PUBLIC
+        and (module, name) != ("paddock", "paddock")
+        and name not in PUBLIC.get(module, "").split()
+    ]
+    assert not strangers
+
+
+def test_plugin_authors_are_told_which_modules_are_public() -> None:
+    """The page about plugins has a row for every public module, and for no other."""
+    page = (ROOT / "docs/plugins.md").read_text()
+    table = page.split("## What you may import\n")[1].split("\n## ")[0]
+    assert sorted(re.findall(r"^\| `(paddock[\w.]*)`", table, re.MULTILINE)) == sorted(PUBLIC)
+
+
+def _defined(path: Path) -> Iterator[str]:
+    """Yield the names a module without `__all__` defines itself, those with an underscore left out."""
+    for node in ast.parse(path.read_text()).body:
+        names: list[str] = []
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names = [node.name]
+        elif isinstance(node, ast.Assign):
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names = [node.target.id]
+        yield from (name for name in names if not name.startswith("_") and len(name) > 1)
+
+
+def _imported(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield (module, name) of every import of a file; `import a.b` is (a, b)."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield from ((node.module, alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                module, _, name = alias.name.rpartition(".")
+                yield module or name, name
