@@ -7,13 +7,17 @@ from functools import cache
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from paddock.errors import RequestError
 from paddock.execution.engine import Engine
 from paddock.execution.kvcache import allocate_kv
 from paddock.execution.runner import Runner
 from paddock.request import Request, SamplingParams
 from paddock.scheduling.limits import SchedulerLimits
 from paddock.scheduling.scheduler import Scheduler
+from paddock.scheduling.step import SequenceUpdate
 from paddock.testing.contracts import BuiltModel, build_model
 from paddock_llama.plugin import paddock_models
 
@@ -103,3 +107,80 @@ def test_seeded_requests_repeat_in_any_company() -> None:
     alone = [generate(engine(num_pages=64, max_num_batched_tokens=64), [prompt], params)[0] for prompt in PROMPTS]
     assert generate(engine(num_pages=24, max_num_batched_tokens=9), PROMPTS, params) == alone
     assert alone != [list(continuation(tuple(prompt), 12)) for prompt in PROMPTS]
+
+
+sampling = st.builds(
+    SamplingParams,
+    n=st.sampled_from([1, 1, 2]),
+    temperature=st.sampled_from([0.0, 0.7, 1.5]),
+    top_k=st.sampled_from([0, 7]),
+    top_p=st.sampled_from([1.0, 0.8]),
+    min_p=st.sampled_from([0.0, 0.1]),
+    repetition_penalty=st.sampled_from([1.0, 1.4]),
+    frequency_penalty=st.sampled_from([0.0, 0.9]),
+    logit_bias=st.sampled_from([{}, {3: 9.0, 4: -9.0}]),
+    max_tokens=st.sampled_from([1, 9, 20, None]),
+    min_tokens=st.sampled_from([0, 1]),
+    stop_token_ids=st.sampled_from([[], list(range(0, VOCAB, 9))]),
+    seed=st.integers(0, 2**64),
+    logprobs=st.sampled_from([None, 0, 2]),
+    prompt_logprobs=st.sampled_from([None, 0, 2]),
+)
+prompts = st.one_of(
+    st.sampled_from(PROMPTS), st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=MAX_LEN - 1), st.just(SHARED * 7)
+)
+jobs = st.tuples(prompts, sampling, st.integers(0, 2), st.one_of(st.none(), st.integers(1, 12)))
+Answers = dict[tuple[str, int], list[SequenceUpdate]]
+
+
+def answers(run: Engine, asked: list[tuple[list[int], SamplingParams, int, int | None]]) -> Answers:
+    """Return each sequence's updates; a request is (prompt, parameters, priority, the turn in which it is aborted)."""
+    found: Answers = {(str(i), index): [] for i, job in enumerate(asked) for index in range(job[1].n)}
+    for i, (prompt, params, priority, _) in enumerate(asked):
+        run.add(Request(request_id=str(i), prompt_token_ids=tuple(prompt), params=params, priority=priority))
+    turn = 0
+    while run.has_work:
+        turn += 1
+        aborted = [update for i, job in enumerate(asked) if job[3] == turn for update in run.abort(str(i))]
+        for update in aborted + run.step():
+            found[update.request_id, update.index].append(update)
+    return found
+
+
+def logprob_values(updates: list[SequenceUpdate]) -> list[float]:
+    """Return every log-probability in the updates, the prompt's first."""
+    prompt = [row for update in updates for row in update.prompt_logprobs or [] if row]
+    rows = prompt + [update.logprobs for update in updates if update.logprobs]
+    return [entry.logprob for row in rows for entry in row.values()]
+
+
+@settings(max_examples=25, deadline=None)
+@given(asked=st.lists(jobs, min_size=2, max_size=6), num_pages=st.sampled_from([16, 19]), budget=st.sampled_from([5, 40]))
+def test_no_request_notices_its_neighbours(
+    asked: list[tuple[list[int], SamplingParams, int, int | None]], num_pages: int, budget: int
+) -> None:
+    """Sampled in any way, chunked, preempted and shared, aborted around, each gets the tokens and logprobs it gets alone."""
+    crowd = answers(engine(num_pages=num_pages, max_num_batched_tokens=budget), asked)
+    for i, (prompt, params, _, aborted) in enumerate(asked):
+        alone = answers(engine(num_pages=64, max_num_batched_tokens=64, enable_prefix_caching=False), [(prompt, params, 0, None)])
+        for index in range(params.n):
+            expected, found = alone["0", index], crowd[str(i), index]
+            tokens = [token for update in expected for token in update.token_ids]
+            came = [token for update in found for token in update.token_ids]
+            assert came == tokens[: len(came)]
+            if aborted is None or found[-1].finish_reason != "abort":
+                assert came == tokens
+                assert (found[-1].finish_reason, found[-1].stop_reason) == (expected[-1].finish_reason, expected[-1].stop_reason)
+                assert logprob_values(found) == pytest.approx(logprob_values(expected), abs=1e-4)
+
+
+def test_a_prompt_one_short_of_the_limit_gets_one_token() -> None:
+    """Prompt and answer fill max_model_len exactly, whatever max_tokens allows; a longer prompt is refused."""
+    run, prompt = engine(num_pages=16, max_num_batched_tokens=64), [5] * (MAX_LEN - 1)
+    assert generate(run, [prompt], SamplingParams(temperature=0.0, max_tokens=None)) == [list(continuation(tuple(prompt), 1))]
+    assert [len(tokens) for tokens in generate(run, [[5], [6] * 40], SamplingParams(max_tokens=None))] == [
+        MAX_LEN - 1,
+        MAX_LEN - 40,
+    ]
+    with pytest.raises(RequestError, match="64 tokens: max_model_len 64"):
+        generate(run, [[5] * MAX_LEN], SamplingParams())
