@@ -7,6 +7,7 @@ from functools import cache
 
 import pytest
 import torch
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -101,12 +102,20 @@ def test_a_crowd_gets_what_each_gets_alone(num_pages: int, max_num_batched_token
     assert found == [list(continuation(tuple(prompt), 16)) for prompt in PROMPTS]
 
 
-def test_seeded_requests_repeat_in_any_company() -> None:
-    """Drawn tokens of a seeded request are the same alone and among seven others."""
-    params = SamplingParams(temperature=1.2, top_p=0.95, seed=11, max_tokens=12)
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=1.2, top_p=0.95, seed=11, max_tokens=12),
+        SamplingParams(temperature=0.5, frequency_penalty=2.0, repetition_penalty=1.5, seed=12, max_tokens=40),
+    ],
+)
+def test_seeded_requests_repeat_in_any_company(params: SamplingParams) -> None:
+    """Drawn tokens of a seeded request are the same alone and among seven others, preempted on the way."""
     alone = [generate(engine(num_pages=64, max_num_batched_tokens=64), [prompt], params)[0] for prompt in PROMPTS]
-    assert generate(engine(num_pages=24, max_num_batched_tokens=9), PROMPTS, params) == alone
-    assert alone != [list(continuation(tuple(prompt), 12)) for prompt in PROMPTS]
+    for num_pages in (18, 24):
+        assert generate(engine(num_pages=num_pages, max_num_batched_tokens=9), PROMPTS, params) == alone
+    greedy = evolve(params, temperature=0.0)
+    assert alone != generate(engine(num_pages=64, max_num_batched_tokens=64), PROMPTS, greedy)
 
 
 sampling = st.builds(
