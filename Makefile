@@ -43,8 +43,8 @@ format: setup ## put the formatting right
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: setup ## check types, strictly, in every distribution
-	$(BIN)/mypy $(DISTRIBUTIONS:%=%/src) tests/assets
+types: setup ## check types, strictly, in every distribution and its tests
+	$(BIN)/mypy $(DISTRIBUTIONS:%=%/src) $(DISTRIBUTIONS:%=%/tests) tests docs/examples
 
 wheels: setup ## build every distribution as a wheel into dist/
 	rm -rf dist

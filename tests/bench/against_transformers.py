@@ -97,7 +97,8 @@ def _paddock(options: argparse.Namespace, dtype: str) -> Callable[[Prompts], int
 def _transformers(options: argparse.Namespace, dtype: str) -> Callable[[Prompts], int]:
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, dtype)).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, dtype))
+    model.eval()
 
     def run(prompts: Prompts) -> int:
         width = max(len(prompt) for prompt in prompts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import attrs
 import numpy as np
@@ -160,18 +161,18 @@ def paged_runner(*, vocab_size: int = 32, num_slots: int = 8, num_pages: int = 6
 
 
 @pytest.fixture(scope="session")
-def admit():
+def admit() -> Any:
     """Give tests the admission factory."""
     return admission
 
 
 @pytest.fixture(scope="session")
-def sampler_bench():
+def sampler_bench() -> Any:
     """Give tests the sampler bench."""
     return SamplerBench
 
 
 @pytest.fixture(scope="session")
-def rig():
+def rig() -> Any:
     """Give tests the factory of runners on a paged model."""
     return paged_runner

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from hypothesis import given, settings
@@ -27,7 +29,7 @@ sequence = st.fixed_dictionaries(
 
 
 @st.composite
-def steps(draw):
+def steps(draw: Any) -> Any:
     """Return a step of random decodes and prefills over random slots, its slot table, and all sequences in step order."""
     decodes = draw(st.lists(sequence, max_size=4))
     prefills = draw(st.lists(sequence, min_size=0 if decodes else 1, max_size=3))
@@ -48,7 +50,7 @@ def steps(draw):
 
 @settings(max_examples=100, deadline=None)
 @given(steps())
-def test_batches_equal_their_naive_construction(drawn):
+def test_batches_equal_their_naive_construction(drawn: Any) -> None:
     """Every tensor of a batch is what a loop over sequences and tokens builds."""
     step, table, slots, decodes, prefills = drawn
     last_token = torch.arange(100, 100 + SLOTS)
@@ -90,7 +92,7 @@ def test_batches_equal_their_naive_construction(drawn):
 
 @settings(max_examples=50, deadline=None)
 @given(steps())
-def test_arrays_survive_the_one_buffer(drawn):
+def test_arrays_survive_the_one_buffer(drawn: Any) -> None:
     """What is unpacked from the buffer equals what was packed, in name, type and shape."""
     arrays = lay_out(drawn[0], drawn[1]).arrays
     arrays["none"], arrays["real"] = np.zeros((0, 3), np.int32), np.array([[1.5, -2.0]], np.float32)
@@ -101,7 +103,7 @@ def test_arrays_survive_the_one_buffer(drawn):
         assert np.array_equal(unpacked[name].numpy(), array)
 
 
-def test_a_batch_without_features_picks_nothing():
+def test_a_batch_without_features_picks_nothing() -> None:
     """Plain greedy decodes carry no picks, and a feature of every row needs no indices."""
     table = SlotTable(4, 16, PAGE)
     step = Step(0, decode_slots=[0, 2], decode_positions=[3, 3])
@@ -110,4 +112,6 @@ def test_a_batch_without_features_picks_nothing():
         table.admit(slot, prompt_len=1, features=DRAWN | (LOGPROBS if slot else 0))
     picks = assemble(step, table, torch.zeros(4, dtype=torch.int64)).sample.picks
     assert picks[DRAWN].row_R is None
-    assert picks[LOGPROBS].row_R.tolist() == [1]
+    row_R = picks[LOGPROBS].row_R
+    assert row_R is not None
+    assert row_R.tolist() == [1]

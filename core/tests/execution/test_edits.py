@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from hypothesis import given, settings
@@ -12,7 +14,7 @@ from paddock.request import SamplingParams
 VOCAB = 12
 
 
-def plain_logits(logits, params, prompt, output, stop_ids, bad_words):
+def plain_logits(logits: Any, params: Any, prompt: Any, output: Any, stop_ids: Any, bad_words: Any) -> Any:
     """Return one row's logits as a greedy choice sees them, edit by edit."""
     row = [float(x) for x in logits]
     for token, bias in params.logit_bias:
@@ -53,7 +55,7 @@ sequence = st.fixed_dictionaries(
 
 @settings(max_examples=60, deadline=None)
 @given(sequences=st.lists(sequence, min_size=2, max_size=4), seed=st.integers(0, 2**16))
-def test_edited_choices_follow_the_plain_reference(sampler_bench, admit, sequences, seed):
+def test_edited_choices_follow_the_plain_reference(sampler_bench: Any, admit: Any, sequences: Any, seed: int) -> None:
     """Over several steps in changing company, sequences of different edits choose what each would choose by the plain rules.
 
     Half way through, the first sequence's slot goes to a copy of the last one.
@@ -77,7 +79,7 @@ def test_edited_choices_follow_the_plain_reference(sampler_bench, admit, sequenc
             outputs[slot].append(token)
 
 
-def test_stop_ids_beyond_the_vocabulary_are_no_concern(sampler_bench, admit):
+def test_stop_ids_beyond_the_vocabulary_are_no_concern(sampler_bench: Any, admit: Any) -> None:
     """A stop id the model cannot produce does not disturb min_tokens."""
     bench = sampler_bench(VOCAB)
     params = SamplingParams(temperature=0.0, min_tokens=2)
@@ -87,7 +89,7 @@ def test_stop_ids_beyond_the_vocabulary_are_no_concern(sampler_bench, admit):
     assert [bench.tokens(logits)[0] == 3 for _ in range(3)] == [False, False, True]
 
 
-def test_min_tokens_may_be_any_number(sampler_bench, admit):
+def test_min_tokens_may_be_any_number(sampler_bench: Any, admit: Any) -> None:
     """A min_tokens that no 32 bits hold bars the stop ids for good, and is nobody else's error."""
     bench = sampler_bench(VOCAB)
     bench.admit(admit(0, SamplingParams(temperature=0.0, min_tokens=2**40, max_tokens=None), stop_ids=frozenset({3})))
@@ -96,7 +98,7 @@ def test_min_tokens_may_be_any_number(sampler_bench, admit):
     assert [bench.tokens(logits)[0] for _ in range(3)] == [0, 0, 0]
 
 
-def test_longer_bad_words_arriving_later_keep_what_others_remember(sampler_bench, admit):
+def test_longer_bad_words_arriving_later_keep_what_others_remember(sampler_bench: Any, admit: Any) -> None:
     """A sequence half way through a bad word is stopped though a longer word of another came in between."""
     bench, logits = sampler_bench(VOCAB), torch.arange(VOCAB, dtype=torch.float32)[None]
     bench.admit(admit(0, SamplingParams(temperature=0.0), bad_words=[[11, 11]]))
@@ -105,7 +107,7 @@ def test_longer_bad_words_arriving_later_keep_what_others_remember(sampler_bench
     assert bench.tokens(logits, [0]) == [10]
 
 
-def test_penalties_change_drawn_tokens_too(sampler_bench, admit):
+def test_penalties_change_drawn_tokens_too(sampler_bench: Any, admit: Any) -> None:
     """A strong frequency penalty drives a drawn sequence through every token before it repeats one."""
     bench = sampler_bench(VOCAB)
     bench.admit(admit(0, SamplingParams(temperature=0.01, frequency_penalty=2.0)))
@@ -113,7 +115,7 @@ def test_penalties_change_drawn_tokens_too(sampler_bench, admit):
     assert sorted(bench.tokens(logits)[0] for _ in range(VOCAB)) == list(range(VOCAB))
 
 
-def test_a_slots_next_sequence_brings_its_own_edits(sampler_bench, admit):
+def test_a_slots_next_sequence_brings_its_own_edits(sampler_bench: Any, admit: Any) -> None:
     """A biased sequence after a biased one, in the same slot and row, gets its own bias."""
     bench, logits = sampler_bench(VOCAB), torch.zeros(1, VOCAB)
     for token in (3, 7):

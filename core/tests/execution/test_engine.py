@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections import deque
+from typing import Any
 
 import attrs
 import pytest
@@ -20,25 +21,25 @@ from paddock.scheduling.scheduler import Scheduler
 class Overlapping:
     """A runner that overlaps: it runs a step when the next is launched, or when its result is asked for."""
 
-    inner: object
+    inner: Any
     vocab_size: int
     overlaps: bool = True
-    queue: deque = attrs.field(factory=deque)
+    queue: deque[Late] = attrs.field(factory=deque)
     closed: int = 0
 
-    def launch(self, step):
+    def launch(self, step: Any) -> Any:
         """Queue the step, after running those before it."""
         self.drain()
         self.queue.append(Late(self, step))
         return self.queue[-1]
 
-    def drain(self):
+    def drain(self) -> None:
         """Run what is queued."""
         while self.queue:
             late = self.queue.popleft()
             late.done = self.inner.launch(late.step)
 
-    def close(self):
+    def close(self) -> None:
         """Count."""
         self.closed += 1
 
@@ -49,15 +50,15 @@ class Late:
 
     runner: Overlapping
     step: object
-    done: object = None
+    done: Any = None
 
-    def result(self):
+    def result(self) -> Any:
         """Return what it sampled."""
         self.runner.drain()
         return self.done.result()
 
 
-def engine_on(rig, *, overlaps=False, observers=(), num_pages=20, **limits):
+def engine_on(rig: Any, *, overlaps: bool = False, observers: Any = (), num_pages: Any = 20, **limits: Any) -> Any:
     """Return an engine, its scheduler and the model of a rig."""
     made = rig(num_pages=num_pages)
     chosen = {"max_num_seqs": 4, "max_num_batched_tokens": 11, "max_model_len": 48, "num_pages": num_pages, "page_size": 4}
@@ -67,15 +68,16 @@ def engine_on(rig, *, overlaps=False, observers=(), num_pages=20, **limits):
     return Engine(scheduler, runner, observers, clock=lambda: float(next(ticks))), scheduler, made.model
 
 
-def request(name, prompt, count, **more):
+def request(name: str, prompt: Any, count: int, **more: Any) -> Any:
     """Return a greedy request."""
     params = SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True, **more)
     return Request(request_id=name, prompt_token_ids=tuple(prompt), params=params)
 
 
-def run(engine, limit=500):
+def run(engine: Any, limit: int = 500) -> Any:
     """Return each request's tokens and how it ended, once all have."""
-    tokens, reasons = {}, {}
+    tokens: dict[str, list[int]] = {}
+    reasons: dict[str, Any] = {}
     for _ in range(limit):
         if not engine.has_work:
             return tokens, reasons
@@ -90,7 +92,7 @@ PROMPTS = {f"r{i}": [(i * 7 + j * 3) % 32 for j in range(1 + (i * 5) % 19)] for 
 
 
 @pytest.mark.parametrize("overlaps", [False, True])
-def test_crowded_requests_get_the_models_tokens(rig, overlaps):
+def test_crowded_requests_get_the_models_tokens(rig: Any, overlaps: bool) -> None:
     """Nine requests on four slots and too few pages, chunked, preempted and resumed, each get their greedy continuation."""
     engine, scheduler, model = engine_on(rig, overlaps=overlaps)
     for name, prompt in PROMPTS.items():
@@ -103,7 +105,7 @@ def test_crowded_requests_get_the_models_tokens(rig, overlaps):
 
 
 @pytest.mark.parametrize("overlaps", [False, True])
-def test_a_stopped_sequence_drops_its_surplus_token(rig, overlaps):
+def test_a_stopped_sequence_drops_its_surplus_token(rig: Any, overlaps: bool) -> None:
     """A stop id ends a request with that token, though the next step was launched already where steps overlap."""
     engine, _, model = engine_on(rig, overlaps=overlaps)
     whole = model.greedy([5, 6], 12)
@@ -114,7 +116,7 @@ def test_a_stopped_sequence_drops_its_surplus_token(rig, overlaps):
 
 
 @pytest.mark.parametrize("overlaps", [False, True])
-def test_an_aborted_request_leaves_the_others_alone(rig, overlaps):
+def test_an_aborted_request_leaves_the_others_alone(rig: Any, overlaps: bool) -> None:
     """Abort in the middle of a run ends one request at once; the other gets all its tokens."""
     engine, scheduler, model = engine_on(rig, overlaps=overlaps)
     engine.add(request("gone", [1, 2, 3], 30))
@@ -131,13 +133,15 @@ def test_an_aborted_request_leaves_the_others_alone(rig, overlaps):
 
 
 @pytest.mark.parametrize("overlaps", [False, True])
-def test_a_step_that_raises_ends_every_request_and_poisons_nothing(rig, monkeypatch, overlaps):
+def test_a_step_that_raises_ends_every_request_and_poisons_nothing(
+    rig: Any, monkeypatch: pytest.MonkeyPatch, overlaps: bool
+) -> None:
     """The error comes through; then pages and slots are free, no half-computed block is shared, and new requests run."""
     engine, scheduler, model = engine_on(rig, overlaps=overlaps)
     engine.add(request("before", [9] * 9, 3))
     forward, calls = model.forward, itertools.count()
 
-    def breaks(*arguments):
+    def breaks(*arguments: Any) -> Any:
         if next(calls) == 1:
             raise RuntimeError("out of memory")
         return forward(*arguments)
@@ -164,7 +168,7 @@ def test_a_step_that_raises_ends_every_request_and_poisons_nothing(rig, monkeypa
         {"bad_words_ids": ((1, 40),)},
     ],
 )
-def test_token_ids_out_of_range_are_refused_alone(rig, bad):
+def test_token_ids_out_of_range_are_refused_alone(rig: Any, bad: Any) -> None:
     """A request that names a token the model does not have is an error with both numbers; the others never notice."""
     engine, _, model = engine_on(rig)
     engine.add(request("good", [1, 2], 3))
@@ -174,9 +178,9 @@ def test_token_ids_out_of_range_are_refused_alone(rig, bad):
 
 
 @pytest.mark.parametrize("overlaps", [False, True])
-def test_observers_hear_of_every_committed_step_once(rig, overlaps):
+def test_observers_hear_of_every_committed_step_once(rig: Any, overlaps: bool) -> None:
     """Each observer gets the steps' numbers in order, their sizes, and seconds that add up to the turn's."""
-    heard = []
+    heard: list[Any] = []
     engine, _, _ = engine_on(rig, overlaps=overlaps, observers=(heard.append,))
     engine.add(request("a", [1, 2, 3], 4))
     engine.add(request("b", [4], 4))
@@ -188,11 +192,11 @@ def test_observers_hear_of_every_committed_step_once(rig, overlaps):
     assert all(s.schedule_seconds == s.launch_seconds == s.wait_seconds == s.commit_seconds == 1.0 for s in heard)
 
 
-def test_an_observer_that_raises_leaves_no_request_behind(rig):
+def test_an_observer_that_raises_leaves_no_request_behind(rig: Any) -> None:
     """Its error comes through, with the updates of that step lost: so every request ends, and new ones run."""
     faults = [ValueError("full disk")]
 
-    def observe(stats):
+    def observe(stats: Any) -> None:
         if faults:
             raise faults.pop()
 
@@ -206,7 +210,7 @@ def test_an_observer_that_raises_leaves_no_request_behind(rig):
     assert run(engine)[0] == {"next": model.greedy([1, 2, 3], 4)}
 
 
-def test_close_ends_everything(rig):
+def test_close_ends_everything(rig: Any) -> None:
     """A closed engine has no work and holds no page, whatever was in flight."""
     engine, scheduler, _ = engine_on(rig, overlaps=True)
     engine.add(request("r", [1, 2, 3], 9))
@@ -216,12 +220,12 @@ def test_close_ends_everything(rig):
     assert scheduler.pool.num_used == 0
 
 
-def test_a_step_fits_on_a_screen():
+def test_a_step_fits_on_a_screen() -> None:
     """`Engine.step` stays under fifteen lines."""
     assert len(inspect.getsource(Engine.step).splitlines()) < 15
 
 
-def test_prompt_logprobs_and_logprobs_reach_the_updates(rig):
+def test_prompt_logprobs_and_logprobs_reach_the_updates(rig: Any) -> None:
     """A request with both gets a row for every prompt token but the first, in chunks, and one for every new token."""
     engine, _, model = engine_on(rig)
     prompt = list(range(17))

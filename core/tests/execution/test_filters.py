@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from paddock.execution import filters
 
 
-def kept_plainly(row, top_k, top_p, min_p):
+def kept_plainly(row: Any, top_k: Any, top_p: Any, min_p: Any) -> Any:
     """Return the ids that stay: min-p, then top-k, then top-p, equals together."""
     best = max(row)
     alive = {i for i, x in enumerate(row) if math.exp(x - best) >= min_p}
@@ -30,7 +31,7 @@ def kept_plainly(row, top_k, top_p, min_p):
     return {i for i in alive if row[i] >= least} if top_p < 1 else alive
 
 
-def kept(rows, top_ks, top_ps, min_ps):
+def kept(rows: Any, top_ks: Any, top_ps: Any, min_ps: Any) -> Any:
     """Return what `threshold` keeps of each row."""
     scaled = torch.tensor(rows, dtype=torch.float32)
     scaled = scaled - scaled.max(-1, keepdim=True).values
@@ -55,20 +56,20 @@ setting = st.tuples(
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(setting, min_size=1, max_size=5))
-def test_threshold_keeps_what_the_definitions_keep(settings_):
+def test_threshold_keeps_what_the_definitions_keep(settings_: Any) -> None:
     """Rows with different filters, many of their logits equal, keep what each would keep alone."""
     rows, top_ks, top_ps, min_ps = map(list, zip(*settings_, strict=True))
     assert kept(rows, top_ks, top_ps, min_ps) == [kept_plainly(*one) for one in settings_]
 
 
-def test_equal_logits_stay_together():
+def test_equal_logits_stay_together() -> None:
     """Top-k 2 of three equal best tokens keeps all three, and so does a small top-p."""
     rows = [[1.0, 1.0, 1.0, 0.0]] * 2
     assert kept(rows, [2, 0], [1.0, 0.1], [0.0, 0.0]) == [{0, 1, 2}, {0, 1, 2}]
 
 
 @pytest.mark.parametrize("spread", [0.001, 3.0])
-def test_a_nucleus_wider_than_the_first_try_is_found(spread, monkeypatch):
+def test_a_nucleus_wider_than_the_first_try_is_found(spread: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Flat and steep rows give the same nucleus whether or not a few candidates are tried first."""
     generator = torch.Generator().manual_seed(5)
     rows = (torch.randn(3, 4000, generator=generator) * spread).tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +13,11 @@ from paddock.errors import PlanError
 from paddock.execution.kvcache import DTYPES, allocate_kv
 
 CPU = torch.device("cpu")
-SHAPE = {"num_layers": 3, "num_pages": 5, "page_size": 4, "num_kv_heads": 2, "head_dim": 8, "device": CPU}
+SHAPE: dict[str, Any] = {"num_layers": 3, "num_pages": 5, "page_size": 4, "num_kv_heads": 2, "head_dim": 8, "device": CPU}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_layers_are_disjoint_zeroed_views_of_one_allocation(dtype):
+def test_layers_are_disjoint_zeroed_views_of_one_allocation(dtype: Any) -> None:
     """Each layer's K and V is contiguous, zero, and shares nothing with the others but the storage."""
     layers = allocate_kv(dtype=dtype, **SHAPE)
     pages = [half for layer in layers for half in (layer.k_pages_NPKD, layer.v_pages_NPKD)]
@@ -31,12 +32,12 @@ def test_layers_are_disjoint_zeroed_views_of_one_allocation(dtype):
     assert [float(half.float().mean()) for half in pages] == [1, 2, 3, 4, 5, 6]
 
 
-def resident_mib():
+def resident_mib() -> Any:
     """Return how much memory of this process is backed by RAM."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
-def test_unwritten_pages_take_no_memory_on_a_cpu():
+def test_unwritten_pages_take_no_memory_on_a_cpu() -> None:
     """A pool of 2 GiB adds next to nothing to the resident size until it is written."""
     before = resident_mib()
     (layer, *_) = allocate_kv(dtype="float32", **{**SHAPE, "num_pages": 1_400_000})
@@ -45,7 +46,7 @@ def test_unwritten_pages_take_no_memory_on_a_cpu():
     assert resident_mib() - before > 100
 
 
-def test_too_many_pages_are_an_error_with_a_way_out():
+def test_too_many_pages_are_an_error_with_a_way_out() -> None:
     """More memory than the machine can address names the pages, the size and the options."""
     with pytest.raises(PlanError, match=r"KV pages take .* GiB") as caught:
         allocate_kv(dtype="float32", **{**SHAPE, "num_pages": 2**52})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from paddock.request import SamplingParams
 VOCAB = 20
 
 
-def test_rows_list_the_chosen_token_first_and_the_most_likely_after():
+def test_rows_list_the_chosen_token_first_and_the_most_likely_after() -> None:
     """Values are log_softmax of the raw logits, ranks count from 1, and the chosen token is not listed twice."""
     logits = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(1))
     order, expected = logits.argsort(-1, descending=True), logits.log_softmax(-1)
@@ -26,7 +28,7 @@ def test_rows_list_the_chosen_token_first_and_the_most_likely_after():
             assert entry.logprob == pytest.approx(float(expected[r, token]), abs=1e-5)
 
 
-def test_more_logprobs_than_tokens_are_all_of_them():
+def test_more_logprobs_than_tokens_are_all_of_them() -> None:
     """Asking for more than the vocabulary holds lists the vocabulary."""
     rows = top_logprobs(torch.zeros(1, 5), torch.tensor([2]), 50).rows([50])
     assert sorted(rows[0]) == [0, 1, 2, 3, 4]
@@ -34,7 +36,7 @@ def test_more_logprobs_than_tokens_are_all_of_them():
 
 @pytest.mark.parametrize("edited", [{"logit_bias": {0: 30.0}}, {"presence_penalty": 2.0, "repetition_penalty": 1.5}])
 @pytest.mark.parametrize("neighbour", [None, SamplingParams(temperature=0.0)])
-def test_logprobs_are_raw_under_every_edit(sampler_bench, admit, edited, neighbour):
+def test_logprobs_are_raw_under_every_edit(sampler_bench: Any, admit: Any, edited: Any, neighbour: Any) -> None:
     """Temperature, filters, bias and penalties leave the reported distribution alone."""
     bench = sampler_bench(VOCAB)
     params = SamplingParams(temperature=3.0, top_k=3, logprobs=2, **edited)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -13,17 +15,17 @@ GREEDY = SamplingParams(temperature=0.0)
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 
 
-def prefill(slot, start, tokens, *, samples=True, **more):
+def prefill(slot: int, start: int, tokens: Any, *, samples: Any = True, **more: Any) -> Any:
     """Return a step of one chunk."""
     return Step(0, prefills=[PrefillChunk(slot, start, tokens, samples)], **more)
 
 
-def decode(slots, positions, pages=()):
+def decode(slots: Any, positions: Any, pages: Any = ()) -> Any:
     """Return a step of decodes."""
     return Step(0, decode_slots=slots, decode_positions=positions, pages=list(pages))
 
 
-def test_prefill_and_decodes_give_the_models_tokens(rig, admit):
+def test_prefill_and_decodes_give_the_models_tokens(rig: Any, admit: Any) -> None:
     """A prompt in one chunk, then decodes fed on the device, over scattered pages, give the greedy continuation."""
     model, runner = (made := rig()).model, made.runner
     tokens = (
@@ -37,7 +39,7 @@ def test_prefill_and_decodes_give_the_models_tokens(rig, admit):
     assert tokens == model.greedy(PROMPT, 8)
 
 
-def test_chunks_mixed_with_decodes_change_nothing(rig, admit):
+def test_chunks_mixed_with_decodes_change_nothing(rig: Any, admit: Any) -> None:
     """A prompt in two chunks beside another sequence's decodes gives both what they get alone."""
     model, runner = (made := rig()).model, made.runner
     other = [7, 7, 7]
@@ -53,7 +55,7 @@ def test_chunks_mixed_with_decodes_change_nothing(rig, admit):
     assert both == [model.greedy(other, 2)[1], model.greedy(PROMPT, 1)[0]]
 
 
-def test_a_step_that_samples_nothing_computes_no_logits(rig, admit):
+def test_a_step_that_samples_nothing_computes_no_logits(rig: Any, admit: Any) -> None:
     """The first chunk of a long prompt gives no tokens and asks the model for none."""
     model, runner = (made := rig()).model, made.runner
     step = prefill(0, 0, PROMPT[:4], samples=False, admissions=[admit(0, GREEDY, prompt=PROMPT)], pages=[(0, 0, [1, 2])])
@@ -61,7 +63,7 @@ def test_a_step_that_samples_nothing_computes_no_logits(rig, admit):
     assert model.rows_computed == []
 
 
-def test_a_resumed_sequence_continues(rig, admit):
+def test_a_resumed_sequence_continues(rig: Any, admit: Any) -> None:
     """A sequence admitted anew with its generated tokens, in another slot and other pages, goes on as before."""
     model, runner = (made := rig()).model, made.runner
     whole = model.greedy(PROMPT, 6)
@@ -73,7 +75,7 @@ def test_a_resumed_sequence_continues(rig, admit):
 
 
 @pytest.mark.parametrize("cut", [8, 5, 1])
-def test_prompt_logprobs_do_not_depend_on_chunks(rig, admit, cut):
+def test_prompt_logprobs_do_not_depend_on_chunks(rig: Any, admit: Any, cut: int) -> None:
     """However a prompt is cut, each token after the first gets its raw logprob and rank, others in the step none."""
     model, runner = (made := rig()).model, made.runner
     step = prefill(1, 0, [4, 4, 4], pages=[(1, 0, [7]), (3, 0, [5, 0])], admissions=[admit(1, GREEDY, prompt=[4, 4, 4])])
@@ -94,7 +96,7 @@ def test_prompt_logprobs_do_not_depend_on_chunks(rig, admit, cut):
         assert set(logits.topk(2).indices.tolist()) <= set(row)
 
 
-def test_logprobs_belong_to_the_rows_that_asked(rig, admit):
+def test_logprobs_belong_to_the_rows_that_asked(rig: Any, admit: Any) -> None:
     """Of two sampled rows only the one with logprobs has an entry, under its own index, with as many as it asked for."""
     runner = rig().runner
     step = prefill(0, 0, [1, 2], admissions=[admit(0, GREEDY, prompt=[1, 2])], pages=[(0, 0, [0]), (1, 0, [1])])
@@ -106,7 +108,7 @@ def test_logprobs_belong_to_the_rows_that_asked(rig, admit):
     assert next(iter(result.logprobs[1])) == result.token_ids[1]
 
 
-def test_a_row_of_unusable_logits_has_no_logprobs(rig, admit, monkeypatch):
+def test_a_row_of_unusable_logits_has_no_logprobs(rig: Any, admit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A poisoned row is marked, gives no logprobs and leaves its neighbour alone."""
     model, runner = (made := rig()).model, made.runner
     healthy = model.greedy([1, 2], 1)

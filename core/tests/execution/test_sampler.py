@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -13,12 +15,12 @@ from paddock.scheduling.step import NOT_FINITE
 VOCAB = 50
 
 
-def normal(rows, vocab=VOCAB, seed=0):
+def normal(rows: int, vocab: int = VOCAB, seed: int = 0) -> Any:
     """Return random logits."""
     return torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed))
 
 
-def frequencies(bench, admit, logits, params, steps=60):
+def frequencies(bench: Any, admit: Any, logits: Any, params: Any, steps: int = 60) -> Any:
     """Return how often each token is drawn from a row of logits, over the bench's slots, each of its own seed, and steps."""
     slots = range(64)
     bench.admit(*(admit(slot, params, seed=slot) for slot in slots))
@@ -26,7 +28,7 @@ def frequencies(bench, admit, logits, params, steps=60):
     return len(tokens), np.bincount(tokens, minlength=logits.shape[1]) / len(tokens)
 
 
-def test_greedy_rows_take_the_most_likely_token(sampler_bench, admit):
+def test_greedy_rows_take_the_most_likely_token(sampler_bench: Any, admit: Any) -> None:
     """Temperature 0 gives each row's argmax."""
     bench, logits = sampler_bench(VOCAB), normal(4)
     bench.admit(*(admit(slot, SamplingParams(temperature=0.0)) for slot in range(4)))
@@ -34,7 +36,7 @@ def test_greedy_rows_take_the_most_likely_token(sampler_bench, admit):
 
 
 @pytest.mark.parametrize("vocab", [50, 256, 1024])
-def test_the_most_likely_token_is_the_first_of_equals(vocab):
+def test_the_most_likely_token_is_the_first_of_equals(vocab: int) -> None:
     """Whether or not it is found by blocks, the best of rounded logits is torch's, and NaN shows in the value."""
     logits = (normal(20, vocab) * 2).round()
     logits[3, vocab - 1] = torch.nan
@@ -46,7 +48,7 @@ def test_the_most_likely_token_is_the_first_of_equals(vocab):
     assert top[3].isnan()
 
 
-def test_drawn_tokens_follow_the_softmax_of_scaled_logits(sampler_bench, admit):
+def test_drawn_tokens_follow_the_softmax_of_scaled_logits(sampler_bench: Any, admit: Any) -> None:
     """Frequencies at a temperature match the softmax (chi-square, fixed seed)."""
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0, 0.5]])
     count, found = frequencies(sampler_bench(5, num_slots=64), admit, logits, SamplingParams(temperature=1.7))
@@ -54,7 +56,7 @@ def test_drawn_tokens_follow_the_softmax_of_scaled_logits(sampler_bench, admit):
     assert (count * (found - expected) ** 2 / expected).sum() < 18.5  # 4 degrees of freedom, p = 0.001
 
 
-def test_filtered_tokens_follow_what_the_filters_leave(sampler_bench, admit):
+def test_filtered_tokens_follow_what_the_filters_leave(sampler_bench: Any, admit: Any) -> None:
     """Frequencies under temperature, min-p, top-k and top-p match the renormalised rest (chi-square, fixed seed)."""
     logits = torch.tensor([[2.0, 1.9, 1.5, 1.0, 0.0, -3.0]])
     params = SamplingParams(temperature=1.5, min_p=0.05, top_k=4, top_p=0.8)
@@ -64,15 +66,15 @@ def test_filtered_tokens_follow_what_the_filters_leave(sampler_bench, admit):
     assert (count * (found[:3] - alive) ** 2 / alive).sum() < 13.8  # 2 degrees of freedom, p = 0.001
 
 
-def test_top_k_one_and_tiny_top_p_are_greedy(sampler_bench, admit):
+def test_top_k_one_and_tiny_top_p_are_greedy(sampler_bench: Any, admit: Any) -> None:
     """The narrowest filters leave the best token, whatever the temperature."""
     bench, logits = sampler_bench(VOCAB), normal(3)
-    narrow = ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0})
+    narrow: tuple[dict[str, Any], ...] = ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0})
     bench.admit(*(admit(slot, SamplingParams(temperature=5.0, **one)) for slot, one in enumerate(narrow)))
     assert bench.tokens(logits) == logits.argmax(-1).tolist()
 
 
-def test_seeded_tokens_ignore_neighbours_slot_and_step(sampler_bench, admit):
+def test_seeded_tokens_ignore_neighbours_slot_and_step(sampler_bench: Any, admit: Any) -> None:
     """A seeded sequence draws the same tokens alone and among any others, in any slot and row, with any features about."""
     seeded = SamplingParams(temperature=0.9, top_p=0.9, seed=7)
     stream = [normal(1, seed=step) for step in range(12)]
@@ -97,7 +99,7 @@ def test_seeded_tokens_ignore_neighbours_slot_and_step(sampler_bench, admit):
     assert found == expected
 
 
-def test_a_resumed_sequence_draws_as_if_never_interrupted(sampler_bench, admit):
+def test_a_resumed_sequence_draws_as_if_never_interrupted(sampler_bench: Any, admit: Any) -> None:
     """Admission with generated tokens continues the noise at their count."""
     params, stream = SamplingParams(seed=3), [normal(1, seed=step) for step in range(8)]
     whole, resumed = sampler_bench(VOCAB), sampler_bench(VOCAB)
@@ -107,10 +109,10 @@ def test_a_resumed_sequence_draws_as_if_never_interrupted(sampler_bench, admit):
     assert [resumed.tokens(logits)[0] for logits in stream[4:]] == expected[4:]
 
 
-def test_unseeded_sequences_differ_and_the_engine_seed_repeats_them(sampler_bench, admit):
+def test_unseeded_sequences_differ_and_the_engine_seed_repeats_them(sampler_bench: Any, admit: Any) -> None:
     """Two unseeded sequences draw different tokens; an engine of the same seed draws the same ones again."""
 
-    def run(seed):
+    def run(seed: int) -> Any:
         bench = sampler_bench(VOCAB, seed=seed)
         bench.admit(*(admit(slot, SamplingParams(), seed=None) for slot in range(2)))
         return [bench.tokens(torch.zeros(2, VOCAB)) for _ in range(10)]
@@ -120,7 +122,7 @@ def test_unseeded_sequences_differ_and_the_engine_seed_repeats_them(sampler_benc
     assert first == run(1) != run(2)
 
 
-def test_unusable_logits_are_marked_for_their_row_only(sampler_bench, admit):
+def test_unusable_logits_are_marked_for_their_row_only(sampler_bench: Any, admit: Any) -> None:
     """NaN, +inf and all -inf mark a row, greedy, drawn or filtered; its neighbours and rows with some -inf are sampled."""
     for params in (
         SamplingParams(temperature=0.0),
@@ -138,10 +140,10 @@ def test_unusable_logits_are_marked_for_their_row_only(sampler_bench, admit):
         assert 0 <= tokens[4] < VOCAB
 
 
-def test_many_rows_are_drawn_as_few_are(sampler_bench, admit, monkeypatch):
+def test_many_rows_are_drawn_as_few_are(sampler_bench: Any, admit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing some rows at a time changes nothing."""
 
-    def run():
+    def run() -> Any:
         bench = sampler_bench(VOCAB, num_slots=16)
         bench.admit(*(admit(slot, SamplingParams(top_p=0.9 if slot % 2 else 1.0), seed=slot) for slot in range(16)))
         return bench.tokens(normal(16))
@@ -151,7 +153,7 @@ def test_many_rows_are_drawn_as_few_are(sampler_bench, admit, monkeypatch):
     assert run() == whole
 
 
-def test_a_slot_forgets_its_last_holder(sampler_bench, admit):
+def test_a_slot_forgets_its_last_holder(sampler_bench: Any, admit: Any) -> None:
     """A greedy sequence in a slot that drew, was biased and penalised before is greedy."""
     bench, logits = sampler_bench(VOCAB), normal(1)
     heavy = SamplingParams(top_k=3, presence_penalty=2.0, repetition_penalty=3.0, logit_bias={1: 50.0}, logprobs=1)

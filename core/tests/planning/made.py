@@ -183,7 +183,7 @@ class ParallelPlugin:
     def paddock_parallel_strategies(self) -> list[ParallelSpec]:
         """Return both strategies."""
         cuts = frozenset({HEADS, KV_HEADS, FFN, VOCAB})
-        both = {"communicator": f"{HERE}:communicator", "runner": f"{HERE}:runner"}
+        both: dict[str, Any] = {"communicator": f"{HERE}:communicator", "runner": f"{HERE}:runner"}
         return [
             ParallelSpec(name="tensor", axis="tp", cuts=cuts, nesting=1, max_size=4, **both),
             ParallelSpec(name="pipeline", axis="pp", cuts=frozenset(), nesting=0, **both),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from core.tests.planning.made import RAW, ComplainingPlugin, ParallelPlugin, cpu, gpus, planned, registry, source
 
@@ -11,17 +13,17 @@ from paddock.planning.resolve import resolve
 GROUPED = {"quantization_config": {"quant_method": "grouped"}}
 
 
-def rejected(plan, name):
+def rejected(plan: Any, name: str) -> Any:
     """Return the rejected candidates of a choice, by value."""
     return {each.value: each.reason for each in plan.choice(name).rejected}
 
 
-def test_a_gpu_computes_in_the_checkpoints_dtype():
+def test_a_gpu_computes_in_the_checkpoints_dtype() -> None:
     """The dtype the weights were saved in is the first candidate."""
     assert planned({"dtype": "float16"}).dtype == "float16"
 
 
-def test_an_old_gpu_falls_back_from_bfloat16():
+def test_an_old_gpu_falls_back_from_bfloat16() -> None:
     """A GPU without bfloat16 takes float16, and the plan says why."""
     plan = planned({}, gpus(capability=(7, 5)))
     assert plan.dtype == "float16"
@@ -29,32 +31,33 @@ def test_an_old_gpu_falls_back_from_bfloat16():
 
 
 @pytest.mark.parametrize(("bf16", "dtype"), [(True, "bfloat16"), (False, "float32")])
-def test_a_cpu_computes_in_what_is_quicker(bf16, dtype):
+def test_a_cpu_computes_in_what_is_quicker(bf16: Any, dtype: Any) -> None:
     """bfloat16 where the CPU multiplies it itself, else float32, whatever the checkpoint was saved in."""
     assert planned({"dtype": "float16"}, cpu(bf16=bf16)).dtype == dtype
 
 
-def test_a_format_that_refuses_the_best_dtype_gets_the_next():
+def test_a_format_that_refuses_the_best_dtype_gets_the_next() -> None:
     """The made-up format takes no float32, so a CPU computes it in bfloat16."""
     plan = planned(GROUPED, cpu())
     assert plan.dtype == "bfloat16"
     assert "not float32" in rejected(plan, "dtype")["float32"]
 
 
-def test_the_format_of_a_checkpoint_is_detected():
+def test_the_format_of_a_checkpoint_is_detected() -> None:
     """The one installed format that recognises the checkpoint is used, and named with its plugin."""
     plan = planned(GROUPED)
+    assert plan.quantization is not None
     assert (plan.quantization.name, plan.scheme) == ("grouped", "grouped")
     assert any(used.role == "quantization" for used in plan.plugins)
 
 
-def test_a_plain_checkpoint_is_not_quantised():
+def test_a_plain_checkpoint_is_not_quantised() -> None:
     """Without a quantisation section the plain scheme is used."""
     assert planned().quantization is None
     assert planned().scheme == "none"
 
 
-def test_a_gpu_takes_the_backend_of_highest_rank():
+def test_a_gpu_takes_the_backend_of_highest_rank() -> None:
     """The quick backend outranks the plain one, which is recorded as rejected."""
     plan = planned()
     assert plan.attention.name == "quick"
@@ -62,7 +65,7 @@ def test_a_gpu_takes_the_backend_of_highest_rank():
     assert "rank 0" in rejected(plan, "attention_backend")["torch"]
 
 
-def test_a_backend_that_cannot_serve_says_why():
+def test_a_backend_that_cannot_serve_says_why() -> None:
     """Device, features and block size are reasons, and the next one that serves is taken."""
     assert "not on cpu" in rejected(planned({}, cpu()), "attention_backend")["quick"]
     assert "lacks alibi" in rejected(planned({"features": ["alibi"]}), "attention_backend")["quick"]
@@ -72,14 +75,14 @@ def test_a_backend_that_cannot_serve_says_why():
     assert "needs compute capability 9.0" in rejected(planned({}, gpus(capability=(8, 0))), "attention_backend")["quick"]
 
 
-def test_a_backend_that_was_asked_for_is_used():
+def test_a_backend_that_was_asked_for_is_used() -> None:
     """Rank decides only among what nobody named."""
     plan = planned(attention_backend="torch")
     assert plan.attention.name == "torch"
     assert plan.choice("attention_backend").reason == "asked for"
 
 
-def test_kv_follows_what_the_checkpoint_was_calibrated_for():
+def test_kv_follows_what_the_checkpoint_was_calibrated_for() -> None:
     """A calibrated checkpoint keeps FP8 KV where a backend can, whatever its rank."""
     assert planned(GROUPED).kv_cache_dtype == "fp8"
     assert planned(GROUPED).attention.name == "torch"
@@ -87,13 +90,13 @@ def test_kv_follows_what_the_checkpoint_was_calibrated_for():
     assert planned().kv_cache_dtype == "bfloat16"
 
 
-def test_uncalibrated_fp8_kv_is_worth_saying():
+def test_uncalibrated_fp8_kv_is_worth_saying() -> None:
     """FP8 KV that was asked for without calibrated scales is an info, no more."""
     (issue,) = planned(kv_cache_dtype="fp8").issues
     assert (issue.level, issue.code) == ("info", "kv_scales_are_one")
 
 
-def test_ops_are_chosen_one_by_one():
+def test_ops_are_chosen_one_by_one() -> None:
     """The op of the highest rank that runs here wins; the plain definition fills in everywhere else."""
     quick = {spec.op: spec.implementation for spec in planned().ops}
     plain = {spec.op: spec.implementation for spec in planned({}, cpu()).ops}
@@ -102,55 +105,55 @@ def test_ops_are_chosen_one_by_one():
     assert plain["rms_norm"] == "paddock.layers.reference:rms_norm"
 
 
-def test_an_op_is_taken_from_the_plugin_that_was_asked_for():
+def test_an_op_is_taken_from_the_plugin_that_was_asked_for() -> None:
     """Option `ops` names the plugin, and rank no longer counts."""
     plan = planned(ops={"rms_norm": "paddock"})
     assert plan.choice("op rms_norm").value == "paddock.layers.reference:rms_norm"
     assert plan.choice("op rms_norm").reason == "asked for"
 
 
-def test_all_gpus_are_used_by_tensor_parallelism_where_it_divides():
+def test_all_gpus_are_used_by_tensor_parallelism_where_it_divides() -> None:
     """Given two GPUs and no sizes, two ranks share each layer."""
     plan = planned({}, gpus(2), plugins=[ParallelPlugin()])
     assert (plan.tensor_parallel_size, plan.pipeline_parallel_size) == (2, 1)
     assert [spec.axis for spec in plan.parallel] == ["tp"]
 
 
-def test_pipeline_stages_take_over_where_heads_do_not_divide():
+def test_pipeline_stages_take_over_where_heads_do_not_divide() -> None:
     """Three GPUs cannot share four heads: three stages can share four layers."""
     plan = planned({}, gpus(3), plugins=[ParallelPlugin()])
     assert (plan.tensor_parallel_size, plan.pipeline_parallel_size) == (1, 3)
     assert "cannot share them evenly" in rejected(plan, "parallel")["tp 3 x pp 1"]
 
 
-def test_groups_that_straddle_ranks_are_rejected():
+def test_groups_that_straddle_ranks_are_rejected() -> None:
     """Two ranks take 32 inputs of o each, one group; four would take half a group each."""
     plan = planned(GROUPED, gpus(4), plugins=[ParallelPlugin()])
     assert plan.tensor_parallel_size == 2
     assert "0.5 groups of 32" in rejected(plan, "parallel")["tp 4 x pp 1"]
 
 
-def test_both_strategies_are_named_outermost_first():
+def test_both_strategies_are_named_outermost_first() -> None:
     """Two by two GPUs need both plugins' strategies, pipeline outside."""
     plan = planned({}, gpus(4), plugins=[ParallelPlugin()], tensor_parallel_size=2, pipeline_parallel_size=2)
     assert [spec.name for spec in plan.parallel] == ["pipeline", "tensor"]
 
 
-def test_idle_gpus_are_mentioned():
+def test_idle_gpus_are_mentioned() -> None:
     """Fewer ranks than GPUs is fine, and said."""
     plan = planned({}, gpus(4), plugins=[ParallelPlugin()], tensor_parallel_size=2)
     assert [issue.code for issue in plan.issues] == ["idle_devices"]
     assert not plan.errors
 
 
-def test_the_batch_grows_with_the_sequences_and_they_shrink_with_it():
+def test_the_batch_grows_with_the_sequences_and_they_shrink_with_it() -> None:
     """A step takes a token of every sequence: whichever of the two was given bounds the other."""
     assert planned(max_num_seqs=10_000).max_num_batched_tokens == 10_000
     assert planned(max_num_batched_tokens=64).max_num_seqs == 64
     assert (planned().max_num_batched_tokens, planned().max_num_seqs) == (8192, 256)
 
 
-def test_the_length_is_the_models_unless_memory_is_short():
+def test_the_length_is_the_models_unless_memory_is_short() -> None:
     """A pool too small for the model's own length shortens an automatic one, with a warning, and strict refuses."""
     long = {"positions": 1 << 20}
     assert planned().max_model_len == 256
@@ -160,26 +163,26 @@ def test_the_length_is_the_models_unless_memory_is_short():
     assert planned(long, kv_cache_memory_bytes=10 << 20, strict=True).errors
 
 
-def test_end_of_text_ids_come_from_generation_config_first():
+def test_end_of_text_ids_come_from_generation_config_first() -> None:
     """generation_config.json overrides config.json."""
     files = source(RAW, generation_config={"eos_token_id": [3, 5]})
     assert resolve(EngineConfig(model="made"), registry(), gpus(), files).eos_token_ids == (3, 5)
     assert planned().eos_token_ids == (7,)
 
 
-def test_observers_run_only_when_named():
+def test_observers_run_only_when_named() -> None:
     """An installed observer is idle until the plan names it."""
     assert planned().observers == ()
     assert [spec.name for spec in planned(observers=["watch"]).observers] == ["watch"]
 
 
-def test_plugins_have_their_say():
+def test_plugins_have_their_say() -> None:
     """What a plugin's check finds is in the plan's issues; strict makes its warnings errors."""
     assert [issue.message for issue in planned(plugins=[ComplainingPlugin()]).issues] == ["4 layers"]
     assert [issue.code for issue in planned(plugins=[ComplainingPlugin()], strict=True).errors] == ["made_up"]
 
 
-def test_every_choice_has_a_reason():
+def test_every_choice_has_a_reason() -> None:
     """No decision is left unexplained, nor a rejection."""
     for choice in planned(GROUPED, gpus(4)).choices:
         assert choice.reason

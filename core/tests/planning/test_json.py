@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from attrs import evolve
@@ -39,7 +40,7 @@ hardware = st.one_of(st.builds(gpus, st.integers(1, 4), gib=st.floats(0.1, 200))
 
 @settings(max_examples=40)
 @given(raw=st.sampled_from([{}, GROUPED, {"tied": True, "note": "öß\u2028"}]), hardware=hardware, options=options)
-def test_a_plan_is_read_back_as_it_was(raw, hardware, options):
+def test_a_plan_is_read_back_as_it_was(raw: dict[str, Any], hardware: Any, options: dict[str, Any]) -> None:
     """Whatever was asked, JSON holds the whole plan, and reading it back gives an equal one with the same text."""
     plan = planned(raw, hardware, plugins=[ParallelPlugin()], **options)
     text = to_json(plan)
@@ -49,7 +50,7 @@ def test_a_plan_is_read_back_as_it_was(raw, hardware, options):
     assert fingerprint(again) == fingerprint(plan)
 
 
-def test_what_does_not_change_the_run_does_not_change_the_fingerprint():
+def test_what_does_not_change_the_run_does_not_change_the_fingerprint() -> None:
     """Free memory, issues, explanations and the way a value was asked for do not count."""
     plan = planned()
     assert fingerprint(planned(dtype="bfloat16")) == fingerprint(plan)
@@ -70,25 +71,25 @@ def test_what_does_not_change_the_run_does_not_change_the_fingerprint():
         ({}, gpus(), {"revision": "abc"}),
     ],
 )
-def test_what_changes_the_run_changes_the_fingerprint(raw, hardware, options):
+def test_what_changes_the_run_changes_the_fingerprint(raw: dict[str, Any], hardware: Any, options: dict[str, Any]) -> None:
     """Another dtype, shape, GPU count, backend, KV dtype, set of weights or revision is another engine."""
     assert fingerprint(planned(raw, hardware, **options)) != fingerprint(planned())
 
 
-def test_a_fingerprint_is_a_sha256_and_the_same_in_every_process():
+def test_a_fingerprint_is_a_sha256_and_the_same_in_every_process() -> None:
     """Sets are sorted, so hash randomisation does not reach it."""
     assert len(bytes.fromhex(fingerprint(planned()))) == 32
     assert '"devices":["cpu","cuda"]' in to_json(planned({}, cpu()))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"surprise": 1}', "null"])
-def test_what_is_no_plan_is_refused(text):
+def test_what_is_no_plan_is_refused(text: str) -> None:
     """Anything but a whole plan of this version is an error with a way out."""
     with pytest.raises(PlanError, match="not a plan of this version"):
         from_json(text)
 
 
-def test_an_unknown_or_missing_field_is_refused():
+def test_an_unknown_or_missing_field_is_refused() -> None:
     """A plan of another version is not guessed at."""
     values = json.loads(to_json(planned()))
     with pytest.raises(PlanError):
@@ -98,7 +99,7 @@ def test_an_unknown_or_missing_field_is_refused():
         from_json(json.dumps(values))
 
 
-def test_a_worker_rebuilds_what_the_plan_was_computed_from():
+def test_a_worker_rebuilds_what_the_plan_was_computed_from() -> None:
     """From JSON alone: config, weight table, attention, scheme, shards and layers."""
     plan = planned(GROUPED, gpus(4), plugins=[ParallelPlugin()], tensor_parallel_size=2, pipeline_parallel_size=2)
     worker = from_json(to_json(plan))
@@ -111,7 +112,7 @@ def test_a_worker_rebuilds_what_the_plan_was_computed_from():
     assert [*rebuild.layers(worker, 1)] == [2, 3]
 
 
-def test_a_plan_names_its_plugins_with_versions():
+def test_a_plan_names_its_plugins_with_versions() -> None:
     """Every plugin the plan relies on is in it, once for each role."""
     used = {(each.role, each.name): each for each in planned(GROUPED).plugins}
     assert used["model", "made"].plugin
@@ -120,7 +121,7 @@ def test_a_plan_names_its_plugins_with_versions():
     assert MadePlugin.__name__ in used["model", "made"].plugin
 
 
-def test_the_report_has_the_figures_and_the_plan():
+def test_the_report_has_the_figures_and_the_plan() -> None:
     """`--json` says first whether it runs and what fits, then everything; and it is JSON."""
     plan = planned(max_model_len=128)
     report = json.loads(json.dumps(as_report(plan)))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 from core.tests.planning.made import CONFIGS, published
@@ -16,13 +18,13 @@ pytest.importorskip("paddock_llama")
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Any:
     """Return a model folder with nothing but the config.json of Llama 3.1 8B."""
     (tmp_path / "config.json").write_text((CONFIGS / "llama-3.1-8b.json").read_text())
     return tmp_path
 
 
-def test_a_plan_that_can_run_is_shown_and_exits_with_0(folder, capsys):
+def test_a_plan_that_can_run_is_shown_and_exits_with_0(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The table has the choices, GiB, bytes a token, pages and tokens."""
     assert main(["plan", str(folder), "--gpus", "H200"]) == 0
     out = capsys.readouterr().out
@@ -30,7 +32,7 @@ def test_a_plan_that_can_run_is_shown_and_exits_with_0(folder, capsys):
         assert shown in out
 
 
-def test_a_plan_that_cannot_run_is_shown_and_exits_with_1(folder, capsys):
+def test_a_plan_that_cannot_run_is_shown_and_exits_with_1(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By how much it does not fit is in the table, what would do is in the error."""
     assert main(["plan", str(folder), "--gpus", "L4", "--max-model-len", "131072"]) == 1
     captured = capsys.readouterr()
@@ -40,13 +42,13 @@ def test_a_plan_that_cannot_run_is_shown_and_exits_with_1(folder, capsys):
     assert "2 GPUs" in captured.err
 
 
-def test_the_file_itself_may_be_named(folder, capsys):
+def test_the_file_itself_may_be_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A path to config.json is its folder."""
     assert main(["plan", str(folder / "config.json"), "--gpus", "H200"]) == 0
     assert "It can run." in capsys.readouterr().out
 
 
-def test_options_reach_the_plan(folder, capsys):
+def test_options_reach_the_plan(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What is asked for on the command line is in the JSON, whose plan reads back."""
     words = ["--dtype", "float16", "--max-model-len", "4096", "--max-num-seqs", "8", "--kv-cache-dtype", "fp8"]
     assert main(["plan", str(folder), "--gpus", "H200", "--json", *words]) == 0
@@ -57,7 +59,7 @@ def test_options_reach_the_plan(folder, capsys):
     assert report["weight_bytes"] == plan.weight_bytes
 
 
-def test_json_of_a_plan_that_cannot_run_is_whole(folder, capsys):
+def test_json_of_a_plan_that_cannot_run_is_whole(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Standard output is one JSON object, whatever the verdict."""
     assert main(["plan", str(folder), "--gpus", "2xL4", "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
@@ -65,7 +67,7 @@ def test_json_of_a_plan_that_cannot_run_is_whole(folder, capsys):
     assert report["issues"]
 
 
-def test_explain_shows_reasons_and_what_was_rejected(folder, capsys):
+def test_explain_shows_reasons_and_what_was_rejected(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each choice has its reason; rejected candidates have theirs."""
     assert main(["plan", str(folder), "--gpus", "H200", "--explain"]) == 0
     out = capsys.readouterr().out
@@ -73,7 +75,7 @@ def test_explain_shows_reasons_and_what_was_rejected(folder, capsys):
     assert "not float16" in out
 
 
-def test_this_cpu_can_be_planned_for(folder, capsys):
+def test_this_cpu_can_be_planned_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`--device cpu` needs no GPU's name."""
     main(["plan", str(folder), "--device", "cpu", "--json"])
     assert json.loads(capsys.readouterr().out)["plan"]["hardware"]["device"] == "cpu"
@@ -90,7 +92,9 @@ def test_this_cpu_can_be_planned_for(folder, capsys):
         (["--gpus", "H200", "--attention-backend", "flash"], 1, "flash"),
     ],
 )
-def test_wrong_options_are_one_readable_block(folder, capsys, words, code, says):
+def test_wrong_options_are_one_readable_block(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, says: str
+) -> None:
     """Wrong usage exits with 2, a wrong plan with 1; the value is quoted and no traceback shown."""
     assert main(["plan", str(folder), *words]) == code
     err = capsys.readouterr().err
@@ -98,7 +102,7 @@ def test_wrong_options_are_one_readable_block(folder, capsys, words, code, says)
     assert "Traceback" not in err
 
 
-def test_strict_makes_a_warning_an_error(tmp_path, capsys):
+def test_strict_makes_a_warning_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A shortened context is a warning, and under --strict refused."""
     (tmp_path / "config.json").write_text(json.dumps(published("llama-3.1-8b")))
     words = ["plan", str(tmp_path), "--gpus", "L4"]
@@ -107,7 +111,7 @@ def test_strict_makes_a_warning_an_error(tmp_path, capsys):
     assert main([*words, "--strict"]) == 1
 
 
-def test_unknown_keys_are_named_and_can_be_let_pass(tmp_path, capsys):
+def test_unknown_keys_are_named_and_can_be_let_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A config.json key the model does not know is an error that says how to ignore it."""
     (tmp_path / "config.json").write_text(json.dumps(published("llama-3.1-8b") | {"new_trick": 3}))
     assert main(["plan", str(tmp_path), "--gpus", "H200"]) == 1
@@ -115,7 +119,7 @@ def test_unknown_keys_are_named_and_can_be_let_pass(tmp_path, capsys):
     assert main(["plan", str(tmp_path), "--gpus", "H200", "--ignore-config-keys", "new_trick"]) == 0
 
 
-def test_planning_imports_no_torch(folder):
+def test_planning_imports_no_torch(folder: Path) -> None:
     """A plan for named GPUs, or for a CPU, is made by a process that never imports torch, numpy or transformers."""
     code = (
         "import sys\n"

@@ -15,6 +15,8 @@ Bytes of each format, for `plain` weights that stay in bf16 and `stored` ones th
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from core.tests.planning.made import published, source
 
@@ -57,38 +59,38 @@ KV_BYTES_PER_TOKEN = {
 
 
 @pytest.fixture(scope="module")
-def installed():
+def installed() -> Any:
     """Return everything that is installed."""
     return PluginHost().collect()
 
 
-def planned(installed, name: str, gpus: str = "H200", **options) -> Plan:
+def planned(installed: Any, name: str, gpus: str = "H200", **options: Any) -> Plan:
     """Return the plan of a published config."""
     return resolve(EngineConfig(model=name, **options), installed, parse_gpus(gpus), source(published(name)))
 
 
 @pytest.mark.parametrize("name", WEIGHT_BYTES)
-def test_weights_are_those_of_arithmetic_to_a_thousandth(installed, name):
+def test_weights_are_those_of_arithmetic_to_a_thousandth(installed: Any, name: str) -> None:
     """Each published checkpoint takes the bytes its shapes and format imply."""
     weights = planned(installed, name).weight_bytes
     assert abs(weights - WEIGHT_BYTES[name]) <= WEIGHT_BYTES[name] // 1000
 
 
 @pytest.mark.parametrize("name", KV_BYTES_PER_TOKEN)
-def test_unquantised_weights_are_those_of_arithmetic_to_the_byte(installed, name):
+def test_unquantised_weights_are_those_of_arithmetic_to_the_byte(installed: Any, name: str) -> None:
     """Plain weights leave nothing to estimate."""
     assert planned(installed, name).weight_bytes == WEIGHT_BYTES[name]
 
 
 @pytest.mark.parametrize("name", WEIGHT_BYTES)
-def test_a_token_of_kv_takes_what_its_heads_take(installed, name):
+def test_a_token_of_kv_takes_what_its_heads_take(installed: Any, name: str) -> None:
     """KV depends on the model's shape and the KV dtype, not on how the weights are stored."""
     family = next(known for known in KV_BYTES_PER_TOKEN if name.startswith(known))
     assert planned(installed, name).kv_bytes_per_token == KV_BYTES_PER_TOKEN[family]
     assert planned(installed, name, kv_cache_dtype="fp8").kv_bytes_per_token == KV_BYTES_PER_TOKEN[family] // 2
 
 
-def test_the_405b_with_sixteen_kv_heads_counts_as_many(installed):
+def test_the_405b_with_sixteen_kv_heads_counts_as_many(installed: Any) -> None:
     """Both published variants of Llama 3.1 405B are read: the number of KV heads is the config's."""
     raw = published("llama-3.1-405b") | {"num_key_value_heads": 16}
     plan = resolve(EngineConfig(model="kv16"), installed, parse_gpus("H200"), source(raw))
@@ -96,7 +98,7 @@ def test_the_405b_with_sixteen_kv_heads_counts_as_many(installed):
     assert plan.kv_bytes_per_token == 2 * 516_096
 
 
-def test_eight_gpus_hold_an_eighth_of_the_cut_weights_each(installed):
+def test_eight_gpus_hold_an_eighth_of_the_cut_weights_each(installed: Any) -> None:
     """Tensor parallelism divides everything but norms and the scalars of a whole part."""
     ledger = planned(installed, "llama-3.1-405b", "8xH200").ledger
     norms = 2 * (126 * 2 + 1) * 16_384
@@ -104,7 +106,7 @@ def test_eight_gpus_hold_an_eighth_of_the_cut_weights_each(installed):
     assert ledger.weights.total == (WEIGHT_BYTES["llama-3.1-405b"] - norms) // 8 + norms
 
 
-def test_what_the_h200_is_bought_for_fits(installed):
+def test_what_the_h200_is_bought_for_fits(installed: Any) -> None:
     """Falcon-180B in INT4 runs on one H200, Llama 3.1 70B in FP8 too, and Llama 3.1 405B in bf16 does not."""
     assert not planned(installed, "falcon-180b-awq").errors
     assert not planned(installed, "llama-3.1-70b-fp8").errors
@@ -112,7 +114,7 @@ def test_what_the_h200_is_bought_for_fits(installed):
     assert issue.code == "out_of_memory"
 
 
-def test_int4_405b_fits_two_gpus_once_something_spreads_it(installed):
+def test_int4_405b_fits_two_gpus_once_something_spreads_it(installed: Any) -> None:
     """The per-GPU ledger is there before the plugin that spreads a model is, and says that memory suffices."""
     plan = planned(installed, "llama-3.1-405b-awq", "2xH200", max_model_len=8192)
     assert [issue.code for issue in plan.errors] == ([] if installed.parallel_strategies else ["no_tp_plugin"])
@@ -120,7 +122,7 @@ def test_int4_405b_fits_two_gpus_once_something_spreads_it(installed):
     assert plan.full_sequences >= 4
 
 
-def test_groups_that_would_straddle_gpus_are_found_before_any_gpu_is(installed):
+def test_groups_that_would_straddle_gpus_are_found_before_any_gpu_is(installed: Any) -> None:
     """Falcon-180B's attention output over 8 GPUs is 14.5 groups of 128 each: asked for, it is an error that says so."""
     with pytest.raises(PlanError, match=r"14\.5 groups of 128"):
         planned(installed, "falcon-180b-awq", "8xH200", tensor_parallel_size=8)

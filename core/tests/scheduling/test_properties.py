@@ -35,7 +35,7 @@ def small_limits(draw: st.DrawFn) -> SchedulerLimits:
 prompts = st.tuples(st.sampled_from(((0,), (1,), (0, 1))), st.integers(1, 6), st.sampled_from(((), (2,), (0, 0)))).map(
     lambda parts: parts[0] * parts[1] + parts[2]
 )
-options = st.fixed_dictionaries(
+options: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {"max_tokens": st.sampled_from((None, 4, 6, 12, 20))},
     optional={
         "min_tokens": st.sampled_from((0, 4)),
