@@ -104,10 +104,11 @@ def detect_hardware(config: EngineConfig) -> Hardware:
 
 
 def build_engine(plan: Plan, folder: Path, *, progress: Progress | None = None) -> Engine:
-    """Return the engine a runnable plan describes; `folder` holds the weights.
+    """Return the engine a runnable plan describes; `folder` holds the weights. A process that has but the plan may start here.
 
     Where the plan names parallel strategies, the runner of the outermost one is called as `runner(plan, folder)`.
     """
+    log.configure_once(read_environment().log_level)
     if plan.parallel:
         launcher = cast(Launcher, imported(plan.parallel[0].runner)(plan, folder))
     else:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from core.tests.planning.made import ComplainingPlugin
 
-from paddock.assemble import assemble, build_engine, detect_hardware, plan
+from paddock.assemble import assemble, build_engine, build_model, detect_hardware, fill_model, plan
 from paddock.config import EngineConfig
 from paddock.errors import CheckpointError, OptionError, PlanError
+from paddock.layers import packing
+from paddock.planning import rebuild
 from paddock.planning.serial import fingerprint, from_json, to_json
-from paddock.request import Request, SamplingParams
+from paddock.plugins import resolve as imported
+from paddock.request import RequestOutput, SamplingParams
+from paddock.text.frontend import TextEngine
 
 llama = pytest.importorskip("paddock_llama.plugin")
 
@@ -27,35 +37,35 @@ TINY = {
     "torch_dtype": "float32",
     "eos_token_id": 1,
 }
+CPU = torch.device("cpu")
 PROMPT = {"prompt_token_ids": [5, 9, 2, 40]}
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Any:
     """Return a model folder with the config.json of a tiny Llama and no weights."""
     (tmp_path / "config.json").write_text(json.dumps(TINY))
     return tmp_path
 
 
-def tiny(folder, **options) -> EngineConfig:
+def tiny(folder: Path, **options: Any) -> EngineConfig:
     """Return options that make a tiny random model on the CPU."""
-    return EngineConfig(
-        **{"model": str(folder), "load_format": "dummy", "device": "cpu", "dtype": "float32", "max_num_seqs": 4, **options}
-    )
+    defaults: dict[str, Any] = {"load_format": "dummy", "device": "cpu", "dtype": "float32", "max_num_seqs": 4}
+    return EngineConfig(model=str(folder), **(defaults | options))
 
 
-def answer(engine) -> list[int]:
+def answer(engine: TextEngine) -> list[int]:
     """Return the tokens an engine gives a prompt, then close it."""
     engine.add(PROMPT, GREEDY)
-    outputs = []
+    outputs: list[RequestOutput] = []
     while engine.has_work:
         outputs += engine.step()
     engine.close()
     return outputs[-1].token_ids
 
 
-def test_an_engine_answers_and_carries_its_plan(folder):
+def test_an_engine_answers_and_carries_its_plan(folder: Path) -> None:
     """A config.json and a seed suffice for an engine with random weights; its plan is the one that `plan` makes."""
     engine = assemble(tiny(folder))
     assert fingerprint(engine.plan) == fingerprint(plan(tiny(folder)))
@@ -63,41 +73,79 @@ def test_an_engine_answers_and_carries_its_plan(folder):
     assert len(answer(engine)) == 8
 
 
-def test_the_seed_decides_random_weights(folder):
+def test_the_seed_decides_random_weights(folder: Path) -> None:
     """Equal seeds give equal models, another seed another one."""
     first, again, other = (answer(assemble(tiny(folder, seed=seed))) for seed in (1, 1, 2))
     assert first == again != other
 
 
-def test_an_engine_is_rebuilt_from_the_plans_json(folder):
-    """A process that gets the plan as text builds the same engine, without looking for plugins."""
+REBUILD = """
+import importlib.metadata, sys, torch
+from pathlib import Path
+def scan(*_, **__):
+    raise AssertionError("a worker looks for plugins")
+importlib.metadata.entry_points = importlib.metadata.distributions = scan
+from paddock.assemble import build_engine
+from paddock.planning.serial import fingerprint, from_json
+from paddock.request import Request, SamplingParams
+plan = from_json(sys.stdin.read())
+engine = build_engine(plan, Path(sys.argv[1]))
+params = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+engine.add(Request(request_id="r", prompt_token_ids=(5, 9, 2, 40), params=params))
+made = []
+while engine.has_work:
+    made += [token for update in engine.step() for token in update.token_ids]
+print(fingerprint(plan), *made)
+"""
 
-    def tokens(engine) -> list[int]:
-        engine.add(Request(request_id="r", prompt_token_ids=(5, 9, 2, 40), params=GREEDY))
-        made = []
-        while engine.has_work:
-            made += [token for update in engine.step() for token in update.token_ids]
-        engine.close()
-        return made
 
+def test_another_process_builds_the_engine_from_json_alone(folder: Path) -> None:
+    """What crosses the process border is the plan's text and the folder's name; no entry point is looked at."""
     made = plan(tiny(folder, seed=3))
-    assert tokens(build_engine(from_json(to_json(made)), folder)) == answer(assemble(tiny(folder, seed=3)))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "7"}
+    command = [sys.executable, "-c", REBUILD, str(folder)]
+    worker = subprocess.run(command, input=to_json(made), capture_output=True, text=True, check=True, env=environment)
+    found, *tokens = worker.stdout.split()
+    assert found == fingerprint(made)
+    assert [*map(int, tokens)] == answer(assemble(tiny(folder, seed=3)))
 
 
-def test_the_pool_has_the_pages_of_the_plan(folder):
+def held_bytes(model: Any) -> int:
+    """Return the bytes of every weight a model keeps, each once, in whatever layout; scales of the KV cache are none."""
+    owners = [owner for module in model.modules() for owner in (module, getattr(module, "method", None)) if owner is not None]
+    tensors = [value for owner in owners for value in vars(owner).values() if isinstance(value, torch.Tensor) and value.is_mkldnn]
+    tensors += [value for name, value in model.named_parameters() if not name.endswith(("k_scale", "v_scale"))]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_cpu_holds_the_weights_its_plan_counts(folder: Path, tied: bool, dtype: Any) -> None:
+    """What the model keeps after loading, packed copies and a tied table included, is the ledger's figure to the byte."""
+    sizes = {"vocab_size": 1024, "hidden_size": 128, "intermediate_size": 512, "tie_word_embeddings": tied}
+    (folder / "config.json").write_text(json.dumps(TINY | sizes))
+    made = plan(tiny(folder, dtype=dtype))
+    if dtype == "bfloat16" and packing.pack(torch.zeros(256, 256, dtype=torch.bfloat16)) is None:
+        pytest.skip("this CPU has no kernels to pack bfloat16 for")
+    model = build_model(made, imported(made.attention.factory)(rebuild.attention_needs(made), CPU), CPU)
+    fill_model(made, model, folder, CPU)
+    assert held_bytes(model) == made.weight_bytes
+
+
+def test_the_pool_has_the_pages_of_the_plan(folder: Path) -> None:
     """The scheduler's limits are the plan's."""
     engine = assemble(tiny(folder, kv_cache_memory_bytes=1 << 17))
     assert engine.plan.num_pages == (1 << 17) // engine.plan.ledger.page_bytes
     engine.close()
 
 
-def test_a_plan_that_cannot_run_builds_nothing(folder):
+def test_a_plan_that_cannot_run_builds_nothing(folder: Path) -> None:
     """A pool too small for one sequence is refused before any model is made."""
     with pytest.raises(PlanError, match="KV pool"):
         assemble(tiny(folder, kv_cache_memory_bytes=1))
 
 
-def test_plugins_can_be_given_and_nothing_else_looked_for(folder):
+def test_plugins_can_be_given_and_nothing_else_looked_for(folder: Path) -> None:
     """With autoload off only what is given counts; a plugin's check is heard, and strict refuses its warning."""
     engine = assemble(tiny(folder), plugins=[llama], autoload=False)
     assert len(answer(engine)) == 8
@@ -105,13 +153,13 @@ def test_plugins_can_be_given_and_nothing_else_looked_for(folder):
         assemble(tiny(folder, strict=True), plugins=[llama, ComplainingPlugin()], autoload=False)
 
 
-def test_weights_are_required_unless_random_ones_were_asked_for(folder):
+def test_weights_are_required_unless_random_ones_were_asked_for(folder: Path) -> None:
     """A folder without safetensors is an error that says so."""
     with pytest.raises(CheckpointError, match="no weights"):
         assemble(tiny(folder, load_format="auto", tokenizer="none"))
 
 
-def test_cuda_that_is_not_there_is_refused(folder, monkeypatch):
+def test_cuda_that_is_not_there_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Asking for a GPU where torch sees none is an error, not a CPU."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(OptionError, match="torch sees no GPU"):
@@ -126,7 +174,9 @@ class Properties:
 
 
 @pytest.mark.parametrize(("options", "count"), [({}, 1), ({"tensor_parallel_size": 2}, 2), ({"tensor_parallel_size": 8}, 4)])
-def test_as_many_gpus_are_taken_as_were_asked_for_and_are_there(folder, monkeypatch, options, count):
+def test_as_many_gpus_are_taken_as_were_asked_for_and_are_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], count: int
+) -> None:
     """One GPU unless sizes ask for more, never more than the machine has; the fullest one says what is available."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
 from attrs import evolve
 from core.tests.planning.made import RAW, MadePlugin, ParallelPlugin, cpu, gpus, planned, registry, source
@@ -14,14 +17,14 @@ from paddock.plugins import QuantizationSpec, hookimpl
 
 GROUPED = {"quantization_config": {"quant_method": "grouped"}}
 # Options that leave next to nothing but weights and KV.
-LEAN = {"attention_backend": "torch", "max_num_seqs": 1, "max_num_batched_tokens": 16}
+LEAN: dict[str, Any] = {"attention_backend": "torch", "max_num_seqs": 1, "max_num_batched_tokens": 16}
 
 
 class SecondFormat:
     """Another plugin that recognises the same checkpoints."""
 
     @hookimpl
-    def paddock_quantizations(self):
+    def paddock_quantizations(self) -> Any:
         """Return the same format under another name."""
         (spec,) = MadePlugin().paddock_quantizations()
         return [evolve(spec, name="second")]
@@ -31,23 +34,23 @@ class Torn:
     """A format whose detection finds the checkpoint unreadable."""
 
     @hookimpl
-    def paddock_quantizations(self):
+    def paddock_quantizations(self) -> Any:
         """Return a format that recognises nothing."""
         return [QuantizationSpec(name="awq", detect="core.tests.planning.test_refusals:detect_nothing", method="a:b")]
 
 
-def detect_nothing(facts):
+def detect_nothing(facts: Any) -> None:
     """Return None."""
 
 
 @pytest.mark.parametrize("found", [None, [], "MadeForCausalLM", [1]])
-def test_a_config_without_architectures_is_refused(found):
+def test_a_config_without_architectures_is_refused(found: Any) -> None:
     """The key must be a list of names."""
     with pytest.raises(ModelConfigError, match="no architectures"):
         planned({"architectures": found})
 
 
-def test_an_unknown_architecture_says_what_is_installed_and_what_to_install():
+def test_an_unknown_architecture_says_what_is_installed_and_what_to_install() -> None:
     """A first-party architecture names its distribution, another one what is there."""
     with pytest.raises(PluginError, match="builtin") as caught:
         planned({"architectures": ["LlamaForCausalLM"]})
@@ -80,41 +83,43 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("raw", "options", "kind", "says"), REFUSED)
-def test_what_cannot_be_decided_is_refused(raw, options, kind, says):
+def test_what_cannot_be_decided_is_refused(raw: dict[str, Any], options: dict[str, Any], kind: Any, says: str) -> None:
     """Each wrong option or unsupported combination raises its own kind of error, quoting the value, with a way out."""
     with pytest.raises(kind, match=says) as caught:
         planned(raw, gpus(), **options)
     assert caught.value.fix
 
 
-def test_a_format_two_plugins_recognise_names_both():
+def test_a_format_two_plugins_recognise_names_both() -> None:
     """Nothing decides between two formats but the user, who is told how."""
     with pytest.raises(PluginError, match=r"'grouped' of .* and 'second' of ") as caught:
         planned(GROUPED, plugins=[SecondFormat()])
     assert "quantization=" in caught.value.fix
-    assert planned(GROUPED, plugins=[SecondFormat()], quantization="second").quantization.name == "second"
+    chosen = planned(GROUPED, plugins=[SecondFormat()], quantization="second").quantization
+    assert chosen is not None
+    assert chosen.name == "second"
 
 
-def test_a_declared_format_that_its_plugin_does_not_recognise_is_refused():
+def test_a_declared_format_that_its_plugin_does_not_recognise_is_refused() -> None:
     """Config.json says awq, the plugin that brings it disagrees: an error, not a plain load."""
     with pytest.raises(PlanError, match="no installed quantisation recognises"):
         planned({"quantization_config": {"quant_method": "awq"}}, plugins=[Torn()])
 
 
 @pytest.mark.parametrize("name", ["hf_quant_config.json", "quantize_config.json"])
-def test_a_quantisation_file_beside_a_plain_config_counts(name):
+def test_a_quantisation_file_beside_a_plain_config_counts(name: str) -> None:
     """A checkpoint may say in a file of its own that it is quantised."""
     files = source(RAW, quantization_files={name: {"bits": 4}})
     with pytest.raises(PaddockError, match="no plugin brings quantization"):
         resolve(EngineConfig(model="made"), registry(), gpus(), files)
 
 
-def codes(plan):
+def codes(plan: Any) -> Any:
     """Return the codes of a plan's errors."""
     return [issue.code for issue in plan.errors]
 
 
-def test_gpus_that_nothing_can_use_together_are_an_error_with_a_ledger():
+def test_gpus_that_nothing_can_use_together_are_an_error_with_a_ledger() -> None:
     """Without a parallel plugin the plan still counts each GPU's bytes, and says what to install."""
     plan = planned({}, gpus(2))
     assert codes(plan) == ["no_tp_plugin"]
@@ -123,7 +128,7 @@ def test_gpus_that_nothing_can_use_together_are_an_error_with_a_ledger():
     assert plan.kv_tokens > 0
 
 
-def test_more_ranks_than_gpus_is_an_error():
+def test_more_ranks_than_gpus_is_an_error() -> None:
     """Both numbers are said."""
     plan = planned({}, gpus(), plugins=[ParallelPlugin()], tensor_parallel_size=2)
     assert codes(plan) == ["too_few_devices"]
@@ -134,13 +139,13 @@ class OnePairPlugin:
     """Brings tensor parallelism over two ranks at most."""
 
     @hookimpl
-    def paddock_parallel_strategies(self):
+    def paddock_parallel_strategies(self) -> Any:
         """Return the strategy."""
         tensor, _ = ParallelPlugin().paddock_parallel_strategies()
         return [evolve(tensor, max_size=2)]
 
 
-def test_a_strategy_has_its_limit():
+def test_a_strategy_has_its_limit() -> None:
     """More ranks than a strategy takes is an error, as many as it takes is none."""
     assert codes(planned({}, gpus(4), plugins=[OnePairPlugin()], tensor_parallel_size=4)) == ["tp_too_large"]
     assert codes(planned({}, gpus(2), plugins=[OnePairPlugin()], tensor_parallel_size=2)) == []
@@ -150,19 +155,19 @@ class SecondStrategy:
     """Brings tensor parallelism under another name."""
 
     @hookimpl
-    def paddock_parallel_strategies(self):
+    def paddock_parallel_strategies(self) -> Any:
         """Return the strategy."""
         tensor, _ = ParallelPlugin().paddock_parallel_strategies()
         return [evolve(tensor, name="other")]
 
 
-def test_two_strategies_for_one_axis_are_not_chosen_between():
+def test_two_strategies_for_one_axis_are_not_chosen_between() -> None:
     """Both are named."""
     with pytest.raises(PlanError, match=r"'tensor' of .*'other' of |'other' of .*'tensor' of "):
         planned({}, gpus(2), plugins=[ParallelPlugin(), SecondStrategy()])
 
 
-def test_too_little_memory_says_how_much_and_what_would_do():
+def test_too_little_memory_says_how_much_and_what_would_do() -> None:
     """The message has the missing bytes, the fix more GPUs or fewer tokens."""
     plan = planned({"layers": 1200}, gpus(8, gib=0.1), plugins=[ParallelPlugin()], tensor_parallel_size=1, **LEAN)
     assert codes(plan) == ["out_of_memory"]
@@ -171,7 +176,45 @@ def test_too_little_memory_says_how_much_and_what_would_do():
     assert "GPUs" in plan.errors[0].fix
 
 
-def test_weights_that_would_fit_in_fewer_bits_say_so():
+def test_an_automatic_length_is_not_why_something_does_not_fit() -> None:
+    """What is missing is the least that would do: weights, workspace and the shortest sequence, not the model's longest."""
+    plan = planned({"layers": 1500, "positions": 1 << 24}, gpus(gib=0.1), **LEAN)
+    assert plan.max_model_len == 512
+    assert plan.ledger.missing_bytes == plan.ledger.fixed_bytes + 512 * plan.kv_bytes_per_token - plan.ledger.budget_bytes
+    assert codes(plan) == ["out_of_memory"]
+
+
+def test_more_gpus_are_advised_with_the_sequences_they_hold() -> None:
+    """As many GPUs as the fix says do run it, with sequences as long as it says where the model takes longer ones."""
+    raw = {"layers": 1200, "positions": 1 << 24}
+    plan = planned(raw, gpus(gib=0.1), plugins=[ParallelPlugin()], **LEAN)
+    advice = re.search(r"use (\d) GPUs \(tp (\d) x pp (\d), sequences to (\d+) tokens\)", plan.errors[0].fix)
+    assert advice
+    count, tensor, pipeline, length = map(int, advice.groups())
+    sizes: dict[str, Any] = {"tensor_parallel_size": tensor, "pipeline_parallel_size": pipeline}
+    followed = planned(raw, gpus(count, gib=0.1), plugins=[ParallelPlugin()], **sizes, **LEAN)
+    assert codes(followed) == []
+    assert followed.max_model_len == length
+
+
+def test_a_larger_share_of_the_memory_is_advised_where_it_would_do() -> None:
+    """A model that misses by less than what is left aside is told the share with which it runs."""
+    hardware = gpus(gib=0.1)
+    plan = next(p for n in range(1000, 1500, 5) if codes(p := planned({"layers": n}, hardware, **LEAN)))
+    (share,) = map(float, re.findall(r"raise gpu_memory_utilization to (0\.\d+)", plan.errors[0].fix))
+    assert codes(planned(plan.model_config, hardware, gpu_memory_utilization=share, **LEAN)) == []
+
+
+def test_half_the_bits_are_advised_where_they_would_do() -> None:
+    """A CPU that prefers float32 but has no room for it is told that bfloat16 fits, and it does."""
+    raw = {"layers": 1200}
+    plan = planned(raw, cpu(gib=0.2), **LEAN)
+    assert plan.dtype == "float32"
+    assert "use dtype bfloat16" in plan.errors[0].fix
+    assert codes(planned(raw, cpu(gib=0.2), dtype="bfloat16", **LEAN)) == []
+
+
+def test_weights_that_would_fit_in_fewer_bits_say_so() -> None:
     """A plain checkpoint that misses by the size of its linears is pointed to a quantised one."""
     assert codes(planned({"layers": 1000}, gpus(gib=0.1), **LEAN)) == []
     plan = planned({"layers": 1800}, gpus(gib=0.1), **LEAN)
@@ -179,7 +222,7 @@ def test_weights_that_would_fit_in_fewer_bits_say_so():
     assert "INT4 checkpoint" in plan.errors[0].fix
 
 
-def test_a_length_that_does_not_fit_says_which_does():
+def test_a_length_that_does_not_fit_says_which_does() -> None:
     """The fix names the longest sequence the pool holds."""
     plan = planned({"positions": 1 << 24}, gpus(gib=4), max_model_len=1 << 24)
     assert codes(plan) == ["out_of_memory"]
@@ -190,7 +233,7 @@ def test_a_length_that_does_not_fit_says_which_does():
 
 @pytest.mark.parametrize("hardware", [gpus(), cpu()], ids=["gpu", "cpu"])
 @pytest.mark.parametrize("asked", [1, 30_000])
-def test_a_pool_too_small_for_one_sequence_is_an_error(hardware, asked):
+def test_a_pool_too_small_for_one_sequence_is_an_error(hardware: Any, asked: Any) -> None:
     """The fix names the bytes that suffice, and they do."""
     plan = planned({}, hardware, kv_cache_memory_bytes=asked)
     assert codes(plan) == ["pool_too_small"]
@@ -199,12 +242,12 @@ def test_a_pool_too_small_for_one_sequence_is_an_error(hardware, asked):
     assert codes(planned({}, hardware, kv_cache_memory_bytes=needed)) == []
 
 
-def test_a_pool_larger_than_memory_is_an_error():
+def test_a_pool_larger_than_memory_is_an_error() -> None:
     """An asked pool is never cut down in silence."""
     assert codes(planned({}, gpus(gib=4), kv_cache_memory_bytes=5 << 30)) == ["kv_cache_too_large"]
 
 
-def test_errors_are_raised_together():
+def test_errors_are_raised_together() -> None:
     """One error says everything that keeps a plan from running."""
     plan = planned({}, gpus(2, gib=0.25), max_model_len=256)
     assert codes(plan) == ["no_tp_plugin", "out_of_memory"]

@@ -16,17 +16,28 @@ from paddock.planning.layout import Divisible, Layout, Sizes
 from paddock.planning.ledger import Batch, Room, StageCost, graph_bytes, kv_bytes_per_token, ledgers, workspace
 from paddock.planning.notes import ASKED, Notes
 from paddock.planning.plan import Ledger, Rejected
-from paddock.planning.weights import Weigher, dtype_bytes
+from paddock.planning.weights import Weigher, copies_tied_heads, dtype_bytes
 
-# An automatic length is not shortened below this (or the model's own length): a pool that small is an error, not a choice.
+# An automatic length is not shortened below this (or the model's own length): where even that does not fit, nothing does.
 SHORTEST_AUTOMATIC_LENGTH = 512
+# What a GPU's driver and the allocator's rounding take is not ours to give away.
+LARGEST_ADVISED_SHARE = 0.97
+_MORE_KV = {
+    "cpu": "give the KV cache more memory with kv_cache_memory_bytes",
+    "cuda": "use more GPUs, raise gpu_memory_utilization, keep KV in fewer bits with kv_cache_dtype",
+}
 _DEVICE_COUNTS = (2, 4, 8, 16)
 
 
 @frozen(kw_only=True)
 class Sized:
-    """The model as it will run, ready to be weighed at any layout."""
+    """The model as it will run on a kind of `device`, ready to be weighed at any layout.
 
+    `positions` is its own longest sequence, with its RoPE scaling.
+    """
+
+    device: str
+    positions: int
     model: Divisible
     fmt: Format
     attention: Attention
@@ -37,7 +48,8 @@ class Sized:
     def costs(self, layout: Layout) -> tuple[StageCost, ...]:
         """Return what each stage costs one of its devices."""
         table, dtype, shard = self.model.table, self.fmt.dtype, layout.shard
-        weigher = Weigher(table=table, tensors=self.model.tensors, dtype=dtype, shard=shard)
+        copies = copies_tied_heads(self.device, dtype)
+        weigher = Weigher(table=table, tensors=self.model.tensors, dtype=dtype, shard=shard, copies_tied_heads=copies)
         needs, spec, kv_dtype = self.model.needs, self.attention.spec, self.attention.kv_cache_dtype
         space = workspace(
             table=table, shard=shard, dtype=dtype, vocab_size=self.vocab_size, attention=spec, needs=needs, batch=self.batch
@@ -62,12 +74,13 @@ class Sized:
         return Layout(sizes=sizes, shard=self.model.shard(sizes.tensor), stages=self.model.stages(sizes.pipeline))
 
 
-def choose_length(config: EngineConfig, limit: int, room: Room, costs: tuple[StageCost, ...], notes: Notes) -> int:
+def choose_length(config: EngineConfig, sized: Sized, layout: Layout, room: Room, notes: Notes) -> int:
     """Return the longest sequence: what was asked for, else the model's own length, shortened to what memory holds.
 
-    `limit` is the model's length with its RoPE scaling. Raises PlanError, with both numbers, when more was asked for.
+    Where not even `SHORTEST_AUTOMATIC_LENGTH` fits that is returned, so that what is missing is the least that would do.
+    Raises PlanError, with both numbers, when more was asked for than the model has positions.
     """
-    asked = config.max_model_len
+    asked, limit = config.max_model_len, sized.positions
     if asked is not None:
         if asked > limit:
             raise PlanError(
@@ -76,16 +89,20 @@ def choose_length(config: EngineConfig, limit: int, room: Room, costs: tuple[Sta
             )
         notes.choose("max_model_len", asked, ASKED)
         return asked
-    longest = room.longest(costs)
-    if longest >= limit or longest < min(limit, SHORTEST_AUTOMATIC_LENGTH):
+    held = room.longest(sized.costs(layout))
+    longest = max(held, min(limit, SHORTEST_AUTOMATIC_LENGTH))
+    if longest >= limit:
         notes.choose("max_model_len", limit, "the model's own length")
         return limit
-    notes.choose("max_model_len", longest, "what the KV pages hold", [Rejected(str(limit), f"the pool holds {longest} tokens")])
+    reason = "what the KV pages hold" if held == longest else "the shortest that is chosen unasked"
+    notes.choose("max_model_len", longest, reason, [Rejected(str(limit), f"the pool holds {held} tokens")])
+    if held < longest:
+        return longest
     notes.find(
         "warning",
         "max_model_len_shortened",
         f"sequences end at {longest} tokens: the model takes {limit}, but no more fit the KV pages",
-        "give the KV cache more memory, or set max_model_len to say that this is enough",
+        f"{_MORE_KV[sized.device]}, or set max_model_len to say that this is enough",
     )
     return longest
 
@@ -130,22 +147,36 @@ def _check_asked_pool(room: Room, costs: tuple[StageCost, ...], notes: Notes) ->
 
 
 def ways_out(sized: Sized, layout: Layout, room: Room, max_model_len: int) -> Iterator[str]:
-    """Yield what would make it fit: fewer tokens, more devices, a quantised checkpoint."""
-    longest = room.pages_that_fit(sized.costs(layout)) * sized.attention.page_size
+    """Yield what would make it fit: fewer tokens, a larger share of the memory, more devices, fewer bits."""
+    costs, pages = sized.costs(layout), _pages(sized, max_model_len)
+    longest = room.pages_that_fit(costs) * sized.attention.page_size
     if longest:
         yield f"lower max_model_len to {longest}"
+    needed = max(cost.fixed_bytes + pages * cost.page_bytes for cost in costs)
+    share = math.ceil(100 * needed / room.hardware.memory_bytes) / 100
+    if share <= LARGEST_ADVISED_SHARE and needed <= evolve(room, utilization=share).budget_bytes:
+        yield f"raise gpu_memory_utilization to {share}"
     devices = _enough_devices(sized, layout, room, max_model_len)
     if devices is not None and room.hardware.device == "cuda":
-        yield f"use {devices.devices} GPUs ({devices})"
+        held = room.longest(sized.costs(sized.layout(devices)))
+        yield f"use {devices.devices} GPUs ({devices}" + (f", sequences to {held} tokens)" if held < sized.positions else ")")
     if sized.fmt.quantization is None:
+        rest = max(cost.fixed_bytes - cost.weights.total + pages * cost.page_bytes for cost in costs)
+        half = max(cost.weights.total for cost in costs) // 2
+        if sized.fmt.dtype == "float32" and half + rest <= room.budget_bytes:
+            yield f"use dtype bfloat16 ({_gib(half)} of weights)"
         for name, bits in (("an FP8", 8.0), ("an INT4", 4.25)):
-            size = _quantised_size(sized, layout, bits)
-            if size + _rest(sized, layout, max_model_len) <= room.budget_bytes:
+            size = _quantised_size(sized, costs, bits)
+            if size + rest <= room.budget_bytes:
                 yield f"use {name} checkpoint (about {_gib(size)} of weights each)"
 
 
+def _pages(sized: Sized, max_model_len: int) -> int:
+    return math.ceil(max_model_len / sized.attention.page_size)
+
+
 def _enough_devices(sized: Sized, layout: Layout, room: Room, max_model_len: int) -> Sizes | None:
-    pages = math.ceil(max_model_len / sized.attention.page_size)
+    pages = _pages(sized, max_model_len)
     for count in (n for n in _DEVICE_COUNTS if n > layout.sizes.devices):
         for tensor in (n for n in range(count, 0, -1) if count % n == 0):
             sizes = Sizes(tensor=tensor, pipeline=count // tensor)
@@ -157,15 +188,10 @@ def _enough_devices(sized: Sized, layout: Layout, room: Room, max_model_len: int
     return None
 
 
-def _quantised_size(sized: Sized, layout: Layout, bits: float) -> int:
+def _quantised_size(sized: Sized, costs: tuple[StageCost, ...], bits: float) -> int:
     """Return the weights of the largest stage were its layers' linears stored in `bits` bits."""
     share = bits / (8 * dtype_bytes(sized.fmt.dtype))
-    return max(int(cost.weights.total - cost.weights.layers * (1 - share)) for cost in sized.costs(layout))
-
-
-def _rest(sized: Sized, layout: Layout, max_model_len: int) -> int:
-    pages = math.ceil(max_model_len / sized.attention.page_size)
-    return max(cost.fixed_bytes - cost.weights.total + pages * cost.page_bytes for cost in sized.costs(layout))
+    return max(int(cost.weights.total - cost.weights.layers * (1 - share)) for cost in costs)
 
 
 def _gib(size: int) -> str:

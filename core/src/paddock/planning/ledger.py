@@ -12,7 +12,8 @@ from paddock.planning.plan import Ledger, WeightBytes, Workspace
 from paddock.planning.weights import Stage, dtype_bytes
 from paddock.plugins.descriptors import AttentionNeeds, AttentionSpec, resolve
 
-# A CPU's pages share memory with everything else on the machine: unless asked otherwise, no more than this.
+# A CPU's pages share memory with everything else on the machine: unless asked otherwise, no more than this, nor than half
+# of what weights and workspace leave.
 CPU_KV_BYTES = 4 * GIB
 # Bytes a row of logits needs while a token is sampled: float32 logits, sorted values, int64 order, probabilities, running sum.
 SAMPLING_BYTES_PER_LOGIT = 4 + 4 + 8 + 4 + 4
@@ -51,8 +52,12 @@ class StageCost:
 
 
 def budget_bytes(hardware: Hardware, utilization: float) -> int:
-    """Return what the engine may use of one device: its share of the memory, and never more than is free."""
-    return min(int(hardware.memory_bytes * utilization), hardware.available_bytes)
+    """Return what the engine may use of one device: its share of the memory, and never more than is free.
+
+    On a CPU it is also its share of what is free: the rest of the machine, and Python itself, live in what remains.
+    """
+    free = hardware.available_bytes if hardware.device == "cuda" else int(hardware.available_bytes * utilization)
+    return min(int(hardware.memory_bytes * utilization), free)
 
 
 def kv_bytes_per_token(needs: AttentionNeeds, shard: Shard, num_layers: int, dtype: str) -> int:
@@ -121,7 +126,7 @@ class Room:
         """Return the pages of the pool.
 
         A GPU's pool takes all that is left, for prefix caching uses what sequences do not. A CPU's pool is no larger than
-        `CPU_KV_BYTES` unless one sequence needs more, nor than all sequences at full length.
+        `CPU_KV_BYTES` or half the room unless one sequence needs more, nor than all sequences at full length.
         """
         fit = self.pages_that_fit(costs)
         if self.asked_kv_bytes is not None or self.hardware.device != "cpu":
@@ -141,7 +146,7 @@ class Room:
         return room if self.asked_kv_bytes is None else min(room, self.asked_kv_bytes)
 
     def _polite_pages(self, costs: tuple[StageCost, ...]) -> int:
-        return CPU_KV_BYTES // max(cost.page_bytes for cost in costs)
+        return max(0, min(min(CPU_KV_BYTES, self._kv_room(cost) // 2) // cost.page_bytes for cost in costs))
 
 
 def ledgers(costs: tuple[StageCost, ...], room: Room, max_model_len: int) -> tuple[Ledger, ...]:

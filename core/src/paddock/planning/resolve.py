@@ -65,6 +65,8 @@ def _decide(config: EngineConfig, registry: Registry, hardware: Hardware, files:
     model = Divisible(table=table, tensors=tensors, needs=needs, layer_cost=_layer_cost(spec, parsed))
     layout = choose_layout(config, registry, hardware, model, notes)
     sized = Sized(
+        device=hardware.device,
+        positions=parsed.max_model_len,
         model=model,
         fmt=fmt,
         attention=attention,
@@ -78,7 +80,7 @@ def _decide(config: EngineConfig, registry: Registry, hardware: Hardware, files:
         asked_kv_bytes=config.kv_cache_memory_bytes,
         max_num_seqs=sized.batch.sequences,
     )
-    length = choose_length(config, parsed.max_model_len, room, sized.costs(layout), notes)
+    length = choose_length(config, sized, layout, room, notes)
     return _Decided(
         model=spec,
         parsed=parsed,

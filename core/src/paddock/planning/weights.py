@@ -59,6 +59,11 @@ class Stage:
 Tensors = Mapping[str, tuple[Tensor, ...]]
 
 
+def copies_tied_heads(device: str, dtype: str) -> bool:
+    """Return whether a head tied to its embedding has a copy of the table, laid out for a CPU's matrix kernels."""
+    return device == "cpu" and dtype in ("float32", "bfloat16")
+
+
 def stored_tensors(table: WeightTable, scheme: Scheme) -> Tensors:
     """Return the tensors that hold each linear, by checkpoint path of its first part; tied heads hold none."""
     return {
@@ -70,12 +75,16 @@ def stored_tensors(table: WeightTable, scheme: Scheme) -> Tensors:
 
 @frozen(kw_only=True)
 class Weigher:
-    """Counts the parameters of a weight table whose linears `tensors` hold, norms and biases in `dtype`."""
+    """Counts the parameters of a weight table whose linears `tensors` hold, norms and biases in `dtype`.
+
+    `copies_tied_heads`: a head tied to its embedding takes the table's bytes again.
+    """
 
     table: WeightTable
     tensors: Tensors
     dtype: str
     shard: Shard = field(factory=Shard)
+    copies_tied_heads: bool = False
 
     def weigh(self, stage: Stage) -> WeightBytes:
         """Return the bytes one device of that stage holds."""
@@ -103,7 +112,8 @@ class Weigher:
             yield "norms", self._vector(module)
         elif module.tied_to:
             # A tied head needs the table where the head runs; on another device than the embedding that is a second copy.
-            yield "head", 0 if stage.is_first else self._embedding(self._embedding_named(module.tied_to))
+            shared = stage.is_first and not self.copies_tied_heads
+            yield "head", 0 if shared else self._embedding(self._embedding_named(module.tied_to))
         else:
             yield "head", self._linear(module, [""])
 
