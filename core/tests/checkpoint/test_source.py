@@ -118,11 +118,12 @@ def test_an_unreachable_hub_is_a_clear_error(here: Path, monkeypatch: pytest.Mon
     """Offline, the error names the id and says what to do."""
 
     def fail(*_: object, **__: object) -> str:
-        raise LocalEntryNotFoundError("cannot reach the hub\nmany more lines")
+        raise LocalEntryNotFoundError("cannot reach the hub. And why\nmany more lines")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     error = refusal("owner/name")
-    assert "owner/name could not be fetched from the Hugging Face hub: cannot reach the hub" in error.message
+    assert error.message == "owner/name could not be fetched from the Hugging Face hub: cannot reach the hub"
+    assert "HF_HUB_OFFLINE" in error.fix
     assert "folder" in error.fix
 
 

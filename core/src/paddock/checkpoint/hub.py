@@ -42,9 +42,9 @@ def fetch(hub_id: str, revision: str | None, *, weights: bool) -> Path:
             f"the hub has no model {hub_id}, or it is private", fix="check the name; for a private one run: hf auth login"
         ) from error
     except (OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0][:200]
+        reason = str(error).partition("\n")[0].partition(". ")[0][:200]
         raise CheckpointError(
             f"{at} could not be fetched from the Hugging Face hub: {reason}",
-            fix="check the network, or give the path of a folder that holds the model",
+            fix="check the network and whether HF_HUB_OFFLINE is set, or give the path of a folder that holds the model",
         ) from error
     return Path(found)
