@@ -6,19 +6,19 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from os import PathLike, fspath
 from types import TracebackType
 from typing import Any, Self
 
 from paddock.config import EngineConfig
-from paddock.errors import PaddockError, RequestError
+from paddock.errors import CheckpointError, PaddockError, RequestError
 from paddock.progress import byte_progress, request_progress
 from paddock.request import RequestOutput, SamplingParams
 from paddock.text.batch import Job, run_batch
 from paddock.text.chat import Message
 from paddock.text.frontend import TextEngine
-from paddock.text.prompts import Prompt, as_list
+from paddock.text.prompts import EncodedPrompt, Prompt, as_list
 from paddock.text.tokenizer import Tokenizer
 
 Prompts = Prompt | Sequence[Prompt]
@@ -85,8 +85,15 @@ class LLM:
         return self._engine.vocab_size
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """Return the sampling the model's generation_config.json recommends; SamplingParams() where it says nothing."""
-        return SamplingParams(**self._engine.sampling_defaults)
+        """Return the sampling the model's generation_config.json recommends; SamplingParams() where it says nothing.
+
+        Raises CheckpointError where it recommends what cannot be.
+        """
+        try:
+            return SamplingParams(**self._engine.sampling_defaults)
+        except RequestError as error:
+            fix = "correct the file, or give sampling_params"
+            raise CheckpointError(f"generation_config.json: {error.message}", fix=fix) from None
 
     def generate(
         self,
@@ -99,9 +106,9 @@ class LLM:
         """Return one finished output a prompt, in the order of the prompts.
 
         A prompt is a text, a list of token ids, or a mapping with `prompt` or `prompt_token_ids`; `sampling_params`
-        (SamplingParams() when None) is one for all or one each, and so is `priority`, lower running earlier. In a list, a
-        prompt that cannot run gives an output with finish_reason `error`; given alone, it raises RequestError. Ctrl-C aborts
-        all of them. `progress` None shows a bar when standard error is a terminal.
+        (get_default_sampling_params() when None) is one for all or one each, and so is `priority`, lower running earlier. In a
+        list, a prompt that cannot run gives an output with finish_reason `error`; given alone, it raises RequestError. Ctrl-C
+        aborts all of them. `progress` None shows a bar when standard error is a terminal.
         """
         each, single = as_list(prompts)
         jobs = self._jobs(each, [partial(_given, prompt) for prompt in each], sampling_params, priority)
@@ -173,20 +180,23 @@ class LLM:
         priority: Sequence[int] | None,
     ) -> list[Job]:
         self._need_open()
-        params = _one_each(sampling_params, len(shown))
+        params = _one_each(self.get_default_sampling_params() if sampling_params is None else sampling_params, len(shown))
         if priority is not None and len(priority) != len(shown):
             raise RequestError(f"{len(shown)} prompts and {len(priority)} priorities", fix="give one priority a prompt")
         call = next(self._calls)
         return [
             Job(
                 request_id=f"{call}-{i}",
-                prompt=make,
+                prompt=cache(partial(self._encoded, make)),
                 shown=shown[i],
                 params=params[i],
                 priority=priority[i] if priority else 0,
             )
             for i, make in enumerate(makers)
         ]
+
+    def _encoded(self, make: Callable[[], Prompt]) -> EncodedPrompt:
+        return self._engine.encode(make())
 
     @contextmanager
     def _taking_turn(self) -> Iterator[None]:
@@ -232,8 +242,7 @@ def _given(prompt: Prompt) -> Prompt:
     return prompt
 
 
-def _one_each(params: Params, count: int) -> list[SamplingParams]:
-    given = SamplingParams() if params is None else params
+def _one_each(given: SamplingParams | Sequence[SamplingParams], count: int) -> list[SamplingParams]:
     many = [given] * count if isinstance(given, SamplingParams) else list(given)
     if len(many) != count:
         raise RequestError(f"{count} prompts and {len(many)} sampling parameters", fix="give one for all, or one a prompt")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from core.tests.api.conftest import TOKENIZER, Make, echo, ids, scripted
 
-from paddock import LLM, OptionError, PaddockError, RequestError, RequestOutput, SamplingParams
+from paddock import LLM, CheckpointError, OptionError, PaddockError, RequestError, RequestOutput, SamplingParams
 from paddock.request import Request
+from paddock.text.chat import Message
 from paddock.text.prompts import Prompt
 
 PARAMS = SamplingParams(max_tokens=50)
@@ -75,6 +77,21 @@ def test_more_prompts_than_the_queue_holds_wait_their_turn(make: Make) -> None:
     assert [output.text for output in outputs] == [f"tpmorp {i}" for i in range(9)]
 
 
+def test_a_prompt_is_made_once_however_long_it_waits(make: Make) -> None:
+    """A chat that finds the queue full is not rendered and encoded anew with every step."""
+    llm, rendered = make(room=1), []
+    chat_prompt = llm._engine.chat_prompt
+
+    def render(messages: Sequence[Message], **options: Any) -> dict[str, Any]:
+        rendered.append(messages[0]["content"])
+        return chat_prompt(messages, **options)
+
+    llm._engine.chat_prompt = render  # type: ignore[method-assign]
+    outputs = llm.chat([[{"role": "user", "content": name}] for name in ("ab", "cd", "ef")], PARAMS)
+    assert rendered == ["ab", "cd", "ef"]
+    assert [output.text for output in outputs] == [":a\nba:u", ":a\ndc:u", ":a\nfe:u"]
+
+
 def test_a_prompt_that_never_fits_the_queue_fails(make: Make) -> None:
     """More continuations than the queue holds are an error of that prompt, not a wait without end."""
     outputs = make(room=2).generate(["ab", "cd"], [SamplingParams(n=3), PARAMS])
@@ -121,6 +138,23 @@ def test_the_models_sampling_is_offered(make: Make) -> None:
     """Recommended sampling comes from the model, and is vLLM's defaults where it recommends none."""
     assert make(temperature=0.6, top_p=0.9).get_default_sampling_params() == SamplingParams(temperature=0.6, top_p=0.9)
     assert make().get_default_sampling_params() == SamplingParams()
+
+
+def test_the_models_sampling_is_the_default(make: Make) -> None:
+    """Without sampling parameters a request samples as the model recommends; given ones are taken as they are."""
+    asked: list[SamplingParams] = []
+
+    def reply(request: Request) -> list[int]:
+        asked.append(request.params)
+        return ids("")
+
+    llm = make(reply, temperature=0.6, top_k=20)
+    llm.generate(["ab"])
+    llm.chat([{"role": "user", "content": "ab"}])
+    llm.generate(["ab"], SamplingParams())
+    assert asked == [SamplingParams(temperature=0.6, top_k=20)] * 2 + [SamplingParams()]
+    with pytest.raises(CheckpointError, match=r"generation_config.json: top_p is 7(?s:.*)give sampling_params"):
+        make(top_p=7.0).generate("ab")
 
 
 def test_a_closed_llm_says_so(make: Make) -> None:

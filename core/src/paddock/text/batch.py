@@ -11,15 +11,18 @@ from paddock.errors import QueueFullError, RequestError
 from paddock.request import CompletionOutput, RequestOutput, SamplingParams
 from paddock.text.frontend import TextEngine
 from paddock.text.interrupt import interrupt_deferred
-from paddock.text.prompts import Prompt
+from paddock.text.prompts import EncodedPrompt, Prompt
 
 
 @frozen(kw_only=True)
 class Job:
-    """One prompt of a batch, made when its turn comes. `shown` stands for it in the output when it cannot run."""
+    """One prompt of a batch, made when its turn comes, and asked for again when the queue was full.
+
+    `shown` stands for it in the output when it cannot run.
+    """
 
     request_id: str
-    prompt: Callable[[], Prompt]
+    prompt: Callable[[], Prompt | EncodedPrompt]
     shown: object
     params: SamplingParams
     priority: int = 0

@@ -99,7 +99,7 @@ class TextEngine:
 
     def add(
         self,
-        prompt: Prompt,
+        prompt: Prompt | EncodedPrompt,
         params: SamplingParams,
         *,
         request_id: str | None = None,

@@ -35,8 +35,10 @@ class PromptReader:
     max_model_len: int
     eos_ids: frozenset[int] = frozenset()
 
-    def encode(self, prompt: Prompt) -> EncodedPrompt:
+    def encode(self, prompt: Prompt | EncodedPrompt) -> EncodedPrompt:
         """Return the prompt in checked token ids; ids given beside a text are taken as its encoding."""
+        if isinstance(prompt, EncodedPrompt):
+            return prompt
         text, ids = _parts(prompt)
         if ids is None:
             assert text is not None
