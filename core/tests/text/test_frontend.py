@@ -78,6 +78,7 @@ def test_a_stream_grows_and_ends_as_the_final_output(make: Make) -> None:
         assert after.text.startswith(before.text)
         assert len(after.token_ids) == len(before.token_ids) + 1
     assert outputs[-1].text == "früh übt sich 🐎"
+    assert outputs[-1].prompt_token_ids is outputs[0].prompt_token_ids  # not copied with every token
 
 
 @pytest.mark.parametrize("final_only", [True, False])

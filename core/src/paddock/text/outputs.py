@@ -130,6 +130,7 @@ class LiveRequest:
 
     request_id: str
     prompt: EncodedPrompt
+    prompt_token_ids: list[int]  # one list for all its outputs: a long prompt is not copied with every token
     sequences: list[LiveSequence]
     final_only: bool
     arrived: float
@@ -149,7 +150,14 @@ class LiveRequest:
             LiveSequence(index=index, request=request, tokenizer=tokenizer, text=LiveText(tokenizer, request), eager=eager)
             for index in range(request.params.n)
         ]
-        return cls(request_id=request.request_id, prompt=prompt, sequences=sequences, final_only=final_only, arrived=arrived)
+        return cls(
+            request_id=request.request_id,
+            prompt=prompt,
+            prompt_token_ids=list(prompt.token_ids),
+            sequences=sequences,
+            final_only=final_only,
+            arrived=arrived,
+        )
 
     def take(self, update: SequenceUpdate, now: float) -> None:
         """Take one update of one of its continuations."""
@@ -173,11 +181,11 @@ class LiveRequest:
         return all(sequence.finish_reason is not None for sequence in self.sequences)
 
     def output(self) -> RequestOutput:
-        """Return a copy of the state."""
+        """Return a copy of the state; the prompt's ids alone are shared."""
         return RequestOutput(
             request_id=self.request_id,
             prompt=self.prompt.text,
-            prompt_token_ids=list(self.prompt.token_ids),
+            prompt_token_ids=self.prompt_token_ids,
             outputs=[sequence.output() for sequence in self.sequences],
             finished=self.done,
             prompt_logprobs=self.prompt_logprobs,
