@@ -14,8 +14,10 @@ from typing import Any
 
 from attrs import Attribute, field, frozen
 
-from paddock.errors import PluginError
+from paddock.config import DEVICES, DTYPES, KV_CACHE_DTYPES
+from paddock.errors import PluginError, did_you_mean
 
+AUTO = "auto"
 LEVELS = ("error", "warning", "info")
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*\Z")
 
@@ -43,6 +45,55 @@ def _some(_: object, attribute: Attribute[Any], value: Sized) -> None:
 def _level(_: object, attribute: Attribute[Any], value: object) -> None:
     if value not in LEVELS:
         raise PluginError(f"{attribute.name} is {value!r}", fix=f"one of {', '.join(LEVELS)}")
+
+
+def _text(_: object, attribute: Attribute[Any], value: object) -> None:
+    if not isinstance(value, str):
+        raise PluginError(f"{attribute.name} is {value!r}", fix="write a text")
+
+
+def _whole(_: object, attribute: Attribute[Any], value: object) -> None:
+    if not _is_whole(value):
+        raise PluginError(f"{attribute.name} is {value!r}", fix="give a whole number")
+
+
+def _optional_size(_: object, attribute: Attribute[Any], value: object) -> None:
+    if value is not None:
+        _all_positive(_, attribute, (value,))
+
+
+def _all_positive(_: object, attribute: Attribute[Any], values: Iterable[object]) -> None:
+    for value in values:
+        if not (isinstance(value, int) and _is_whole(value) and value > 0):
+            raise PluginError(f"{attribute.name} holds {value!r}", fix="give whole numbers above 0")
+
+
+def _some_sizes(instance: object, attribute: Attribute[Any], values: Sized) -> None:
+    _some(instance, attribute, values)
+    _all_positive(instance, attribute, values)  # type: ignore[arg-type]
+
+
+def _capability(_: object, attribute: Attribute[Any], value: object) -> None:
+    if value is not None and not (isinstance(value, tuple) and len(value) == 2 and all(map(_is_whole, value))):
+        raise PluginError(f"{attribute.name} is {value!r}", fix="write it as (major, minor), such as (9, 0)")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _known(*known: str) -> Any:
+    def validate(_: object, attribute: Attribute[Any], values: Iterable[str]) -> None:
+        for value in sorted(values):
+            if value not in known:
+                raise PluginError(f"{attribute.name} holds {value!r}", fix=did_you_mean(value, known))
+
+    return validate
+
+
+_device = _known(*(device for device in DEVICES if device != AUTO))
+_dtype = _known(*(dtype for dtype in DTYPES if dtype != AUTO))
+_kv_dtype = _known(*(dtype for dtype in KV_CACHE_DTYPES if dtype != AUTO))
 
 
 def _names(values: Iterable[str]) -> tuple[str, ...]:
@@ -110,7 +161,7 @@ class ModelSpec:
     attention: str = field(validator=_reference)
     build: str = field(validator=_reference)
     layer_cost: str | None = field(default=None, validator=_optional_reference)
-    summary: str = ""
+    summary: str = field(default="", validator=_text)
 
 
 @frozen(kw_only=True)
@@ -125,12 +176,12 @@ class QuantizationSpec:
     name: str = field(validator=_name)
     detect: str = field(validator=_reference)
     method: str = field(validator=_reference)
-    devices: frozenset[str] = field(default=frozenset({"cpu", "cuda"}), converter=_name_set)
-    min_compute_capability: tuple[int, int] | None = None
-    dtypes: frozenset[str] = field(default=frozenset({"bfloat16", "float16", "float32"}), converter=_name_set)
-    kv_cache_dtypes: frozenset[str] = field(default=frozenset(), converter=_name_set)
+    devices: frozenset[str] = field(default=frozenset({"cpu", "cuda"}), converter=_name_set, validator=_device)
+    min_compute_capability: tuple[int, int] | None = field(default=None, validator=_capability)
+    dtypes: frozenset[str] = field(default=frozenset({"bfloat16", "float16", "float32"}), converter=_name_set, validator=_dtype)
+    kv_cache_dtypes: frozenset[str] = field(default=frozenset(), converter=_name_set, validator=_kv_dtype)
     recipe: str | None = field(default=None, validator=_optional_reference)
-    summary: str = ""
+    summary: str = field(default="", validator=_text)
 
 
 @frozen(kw_only=True)
@@ -156,17 +207,17 @@ class AttentionSpec:
 
     name: str = field(validator=_name)
     factory: str = field(validator=_reference)
-    devices: frozenset[str] = field(converter=_name_set, validator=_some)
-    dtypes: frozenset[str] = field(converter=_name_set)
-    kv_cache_dtypes: frozenset[str] = field(converter=_name_set)
-    page_sizes: tuple[int, ...] = field(converter=_sizes, validator=_some)
-    head_dims: frozenset[int] = field(default=frozenset(), converter=_size_set)
+    devices: frozenset[str] = field(converter=_name_set, validator=[_some, _device])
+    dtypes: frozenset[str] = field(converter=_name_set, validator=[_some, _dtype])
+    kv_cache_dtypes: frozenset[str] = field(converter=_name_set, validator=[_some, _kv_dtype])
+    page_sizes: tuple[int, ...] = field(converter=_sizes, validator=_some_sizes)
+    head_dims: frozenset[int] = field(default=frozenset(), converter=_size_set, validator=_all_positive)
     features: frozenset[str] = field(default=frozenset(), converter=_name_set)
-    min_compute_capability: tuple[int, int] | None = None
+    min_compute_capability: tuple[int, int] | None = field(default=None, validator=_capability)
     graph_capturable: bool = False
     workspace: str | None = field(default=None, validator=_optional_reference)
-    rank: int = 0
-    summary: str = ""
+    rank: int = field(default=0, validator=_whole)
+    summary: str = field(default="", validator=_text)
 
 
 @frozen(kw_only=True)
@@ -177,13 +228,13 @@ class ParallelSpec:
     """
 
     name: str = field(validator=_name)
-    axis: str
+    axis: str = field(validator=_name)
     cuts: frozenset[str] = field(converter=_name_set)
     communicator: str = field(validator=_reference)
     runner: str = field(validator=_reference)
-    nesting: int = 0
-    max_size: int | None = None
-    summary: str = ""
+    nesting: int = field(default=0, validator=_whole)
+    max_size: int | None = field(default=None, validator=_optional_size)
+    summary: str = field(default="", validator=_text)
 
 
 @frozen(kw_only=True)
@@ -192,11 +243,11 @@ class OpSpec:
 
     op: str = field(validator=_name)
     implementation: str = field(validator=_reference)
-    devices: frozenset[str] = field(converter=_name_set, validator=_some)
-    dtypes: frozenset[str] = field(default=frozenset({"bfloat16", "float16", "float32"}), converter=_name_set)
-    min_compute_capability: tuple[int, int] | None = None
-    rank: int = 0
-    summary: str = ""
+    devices: frozenset[str] = field(converter=_name_set, validator=[_some, _device])
+    dtypes: frozenset[str] = field(default=frozenset({"bfloat16", "float16", "float32"}), converter=_name_set, validator=_dtype)
+    min_compute_capability: tuple[int, int] | None = field(default=None, validator=_capability)
+    rank: int = field(default=0, validator=_whole)
+    summary: str = field(default="", validator=_text)
 
 
 @frozen(kw_only=True)
@@ -205,7 +256,7 @@ class CommandSpec:
 
     name: str = field(validator=_name)
     command: str = field(validator=_reference)
-    help: str
+    help: str = field(validator=_text)
 
 
 @frozen(kw_only=True)
@@ -214,7 +265,7 @@ class ObserverSpec:
 
     name: str = field(validator=_name)
     factory: str = field(validator=_reference)
-    summary: str = ""
+    summary: str = field(default="", validator=_text)
 
 
 @frozen(kw_only=True)
@@ -222,6 +273,6 @@ class Issue:
     """Something a plan check found: `level` is `error`, `warning` or `info`; `fix` the way out."""
 
     level: str = field(validator=_level)
-    code: str
-    message: str
-    fix: str = ""
+    code: str = field(validator=_name)
+    message: str = field(validator=_text)
+    fix: str = field(default="", validator=_text)
