@@ -14,16 +14,11 @@ from paddock.plugins.registry import Registry
 
 HINTS: dict[str, tuple[Callable[[Registry], object], str]] = {
     "LlamaForCausalLM": (lambda registry: registry.model_for("LlamaForCausalLM"), "paddock-llama"),
-    "LLaMAForCausalLM": (lambda registry: registry.model_for("LLaMAForCausalLM"), "paddock-llama"),
     "FalconForCausalLM": (lambda registry: registry.model_for("FalconForCausalLM"), "paddock-falcon"),
     "RWForCausalLM": (lambda registry: registry.model_for("RWForCausalLM"), "paddock-falcon"),
     "fbgemm_fp8": (lambda registry: registry.quantization("fbgemm_fp8"), "paddock-quant-fp8"),
     "fp8": (lambda registry: registry.quantization("fp8"), "paddock-quant-fp8"),
-    "modelopt": (lambda registry: registry.quantization("modelopt"), "paddock-quant-fp8"),
-    "compressed-tensors": (lambda registry: registry.quantization("compressed-tensors"), "paddock-quant-fp8"),
     "awq": (lambda registry: registry.quantization("awq"), "paddock-quant-awq"),
-    "gptq": (lambda registry: registry.quantization("gptq"), "paddock-quant-awq"),
-    "auto-round": (lambda registry: registry.quantization("auto-round"), "paddock-quant-awq"),
     "triton": (lambda registry: registry.attention("triton"), "paddock-triton"),
     "tp": (lambda registry: registry.parallel("tp"), "paddock-parallel"),
     "pp": (lambda registry: registry.parallel("pp"), "paddock-parallel"),
@@ -83,9 +78,9 @@ def test_a_broken_first_party_plugin_is_to_be_repaired_not_installed(site: Site)
 
 def test_an_old_first_party_plugin_is_to_be_upgraded(site: Site) -> None:
     """It is installed and works, but lacks the name."""
-    site.install("paddock-llama", model_source("LlamaForCausalLM"), plugin="llama")
-    with pytest.raises(PluginError, match="pip install --upgrade paddock-llama"):
-        site.collect().model_for("LLaMAForCausalLM")
+    site.install("paddock-falcon", model_source("FalconForCausalLM"), plugin="falcon")
+    with pytest.raises(PluginError, match="pip install --upgrade paddock-falcon"):
+        site.collect().model_for("RWForCausalLM")
 
 
 def test_without_autoload_the_way_out_says_so() -> None:

@@ -23,7 +23,7 @@ KNOWN = (
     KnownPlugin(
         plugin="llama",
         distribution="paddock-llama",
-        brings={kinds.MODELS.name: ("LlamaForCausalLM", "LLaMAForCausalLM")},
+        brings={kinds.MODELS.name: ("LlamaForCausalLM",)},
     ),
     KnownPlugin(
         plugin="falcon",
@@ -33,12 +33,12 @@ KNOWN = (
     KnownPlugin(
         plugin="quant-fp8",
         distribution="paddock-quant-fp8",
-        brings={kinds.QUANTIZATIONS.name: ("fbgemm_fp8", "fp8", "modelopt", "compressed-tensors")},
+        brings={kinds.QUANTIZATIONS.name: ("fbgemm_fp8", "fp8")},
     ),
     KnownPlugin(
         plugin="quant-awq",
         distribution="paddock-quant-awq",
-        brings={kinds.QUANTIZATIONS.name: ("awq", "gptq", "auto-round")},
+        brings={kinds.QUANTIZATIONS.name: ("awq",)},
     ),
     KnownPlugin(plugin="triton", distribution="paddock-triton", brings={kinds.ATTENTION.name: ("triton",)}),
     KnownPlugin(plugin="parallel", distribution="paddock-parallel", brings={kinds.PARALLEL.name: ("tp", "pp")}),
