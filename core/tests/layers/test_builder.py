@@ -24,7 +24,7 @@ TABLE = axes.WeightTable(
         axes.Embedding("embed", VOCAB, EMBED),
         axes.Vector("norm", EMBED, source="norm"),
         axes.Linear("head", (axes.Part("tokens", axes.VOCAB, 12, source="head"),), EMBED, fed_by="norm"),
-        axes.Linear("tied", (axes.Part("tokens", axes.VOCAB, 12, source="head"),), EMBED, tied_to="embed"),
+        axes.Linear("tied", (axes.Part("tokens", axes.VOCAB, 12, source="tied"),), EMBED, tied_to="embed"),
     ),
     layer=(
         axes.Vector("norm", EMBED, source="ln"),
@@ -113,6 +113,13 @@ def test_a_tied_head_multiplies_with_the_embedding_and_loads_nothing() -> None:
     assert [t.name for t in targets(modules)] == ["embed.weight", "norm.weight", "head.weight"]
     x = torch.randn(3, 8)
     assert torch.allclose(modules["tied"](x), x @ modules["embed"].get_parameter("weight").T)
+
+
+def test_a_shared_table_may_be_stored_under_the_heads_name() -> None:
+    """The embedding is filled from its own name or, where a saver kept the other one, from that of the head tied to it."""
+    found = {target.name: target.aliases for target in targets(outer(builder()))}
+    assert found["embed.weight"] == ("tied.weight",)
+    assert found["head.weight"] == ()
 
 
 def test_stages_hold_the_ends_they_need() -> None:

@@ -13,12 +13,12 @@ import pytest
 import torch
 from core.tests.planning.made import ComplainingPlugin
 
-from paddock.assemble import assemble, build_engine, build_model, detect_hardware, fill_model, plan
+from paddock.assemble import assemble, build_model, detect_hardware, fill_model, plan
 from paddock.config import EngineConfig
 from paddock.errors import CheckpointError, OptionError, PlanError
 from paddock.layers import packing
 from paddock.planning import rebuild
-from paddock.planning.serial import fingerprint, from_json, to_json
+from paddock.planning.serial import fingerprint, to_json
 from paddock.plugins import resolve as imported
 from paddock.request import RequestOutput, SamplingParams
 from paddock.text.frontend import TextEngine

@@ -76,6 +76,13 @@ def test_what_changes_the_run_changes_the_fingerprint(raw: dict[str, Any], hardw
     assert fingerprint(planned(raw, hardware, **options)) != fingerprint(planned())
 
 
+def test_a_seed_counts_where_it_draws_the_weights() -> None:
+    """Random weights of another seed are another model; loaded ones are the same whatever is sampled."""
+    prints = [fingerprint(planned(seed=seed, load_format=kind)) for kind in ("dummy", "auto") for seed in (1, 2)]
+    assert prints[0] != prints[1]
+    assert prints[2] == prints[3]
+
+
 def test_a_fingerprint_is_a_sha256_and_the_same_in_every_process() -> None:
     """Sets are sorted, so hash randomisation does not reach it."""
     assert len(bytes.fromhex(fingerprint(planned()))) == 32

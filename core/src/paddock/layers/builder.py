@@ -87,6 +87,7 @@ class Builder:
             self.device,
             shard=self.shard,
             source=self._source,
+            aliases=self._tied_names(declared),
             reduce=reduce,
         )
         self._made.embeddings[name] = embedding
@@ -198,6 +199,12 @@ class Builder:
         (rows,) = (m.rows for m in self.table.outer if isinstance(m, axes.Embedding) and m.name == whole.tied_to)
         copy = evolve(whole, out=(rows,), tied_to="")
         return LinearLayer(copy, PlainMethod.of(copy, self.dtype), self.dtype, self.device, shard=self.shard, gather=gather)
+
+    def _tied_names(self, embedding: axes.Embedding) -> tuple[str, ...]:
+        """Return the checkpoint names of heads tied to an embedding: savers wrote the shared table under either name, or both."""
+        heads = (m for m in self.table.outer if isinstance(m, axes.Linear) and m.tied_to == embedding.name)
+        sources = dict.fromkeys(part.source for head in heads for part in head.out)
+        return tuple(f"{source}.weight" for source in sources if source not in ("", embedding.rows.source))
 
     def _rotary(self, rope: RopeSpec, head_dim: int) -> Tensor:
         table_LD = self._made.rotary.get((rope, head_dim))

@@ -15,7 +15,10 @@ from paddock.checkpoint.targets import Target
 
 
 class Embedding(nn.Module):
-    """A table [V, E] gathered by token id; a rank adds nothing for ids it does not hold and `reduce` sums over the ranks."""
+    """A table [V, E] gathered by token id; a rank adds nothing for ids it does not hold and `reduce` sums over the ranks.
+
+    `aliases` are the checkpoint names of heads that share the table.
+    """
 
     def __init__(
         self,
@@ -25,11 +28,12 @@ class Embedding(nn.Module):
         *,
         shard: axes.Shard = axes.WHOLE,
         source: str = "",
+        aliases: tuple[str, ...] = (),
         reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         """Allocate this rank's rows."""
         super().__init__()
-        self.declared, self.source, self.reduce = declared, source, reduce
+        self.declared, self.source, self.aliases, self.reduce = declared, source, aliases, reduce
         self.start, self.stop = shard.span(declared.rows)
         table_VE = torch.empty(self.stop - self.start, declared.width.size, dtype=dtype, device=device)
         self.weight = nn.Parameter(table_VE, requires_grad=False)
@@ -50,6 +54,7 @@ class Embedding(nn.Module):
             view=self.weight,
             shape=(rows.size, width.size),
             region=((self.start, self.stop), (0, width.size)),
+            aliases=self.aliases,
         )
 
     def finalise(self) -> None:

@@ -54,7 +54,8 @@ def fingerprint(plan: Plan) -> str:
     """
     values = to_dict(plan)
     kept = {name: value for name, value in values.items() if name not in VOLATILE}
-    kept["options"] = {name: values["asked"][name] for name in _LASTING_OPTIONS}
+    lasting = (*_LASTING_OPTIONS, "seed") if plan.asked.load_format == "dummy" else _LASTING_OPTIONS  # it draws the weights
+    kept["options"] = {name: values["asked"][name] for name in lasting}
     kept["hardware"] = {name: value for name, value in values["hardware"].items() if name != "available_bytes"}
     return hashlib.sha256(_canonical(kept).encode()).hexdigest()
 

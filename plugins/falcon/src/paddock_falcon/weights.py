@@ -11,7 +11,7 @@ _UNREAD = (".maybe_rotary.inv_freq", ".rotary_emb.inv_freq")
 def weight_table(config: FalconConfig) -> WeightTable:
     """Return every parameter of the model.
 
-    A tied model reads no `lm_head.weight`: files that store it beside the word embeddings hold the same numbers twice.
+    A tied model has one table: files that store `lm_head.weight` beside the word embeddings hold the same numbers twice.
     """
     embed = Part("embed", EMBED, config.hidden_size)
     rows = Part("tokens", VOCAB, config.vocab_size, source="transformer.word_embeddings")

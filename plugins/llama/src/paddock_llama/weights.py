@@ -9,7 +9,7 @@ _UNREAD = (".rotary_emb.inv_freq",)
 
 
 def weight_table(config: LlamaConfig) -> WeightTable:
-    """Return every parameter of the model. A tied model reads no `lm_head.weight`, though some savers write one."""
+    """Return every parameter of the model. A tied model has one table, under either name or both."""
     embed = Part("embed", EMBED, config.hidden_size)
     heads = Part("heads", HEADS, config.num_heads, config.head_dim)
     ffn = Part("ffn", FFN, config.ffn_size)
