@@ -48,9 +48,13 @@ class QueueFullError(RequestError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return `did you mean 'x'?` for the nearest of `known`, or the sorted list of them when none is near."""
+    """Return `did you mean 'x'?` for the nearest of `known`, or the sorted list of them when none is near.
+
+    Upper and lower case count as the same.
+    """
     choices = sorted(set(known))
-    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
+    folded = {choice.casefold(): choice for choice in choices}
+    near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
     if near:
-        return f"did you mean {near[0]!r}?"
+        return f"did you mean {folded[near[0]]!r}?"
     return f"known: {', '.join(choices)}" if choices else "none is known"
