@@ -15,9 +15,9 @@ from torch import nn
 
 from paddock import axes, layers, log
 from paddock.checkpoint.load import load
-from paddock.checkpoint.source import ModelSource, open_source
+from paddock.checkpoint.source import open_source
 from paddock.config import EngineConfig, read_environment
-from paddock.errors import OptionError
+from paddock.errors import CheckpointError, OptionError
 from paddock.execution.engine import Engine, Observer
 from paddock.execution.kvcache import allocate_kv
 from paddock.execution.launch import Launcher
@@ -59,9 +59,10 @@ def assemble(
     plan = resolve(config, registry, detect_hardware(config), source, strict=environment.strict)
     _log_plan(plan)
     require_runnable(plan)
+    text = read_text_files(source.folder, tokenizer=_tokenizer_folder(config), required=config.load_format != DUMMY)
     engine = TextEngine(
         build_engine(plan, source.folder, progress=progress),
-        read_text_files(source.folder, tokenizer=_tokenizer_folder(config), required=config.load_format != DUMMY),
+        text,
         vocab_size=plan.vocab_size,
         max_model_len=plan.max_model_len,
         eos_ids=frozenset(plan.eos_token_ids),
@@ -195,8 +196,10 @@ def _tokenizer_folder(config: EngineConfig) -> str | None:
     name = config.tokenizer
     if name is None or name == NO_TOKENIZER or Path(name).is_dir():
         return name
-    found: ModelSource = open_source(name, weights=False)
-    return str(found.folder)
+    try:
+        return str(open_source(name, weights=False).folder)
+    except CheckpointError as error:
+        raise CheckpointError(f"tokenizer is {name!r}: {error.message}", fix=error.fix) from error
 
 
 def _log_plan(plan: Plan) -> None:
@@ -204,7 +207,8 @@ def _log_plan(plan: Plan) -> None:
     chosen = {choice.name: choice.value for choice in plan.choices if not choice.name.startswith("op ")}
     logger.info("plan_resolved", model_folder=plan.asked.model, hardware=str(plan.hardware), **chosen)
     for issue in plan.issues:
-        logger.log({"error": 40, "warning": 30}.get(issue.level, 20), issue.code, message=issue.message, fix=issue.fix)
+        if issue.level != "error":  # those are raised
+            logger.log(30 if issue.level == "warning" else 20, issue.code, message=issue.message, fix=issue.fix)
 
 
 def _gib(size: int) -> float:

@@ -64,6 +64,7 @@ def test_a_bench_reports_what_really_ran(make: Make, run: Run, kind: str) -> Non
     assert result.exit_code == 0, result.output
     report: dict[str, Any] = json.loads(result.stdout)
     assert (report["requests"], report["isl"], report["osl"], report["asked_osl"]) == (3, 4, 5, 5)
+    assert report["at_once"] == (kind == "throughput")
     assert len(report["runs"]) == 2
     assert set(DEFINITIONS) <= set(report)
     assert set(report["versions"]) == {"paddock", "torch", "python"}
@@ -72,6 +73,7 @@ def test_a_bench_reports_what_really_ran(make: Make, run: Run, kind: str) -> Non
 def test_every_figure_is_printed_with_its_definition(make: Make, run: Run) -> None:
     """The table defines what it shows."""
     result = run(make(_counting), "bench", "throughput", "model", "--requests", "2", "--isl", "4", "--osl", "1")
+    assert "2 requests, all at once, 4 tokens in" in result.stdout
     for label, unit, meaning in DEFINITIONS.values():
         assert label in result.stdout
         assert f"{unit:9} {meaning}" in result.stdout

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import signal
 
+import pytest
+from click.testing import CliRunner
 from core.tests.api.conftest import TOKENIZER, Make, Run, ids
 
+from paddock.cli import chat
+from paddock.cli.session import Session
+from paddock.config import Environment
+from paddock.errors import OptionError
 from paddock.request import Request
+
+Capture = pytest.CaptureFixture[str]
 
 
 def _seen(request: Request) -> str:
@@ -59,6 +67,28 @@ def test_ctrl_c_ends_the_answer_and_not_the_program(make: Make, run: Run) -> Non
     result = run(make(reply), "chat", "model", input=b"hi\nmore\n")
     assert result.stdout == " ...\n3 seen\n"
     assert result.exit_code == 0
+
+
+def test_ctrl_c_at_the_prompt_drops_the_line_and_ctrl_d_leaves(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    """On a terminal a line is asked for until there is one; its end is the end of the chat."""
+    typed: list[str | type[BaseException]] = [KeyboardInterrupt, "hi", EOFError]
+
+    def typing(prompt: str) -> str:
+        key = typed.pop(0)
+        if isinstance(key, str):
+            return key
+        raise key
+
+    monkeypatch.setattr("builtins.input", typing)
+    assert [chat._read_line(terminal=True), chat._read_line(terminal=True)] == ["hi", None]
+    assert "Ctrl-D leaves" in capsys.readouterr().err
+
+
+def test_wrong_sampling_is_said_before_the_model_loads() -> None:
+    """A value out of range is wrong usage, and costs no loading."""
+    result = CliRunner().invoke(chat.command, ["no/such/model", "--top-p", "0"], obj=Session(environment=Environment()))
+    assert isinstance(result.exception, OptionError)
+    assert "top_p is 0.0" in result.exception.message
 
 
 def test_a_full_conversation_forgets_its_oldest_messages_with_a_notice(make: Make, run: Run) -> None:

@@ -108,6 +108,17 @@ def test_a_missing_folder_names_the_nearest_one(here: Path) -> None:
     assert "did you mean 'smollm2-135m-instruct'?" in refusal("models/smollm2-135m-instrct").fix
 
 
+def test_a_missing_folder_like_no_other_names_some_models_beside_it(here: Path) -> None:
+    """What is no model folder is not offered, and a folder full of models gives no endless list."""
+    for i in range(9):
+        write_model(here / "models" / f"model-{i}")
+    (here / "models" / "attic").mkdir()
+    fix = refusal("models/unheard-of").fix
+    assert fix.startswith("check the path; model folders in 'models': model-0, model-1, model-2, model-3, model-4")
+    assert "model-5" not in fix
+    assert "attic" not in fix
+
+
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
 def test_a_name_no_file_system_takes_is_refused(name: str) -> None:
     """Endless names and null bytes are an error of their own, not a crash."""

@@ -58,6 +58,14 @@ def test_a_name_like_no_other_lists_what_there_is(site: Site) -> None:
         site.collect().model_for("Xyz")
 
 
+def test_an_ending_all_architectures_share_makes_none_alike(site: Site) -> None:
+    """`MixtralForCausalLM` is no misspelt `FalconForCausalLM`, however many letters they share."""
+    with pytest.raises(PluginError) as raised:
+        site.collect().model_for("MixtralForCausalLM")
+    assert "did you mean" not in raised.value.fix
+    assert "known: FalconForCausalLM" in raised.value.fix
+
+
 def test_a_plugin_kept_out_by_the_filter_is_the_way_out(site: Site) -> None:
     """No use in installing what is installed."""
     site.install("paddock-llama", model_source("LlamaForCausalLM"), plugin="llama")

@@ -22,6 +22,7 @@ from paddock.errors import CheckpointError, did_you_mean
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 QUANTIZATION_FILES = ("hf_quant_config.json", "quant_config.json", "quantize_config.json")
 _HUB = "hub:"
+_SHOWN = 5  # names in a hint
 
 
 @frozen(kw_only=True)
@@ -75,7 +76,10 @@ def _missing(name: str) -> CheckpointError:
         siblings = [folder.name for folder in parent.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
     except OSError:
         return CheckpointError(f"there is no model folder {name!r}: {str(parent)!r} does not exist either", fix="check the path")
-    hint = did_you_mean(path.name, siblings) if siblings else f"{str(parent)!r} holds no folders"
+    hint = did_you_mean(path.name, siblings)
+    if not hint.endswith("?"):
+        models = [each for each in sorted(siblings) if (parent / each / CONFIG).is_file()][:_SHOWN]
+        hint = f"check the path; model folders in {str(parent)!r}: {', '.join(models) or 'none'}"
     if hub.is_hub_id(name):
         hint += f"; for the model on the Hugging Face hub, write {_HUB}{name}"
     return CheckpointError(f"there is no model folder {name!r}", fix=hint)

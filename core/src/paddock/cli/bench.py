@@ -111,7 +111,8 @@ def _facts(llm: LLM, startup: float) -> dict[str, Any]:
 def _print(kind: str, model: str, work: dict[str, Any], report: dict[str, Any], facts: dict[str, Any]) -> None:
     from paddock.cli.measure import DEFINITIONS
 
-    click.echo(f"{kind} of {model}: {work['requests']} requests, {report['isl']:g} tokens in, {report['osl']:g} out")
+    how = "all at once" if work["at_once"] else "one after another"
+    click.echo(f"{kind} of {model}: {work['requests']} requests, {how}, {report['isl']:g} tokens in, {report['osl']:g} out")
     for name, (label, unit, meaning) in DEFINITIONS.items():
         value = report[name]
         click.echo(f"  {label:28}{'-' if value is None else f'{value:,.2f}':>12} {unit:9} {meaning}")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from paddock.cli.conversation import Conversation
 from paddock.cli.engine_options import engine_options, open_llm
-from paddock.cli.sampling_options import sampling_options, split_sampling
+from paddock.cli.sampling_options import make_sampling, sampling_options, split_sampling
 from paddock.cli.session import Session
 from paddock.errors import RequestError, did_you_mean
 
@@ -24,7 +24,9 @@ COMMANDS = {"/reset": "forget the conversation", "/help": "show this", "/quit": 
 @click.command(name="chat")
 @click.argument("model")
 @click.option("--system", metavar="TEXT", help="What the model is told before the conversation [what its template says].")
-@click.option("--max-tokens", type=int, default=1024, show_default=True, metavar="N", help="Most tokens of an answer.")
+@click.option(
+    "--max-tokens", type=click.IntRange(1), default=1024, show_default=True, metavar="N", help="Most tokens of an answer."
+)
 @click.option("--temperature", type=float, metavar="T", help="0 takes the likeliest token [what the model recommends, else 0].")
 @sampling_options
 @engine_options
@@ -36,6 +38,7 @@ def command(session: Session, /, model: str, system: str | None, max_tokens: int
     commands, /quit leaves. Lines may also come through a pipe, one message a line; the exit code is then 1 when one failed.
     """
     sampling, engine = split_sampling(options)
+    make_sampling(sampling)  # a wrong value is said before the model loads
     with open_llm(session, model, engine) as llm:
         params = _params(llm, {**sampling, "max_tokens": max_tokens})
         all_well = _talk(llm, Conversation(llm, system=system, room=max_tokens), params)
@@ -53,7 +56,7 @@ def _params(llm: LLM, given: dict[str, Any]) -> SamplingParams:
     if recommended == SamplingParams():
         recommended = evolve(recommended, temperature=0.0)
     known = {name: getattr(recommended, name) for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")}
-    return SamplingParams(**{**known, **given})
+    return make_sampling({**known, **given})
 
 
 def _talk(llm: LLM, conversation: Conversation, params: SamplingParams) -> bool:
@@ -79,6 +82,8 @@ def _read_line(terminal: bool) -> str | None:
         return line.decode("utf-8", "replace").rstrip("\r\n") if line else None
     while True:
         try:
+            with suppress(ImportError):
+                import readline  # noqa: F401  (input() then edits the line and remembers those before)
             return input("> ")
         except EOFError:
             click.echo()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from paddock.cli.engine_options import engine_options, open_llm
-from paddock.cli.sampling_options import sampling_options, split_sampling
+from paddock.cli.sampling_options import make_sampling, sampling_options, split_sampling
 from paddock.cli.session import Session
 from paddock.errors import RequestError
 
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 @click.argument("model")
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
 @click.option("--prompts-file", type=click.Path(path_type=Path), metavar="FILE", help="Further prompts, one a line, in UTF-8.")
-@click.option("--max-tokens", type=int, default=128, show_default=True, metavar="N", help="Most tokens of an answer.")
+@click.option(
+    "--max-tokens", type=click.IntRange(1), default=128, show_default=True, metavar="N", help="Most tokens of an answer."
+)
 @click.option("--temperature", type=float, default=0.0, show_default=True, metavar="T", help="0 takes the likeliest token.")
 @sampling_options
 @engine_options
@@ -48,10 +50,8 @@ def command(
     texts = gather_prompts(prompts, prompts_file)
     if not texts:
         raise click.UsageError("no prompts: give some, --prompts-file FILE, or - for standard input")
-    from paddock.request import SamplingParams
-
     sampling, engine = split_sampling(options)
-    params = SamplingParams(max_tokens=max_tokens, **sampling)
+    params = make_sampling({**sampling, "max_tokens": max_tokens})
     with open_llm(session, model, engine) as llm:
         if len(texts) == 1 and not as_json:
             outputs = [_stream(llm, texts[0], params)]
@@ -100,7 +100,8 @@ def _stream(llm: LLM, prompt: str, params: SamplingParams) -> RequestOutput:
     for output in llm.stream([prompt], params):
         click.echo(output.text[shown:], nl=False)
         shown = len(output.text)
-    click.echo()
+    if shown or output.finish_reason != "error":
+        click.echo()
     _say_error(output)
     return output
 

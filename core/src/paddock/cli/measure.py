@@ -48,7 +48,13 @@ class Workload:
 
     def described(self) -> dict[str, Any]:
         """Return what was asked for, as the report shows it."""
-        return {"requests": self.requests, "asked_isl": self.isl, "asked_osl": self.osl, "seed": self.seed}
+        return {
+            "requests": self.requests,
+            "asked_isl": self.isl,
+            "asked_osl": self.osl,
+            "seed": self.seed,
+            "at_once": self.at_once,
+        }
 
 
 @frozen(kw_only=True)

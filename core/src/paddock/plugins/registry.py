@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from typing import Any, TypeVar
 
 from attrs import frozen
@@ -105,7 +107,7 @@ class Registry:
         known = who_brings(kind, name)
         if known is not None:
             return self._how_to_get(known)
-        advice = did_you_mean(name, available | set(names_known(kind)))
+        advice = _nearest(name, available | set(names_known(kind)))
         for near in set(names_known(kind)) - available:
             known = who_brings(kind, near) if advice == did_you_mean(near, [near]) else None
             if known is not None:
@@ -135,6 +137,17 @@ class Registry:
         if not found:
             raise self.missing(kind, name)
         return found
+
+
+def _nearest(name: str, choices: set[str]) -> str:
+    """Return the advice of `did_you_mean`, for names alike before the ending that nearly all architectures share."""
+    alike = difflib.get_close_matches(_family(name), [_family(each) for each in choices])
+    return did_you_mean(name if alike else "", choices)
+
+
+def _family(name: str) -> str:
+    """Return `Llama` of `LlamaForCausalLM`."""
+    return re.sub(r"For[A-Z]\w*$", "", name)
 
 
 def _checked(provider: Provider, check: PlanCheck, plan: Any) -> tuple[d.Issue, ...]:
