@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -82,3 +83,18 @@ def test_a_third_party_plugin_comes_and_goes_with_its_distribution(tmp_path: Pat
 
     scratch.pip("uninstall", "--yes", "acme-giraffe")
     assert scratch.models() == before
+
+
+def test_the_model_of_the_documentation_ships_as_the_page_says(tmp_path: Path) -> None:
+    """Its files and its pyproject.toml, as printed, install; then it is listed and can be planned for."""
+    page = (Path(__file__).parents[3] / "docs" / "adding-a-model.md").read_text()
+    for name, text in re.findall(r"^```(?:python|toml)\n# (\S+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        path = tmp_path / "project" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    scratch = Scratch(tmp_path / "environment")
+    scratch.pip("install", "--no-index", "--no-deps", "--no-build-isolation", str(tmp_path / "project"))
+    assert scratch.models()["stacked"]["architectures"] == ["StackedForCausalLM"]
+    (raw,) = re.findall(r"^config = (\{.*?\})$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "config.json").write_text(raw)
+    assert json.loads(scratch.run("-m", "paddock", "plan", str(tmp_path), "--json"))["plan"]["model"]["name"] == "stacked"
