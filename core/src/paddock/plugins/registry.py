@@ -146,8 +146,8 @@ def _nearest(name: str, choices: set[str]) -> str:
 
 
 def _family(name: str) -> str:
-    """Return `Llama` of `LlamaForCausalLM`."""
-    return re.sub(r"For[A-Z]\w*$", "", name)
+    """Return `llama` of `LlamaForCausalLM`."""
+    return re.sub(r"For[A-Z]\w*$", "", name).casefold()
 
 
 def _checked(provider: Provider, check: PlanCheck, plan: Any) -> tuple[d.Issue, ...]:
