@@ -26,7 +26,7 @@ PUBLIC = {
         did_you_mean""",
     "paddock.layers": """
         Activation AttentionBackend AttentionInputs AttentionParams Builder Communicator LayerKV LinearLayer LinearMethod Model
-        Ops PlainMethod QuantizedActivation allocate finalise part_spans randomise targets torch_dtype""",
+        OP_NAMES Ops PlainMethod QuantizedActivation allocate finalise part_spans randomise targets torch_dtype""",
     "paddock.layers.reference": """
         FP8 FP8_MAX FP8_MIN_SCALE add_layer_norm add_rms_norm cache_kv gelu layer_norm quantize_fp8_static quantize_fp8_token
         rms_norm rope_and_cache silu_mul""",
@@ -40,7 +40,7 @@ PUBLIC = {
         BuiltModel MODEL_BOUND build_model check_batching check_chunking check_model check_parameters check_pipeline
         check_tensor_parallel checkpoint load""",
     "paddock.testing.fakes": "FakeInFlight FakeModel FakeRunner",
-    "paddock.testing.kernels": "BATCHES HEADS check_attention check_op",
+    "paddock.testing.kernels": "BATCHES HEADS check_attention check_cache_op check_op",
     "paddock.testing.oracle": """
         ODD_SIZES ROUNDINGS UNIT_ROUNDOFF assert_close bound dense_attention poisoned relative_rms""",
     "paddock.testing.paging": "Chunk Pages step",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from paddock.layers.attention import LayerKV
 from paddock.layers.ops import OP_NAMES, Ops
 from paddock.layers.rope import cos_sin_table
 from paddock.model_config import RopeSpec
-from paddock.testing.kernels import check_op
+from paddock.testing.kernels import check_cache_op, check_op
 from paddock.testing.oracle import assert_close, relative_rms
 
 
@@ -18,6 +20,30 @@ from paddock.testing.oracle import assert_close, relative_rms
 def test_an_op_keeps_its_contract_in_every_dtype(name: str) -> None:
     """In 16 bits an op stays within the roundings the table allows of itself in float32."""
     check_op(name, getattr(reference, name), dtypes=[torch.float32, torch.bfloat16, torch.float16])
+
+
+@pytest.mark.parametrize("name", ["rope_and_cache", "cache_kv"])
+def test_an_op_that_writes_pages_keeps_its_contract(name: str) -> None:
+    """Slots hold what the definition says, and nothing else is touched."""
+    check_cache_op(name, getattr(reference, name))
+
+
+def test_writing_a_row_too_many_breaks_the_contract() -> None:
+    """The check sees a write beside the slots, and a rotation by the neighbour's position."""
+
+    def careless(k_TKD: torch.Tensor, v_TKD: torch.Tensor, kv: LayerKV, slots_T: torch.Tensor, *scales: None) -> None:
+        reference.cache_kv(k_TKD, v_TKD, kv, slots_T, *scales)
+        kv.v_pages_NPKD[-1, -1] = 0
+
+    def shifted(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tensor, positions: torch.Tensor, *rest: Any
+    ) -> Any:
+        return reference.rope_and_cache(q, k, v, table, (positions + 1) % 300, *rest)
+
+    with pytest.raises(AssertionError, match="other rows of v_pages_NPKD"):
+        check_cache_op("cache_kv", careless)
+    with pytest.raises(AssertionError, match="rope_and_cache q T1"):
+        check_cache_op("rope_and_cache", shifted)
 
 
 def test_rms_norm_rounds_before_the_weight() -> None:

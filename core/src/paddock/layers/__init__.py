@@ -6,12 +6,13 @@
 from paddock.layers.attention import AttentionBackend, AttentionInputs, AttentionParams, LayerKV, Model
 from paddock.layers.builder import Builder
 from paddock.layers.linear import Activation, LinearLayer, LinearMethod, QuantizedActivation
-from paddock.layers.ops import Ops
+from paddock.layers.ops import OP_NAMES, Ops
 from paddock.layers.parallel import Communicator
 from paddock.layers.parameters import allocate, finalise, part_spans, randomise, targets, torch_dtype
 from paddock.layers.unquantized import PlainMethod
 
 __all__ = [
+    "OP_NAMES",
     "Activation",
     "AttentionBackend",
     "AttentionInputs",

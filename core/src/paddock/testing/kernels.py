@@ -77,7 +77,10 @@ def check_op(
     device: torch.device | str = "cpu",
     dtypes: Iterable[torch.dtype] = (torch.float32, torch.bfloat16),
 ) -> None:
-    """Check an implementation of a norm or activation against its plain-torch twin, run in float32."""
+    """Check an implementation of a norm or activation against its plain-torch twin, run in float32.
+
+    `check_cache_op` is for the ops that write pages.
+    """
     for dtype in dtypes:
         for tokens in (0, *ODD_SIZES):
             for features in (2, 14, 126, 576):
@@ -87,6 +90,66 @@ def check_op(
                 for op, actual, expected in _expected(name, given, found):
                     assert actual.dtype == dtype, f"{name} turned {dtype} into {actual.dtype}"
                     assert_close(actual, expected, op=op, dtype=dtype, at=f"T{tokens} E{features}")
+
+
+def check_cache_op(
+    name: str,
+    implementation: Callable[..., Any],
+    *,
+    device: torch.device | str = "cpu",
+    dtypes: Iterable[torch.dtype] = (torch.float32, torch.bfloat16),
+    heads: Iterable[tuple[int, int, int]] = HEADS,
+) -> None:
+    """Check an implementation of `rope_and_cache` or `cache_kv` against its plain-torch twin, run in float32.
+
+    What it returns, what lies in the slots afterwards, and that every other row of the pages is as it was (NaN).
+    """
+    heads = tuple(heads)
+    for dtype in dtypes:
+        for tokens in (0, *ODD_SIZES):
+            for shape in heads:
+                found, found_kv = _cached(name, implementation, tokens, shape, dtype, torch.device(device))
+                twin, twin_kv = _cached(name, getattr(twins, name), tokens, shape, dtype, torch.device(device), wide=True)
+                at = f"T{tokens} H{shape[0]} K{shape[1]} D{shape[2]}"
+                if name == "rope_and_cache":
+                    assert_close(found, twin, op=name, dtype=dtype, at=f"q {at}")
+                for half, op in (("k_pages_NPKD", name), ("v_pages_NPKD", "cache_kv")):
+                    pages, twin_pages = getattr(found_kv, half), getattr(twin_kv, half)
+                    assert torch.equal(pages.isnan(), twin_pages.isnan()), (
+                        f"{name} {at}: other rows of {half} than the slots changed"
+                    )
+                    assert_close(pages.nan_to_num(), twin_pages.nan_to_num(), op=op, dtype=dtype, at=f"{half} {at}")
+
+
+def _cached(
+    name: str,
+    implementation: Callable[..., Any],
+    tokens: int,
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    wide: bool = False,
+) -> tuple[Any, LayerKV]:
+    """Return what an op gives for random tokens of `dtype`, and its pages; `wide`: computed and kept in float32."""
+    num_heads, num_kv_heads, head_dim = shape
+    generator, kept = torch.Generator().manual_seed(tokens), torch.float32 if wide else dtype
+
+    def normal(*sizes: int) -> Tensor:
+        return torch.randn(sizes, generator=generator).to(dtype).to(device=device, dtype=kept)
+
+    pages = tokens // 16 + 2
+    kv = LayerKV(*(torch.full((pages, 16, num_kv_heads, head_dim), torch.nan, dtype=kept, device=device) for _ in range(2)))
+    k_TKD, v_TKD = normal(tokens, num_kv_heads, head_dim), normal(tokens, num_kv_heads, head_dim)
+    slots_T = torch.randperm(pages * 16, generator=generator)[:tokens].to(device)
+    if name == "cache_kv":
+        return implementation(k_TKD, v_TKD, kv, slots_T, None, None), kv
+    positions_T = torch.randint(0, 300, (tokens,), generator=generator).to(device)
+    angle_LJ = torch.arange(300)[:, None] * torch.rand(head_dim // 2, generator=generator)
+    cos_sin_LD = torch.cat((angle_LJ.cos(), angle_LJ.sin()), dim=-1).to(device)
+    q_THD = normal(tokens, num_heads, head_dim)
+    with poisoned():
+        return implementation(q_THD, k_TKD, v_TKD, cos_sin_LD, positions_T, kv, slots_T, None, None), kv
 
 
 def _expected(name: str, given: tuple[Any, ...], found: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
