@@ -1,0 +1,59 @@
+"""Tiles and schedules for an H200, and the measurements that chose them: percent of 4.3 TB/s, or TFLOP/s, in CUDA graphs.
+
+Decode, 64 sequences, 64 heads on 8, D 128, pages of 64, 2k / 8k keys, a tile of 64 keys:
+  bfloat16: 4 warps, 4 stages, copy engine 98 / 102 % (2 warps the same); 3 stages 89 / 87 %; 5 93 / 94 %; 32 keys 77 / 79 %.
+  FP8 in pairs: 4 warps, 3 stages, copy engine 92 / 97 %; 2 warps, 4 stages, pointers 91 / 96 %; 6 stages 78 / 84 %.
+  FP8 byte by byte: 84 / 51 % at best. Pages of 128 with 128 keys: bfloat16 98 / 100 %, FP8 88 / 91 %. Pages of 16: 83 %.
+  G 29, D 64, 2k: bfloat16 64 rows 79 %, 32 rows 74 %; FP8 32 rows, 2 warps 66 %, 4 warps 37 %. D 256, 4k: 32 keys 98 %.
+Programs a multiprocessor (1, 2, 4, 8), bfloat16: one sequence of 131k 98, 94, 88, 78 %; 8 of 8k 91, 91, 84, 80 %; 64 of 100 to
+  4096 (2, 4, 8) 80, 84, 87 %; 64 of 2k (4, 8) 98, 92 %. FP8: one of 131k 54, 81, 84, 72 %; 8 of 8k 52, 77, 78, 69 %.
+Prefill, one sequence of 8k, 64 heads on 8, D 128:
+  bfloat16: 64 x 64, 4 warps, 3 stages, copy engine 523 (4 stages 342, 8 warps 327, pointers 468); 128 x 64, 8 warps 465;
+  pages of 128: 128 x 128, 8 warps 531, but 394 against 421 for 4 sequences of 2k; 64 x 64 521, in another run 469.
+  FP8: 256 x 64, 8 warps, 3 stages 365; 64 x 64 308; 128 x 128 333. D 64, 4k: 411. D 256, 4k: 128 x 64, 8 warps 497; 64 x 64 344.
+Not taken: torch's cuDNN attention on gathered pages, 646, for it plans 39 to 510 ms at each new length.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from paddock.layers import LayerKV
+from paddock.layers.reference import FP8
+from paddock_triton.attention_tile import Tile
+
+_CPU_PROCESSORS = 8  # the interpreter runs one program after the other; enough that sequences are split
+
+
+def processors(device: torch.device) -> int:
+    """Return how many multiprocessors are to be kept busy."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else _CPU_PROCESSORS
+
+
+def decode_programs(num_processors: int, *, whole: int, fp8: bool) -> int:
+    """Return how many programs the pieces of a decode should make, where `whole` sequences and heads would make that many."""
+    return num_processors * (4 if fp8 or whole > 2 * num_processors else 2)
+
+
+def decode_tile(q_THD: Tensor, kv: LayerKV) -> Tile:
+    """Return the tile for decodes: all query heads of a KV head in few rows, which hold the tensor core's least."""
+    _, _, num_kv_heads, head = kv.k_pages_NPKD.shape
+    small, fp8 = q_THD.shape[1] // num_kv_heads <= 16, kv.k_pages_NPKD.dtype == FP8
+    if head > 128:
+        return Tile(block_m=16 if small else 32, block_n=32, warps=4, stages=3, tma=True, pairs=True)
+    if fp8 and small:
+        return Tile(block_m=16, block_n=64, warps=4, stages=3, tma=True, pairs=True)
+    if fp8:
+        return Tile(block_m=32, block_n=64, warps=2, stages=4, pairs=True)
+    return Tile(block_m=16 if small else 64, block_n=64, warps=4, stages=4, tma=True)
+
+
+def prefill_tile(q_THD: Tensor, kv: LayerKV) -> Tile:
+    """Return the tile for prefills."""
+    _, _, _, head = kv.k_pages_NPKD.shape
+    if head > 128:
+        return Tile(block_m=128, block_n=64, warps=8, stages=2, tma=True)
+    if head > 64 and kv.k_pages_NPKD.dtype == FP8:
+        return Tile(block_m=256, block_n=64, warps=8, stages=3, tma=True)
+    return Tile(block_m=64, block_n=64, warps=4, stages=3, tma=True)

@@ -1,0 +1,57 @@
+"""What this plugin adds to Paddock. Free of torch and of triton."""
+
+from __future__ import annotations
+
+from paddock.plugins import AttentionSpec, OpSpec, hookimpl
+
+HOPPER = (9, 0)
+OPS = {
+    "rms_norm": "ops_norm",
+    "add_rms_norm": "ops_norm",
+    "layer_norm": "ops_norm",
+    "add_layer_norm": "ops_norm",
+    "silu_mul": "ops_activation",
+    "gelu": "ops_activation",
+    "rope_and_cache": "ops_rope",
+    "cache_kv": "ops_rope",
+    "quantize_fp8_static": "ops_quantize",
+    "quantize_fp8_token": "ops_quantize",
+}  # op: module
+
+
+@hookimpl
+def paddock_attention_backends() -> list[AttentionSpec]:
+    """Return the paged attention."""
+    return [
+        AttentionSpec(
+            name="triton",
+            factory="paddock_triton.attention:create",
+            devices=("cuda",),
+            dtypes=("bfloat16", "float16"),
+            kv_cache_dtypes=("bfloat16", "float16", "fp8"),
+            page_sizes=(64, 128, 32, 16),
+            head_dims=(16, 32, 48, 64, 80, 96, 128, 256),
+            features=("alibi", "sliding_window", "softcap"),
+            min_compute_capability=HOPPER,
+            workspace="paddock_triton.attention_limits:workspace",
+            rank=10,
+            summary="split decode and chunked prefill over pages, in Triton",
+        )
+    ]
+
+
+@hookimpl
+def paddock_ops() -> list[OpSpec]:
+    """Return the fused ops."""
+    return [
+        OpSpec(
+            op=op,
+            implementation=f"paddock_triton.{module}:{op}",
+            devices=("cuda",),
+            dtypes=("bfloat16", "float16", "float32"),
+            min_compute_capability=HOPPER,
+            rank=10,
+            summary="fused, in Triton",
+        )
+        for op, module in OPS.items()
+    ]

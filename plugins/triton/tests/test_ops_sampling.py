@@ -1,0 +1,100 @@
+"""The kernels that choose tokens against the sampler's own arithmetic.
+
+R rows, V vocabulary; B tokens of a block.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+import triton
+import triton.language as tl
+
+from paddock.execution import randomness
+from paddock.execution.sampler import most_likely
+from paddock_triton import ops_sampling
+
+SIZES = ((0, 100), (1, 1), (7, 4095), (3, 4097), (1, 12_345), (300, 63))
+
+
+def test_the_most_likely_token_is_the_samplers(device: torch.device) -> None:
+    """The largest logit, and of equal ones the first token, wherever chunks of the vocabulary meet."""
+    for rows, vocab in SIZES:
+        logits_RV = _logits(rows, vocab, device).mul_(4).round_().div_(4)  # many ties
+        _same(ops_sampling.most_likely(logits_RV), most_likely(logits_RV.cpu()))
+
+
+def test_nan_and_infinity_show_in_the_largest_logit(device: torch.device) -> None:
+    """A row with NaN gives NaN, so that one look at the maxima finds every unusable row."""
+    logits_RV = _logits(5, 5000, device)
+    logits_RV[0, 4999] = torch.nan
+    logits_RV[1, 17] = torch.inf
+    logits_RV[2] = -torch.inf
+    logits_RV[3, :2500], logits_RV[3, 2500:] = -0.0, 0.0
+    logits_RV[4] = -logits_RV[4].abs() - 1
+    top_R, token_R = ops_sampling.most_likely(logits_RV)
+    assert top_R[:3].isnan().tolist() == [True, False, False]
+    assert token_R[:4].tolist() == [4999, 17, 0, 0]
+    assert torch.equal(top_R[1:], logits_RV.amax(-1)[1:])
+
+
+def test_noise_has_the_bits_the_core_defines(device: torch.device) -> None:
+    """Every seed, position and token gives the same 32 bits, and the same noise to within its own rounding."""
+    vocab, seeds = 4096, [randomness.seed_words(seed) for seed in (0, 1, -5, 2**63)]
+    seed_R2, position_R = torch.tensor(seeds, dtype=torch.int32), torch.tensor([0, 1, 70_000, 2**31 - 1], dtype=torch.int32)
+    expected_RV = randomness.noise_bits(seed_R2, position_R, randomness.token_terms(vocab, torch.device("cpu")))
+    bits_RV = torch.empty(4, vocab, dtype=torch.int32, device=device)
+    noise_RV = torch.empty(4, vocab, dtype=torch.float32, device=device)
+    _noise_kernel[(4,)](seed_R2.to(device), position_R.to(device), bits_RV, noise_RV, VOCAB=vocab)
+    assert torch.equal(bits_RV.cpu(), expected_RV)
+    assert (noise_RV.cpu() - randomness.gumbel(expected_RV)).abs().max() < 4e-6
+
+
+def test_the_smallest_noise_arguments_keep_their_detail(device: torch.device) -> None:
+    """Where 1 - u rounds to 1 the winners of long races are told apart."""
+    seed_R2, position_R = torch.zeros(1, 2, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    bits_RV = torch.empty(1, 1 << 16, dtype=torch.int32, device=device)
+    noise_RV = torch.empty(1, 1 << 16, dtype=torch.float32, device=device)
+    _noise_kernel[(1,)](seed_R2.to(device), position_R.to(device), bits_RV, noise_RV, VOCAB=1 << 16)
+    expected_RV = randomness.gumbel(bits_RV.cpu())
+    assert noise_RV.isfinite().all()
+    assert torch.equal(noise_RV.cpu().topk(20).indices, expected_RV.topk(20).indices)
+
+
+def test_a_draw_takes_the_token_the_sampler_takes(device: torch.device) -> None:
+    """Seeded draws at any temperature are those of the CPU; near ties may tip, which no seed here meets."""
+    rows, vocab = 6, 6000
+    logits_RV = _logits(rows, vocab, device)
+    seed_R2 = torch.tensor([randomness.seed_words(seed) for seed in range(rows)], dtype=torch.int32)
+    position_R, temperature_R = torch.arange(rows, dtype=torch.int32), torch.linspace(0.2, 3.0, rows)
+    top_R = logits_RV.amax(-1)
+    given = (top_R, temperature_R.to(device), seed_R2.to(device), position_R.to(device))
+    terms_V = randomness.token_terms(vocab, torch.device("cpu"))
+    noise_RV = randomness.gumbel(randomness.noise_bits(seed_R2, position_R, terms_V))
+    expected_R = ((logits_RV.cpu() - top_R.cpu()[:, None]) / temperature_R[:, None] + noise_RV).argmax(-1)
+    assert ops_sampling.draw(logits_RV, *given).tolist() == expected_R.tolist()
+    alone = tuple(x[4:5] for x in given)
+    assert ops_sampling.draw(logits_RV[4:5], *alone).tolist() == expected_R[4:5].tolist()
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _noise_kernel(seed_ptr, position_ptr, bits_ptr, noise_ptr, VOCAB: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Write a row of bits and of noise."""
+    row, token_B = tl.program_id(0), tl.arange(0, VOCAB)
+    low = tl.load(seed_ptr + row * 2).to(tl.uint32, bitcast=True)
+    high = tl.load(seed_ptr + row * 2 + 1).to(tl.uint32, bitcast=True)
+    position = tl.load(position_ptr + row).to(tl.uint32, bitcast=True)
+    bits_B = ops_sampling._bits(low, high, position, token_B)
+    tl.store(bits_ptr + row * VOCAB + token_B, bits_B.to(tl.int32, bitcast=True))
+    tl.store(noise_ptr + row * VOCAB + token_B, ops_sampling._gumbel(bits_B))
+
+
+def _same(found: tuple[torch.Tensor, torch.Tensor], expected: tuple[torch.Tensor, torch.Tensor]) -> None:
+    assert all(torch.equal(one.cpu(), other) for one, other in zip(found, expected, strict=True))
+
+
+def _logits(rows: int, vocab: int, device: torch.device) -> torch.Tensor:
+    return torch.randn(rows, vocab, generator=torch.Generator().manual_seed(vocab)).to(device)
