@@ -3,6 +3,8 @@
 #   TORCH_INDEX=URL              a package index to take torch from; without a GPU, https://download.pytorch.org/whl/cpu saves gigabytes
 #   HUB=1                        fetch models from the Hugging Face hub, not from the package index
 #   PYTEST_ARGS="-k scheduler"   what pytest is told
+#   GPU_ARGS="-k attention"      what pytest is told of the kernels' tests on a GPU: mostly compilation, so eight at a time
+#   SANITIZER=/path/to/it        compute-sanitizer, where it is not on the path
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -17,11 +19,14 @@ DISTRIBUTIONS := $(shell sed -n '/^distributions = \[/,/\]/p' pyproject.toml | g
 INSTALLED := $(DISTRIBUTIONS:%=$(STAMPS)/installed/%)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PYTEST_ARGS ?= --numprocesses 2 --dist loadfile
+PYTEST := $(BIN)/python -m pytest
+GPU_ARGS ?= --numprocesses 8 --dist worksteal
+SANITIZER ?= compute-sanitizer
 
-.PHONY: help setup models demo test lint format types wheels lock clean
+.PHONY: help setup models demo test gpu-test memcheck lint format types wheels lock clean
 
 help: ## say what there is to make
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 setup: $(INSTALLED) ## build .venv: torch, the pinned packages, the workspace
 
@@ -32,7 +37,15 @@ demo: models ## let a real model answer a few prompts at once
 	@$(BIN)/python docs/examples/demo.py
 
 test: models ## run every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(PYTEST) $(PYTEST_ARGS)
+
+gpu-test: models ## run every test that needs a GPU, and every test of the kernels, on this machine's GPU
+	$(PYTEST) -m gpu $(GPU_ARGS) plugins/triton
+	$(PYTEST) -m gpu --ignore plugins/triton
+
+memcheck: setup ## run a small slice of the kernels' tests under compute-sanitizer
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --tool memcheck --target-processes application-only --error-exitcode 1 \
+	  $(PYTEST) -m memcheck plugins/triton
 
 lint: setup ## check style, formatting and who imports whom
 	$(BIN)/ruff check .
@@ -79,7 +92,12 @@ $(STAMPS)/torch: requirements/torch.txt $(STAMPS)/python
 	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) --requirement requirements/torch.txt
 	@touch $@
 
-$(STAMPS)/packages: requirements/dev.txt $(STAMPS)/torch
+# A CUDA build of torch brings the triton it was built with; a CPU build brings none, and the kernels' tests run in its interpreter.
+$(STAMPS)/triton: requirements/triton.txt $(STAMPS)/torch
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) install --no-deps --requirement requirements/triton.txt
+	@touch $@
+
+$(STAMPS)/packages: requirements/dev.txt $(STAMPS)/triton
 	$(PIP) install --no-deps --requirement requirements/dev.txt
 	$(PIP) check
 	@touch $@

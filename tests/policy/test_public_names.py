@@ -14,22 +14,25 @@ from tests.policy.source_tree import DISTRIBUTIONS, ROOT
 
 PUBLIC = {
     "paddock": """
-        LLM CheckpointError CompletionOutput EngineConfig Logprob ModelConfigError OptionError PaddockError PlanError PluginError
-        QueueFullError RequestError RequestOutput SamplingParams Timings __version__""",
+        LLM CheckpointError CompletionOutput EngineConfig KernelError Logprob ModelConfigError OptionError PaddockError PlanError
+        PluginError QueueFullError RequestError RequestOutput SamplingParams Timings __version__""",
     "paddock.assemble": "assemble plan",
     "paddock.axes": """
         EMBED FFN FP8_STATIC FP8_TOKEN HEADS INPUT_FORMATS KV_HEADS PLAIN VOCAB WHOLE
         Embedding Linear Module Part Scheme Shard Tensor TensorAxis Unquantized Vector WeightTable left_plain""",
     "paddock.checkpoint.load": "load",
     "paddock.errors": """
-        CheckpointError ModelConfigError OptionError PaddockError PlanError PluginError QueueFullError RequestError
+        CheckpointError KernelError ModelConfigError OptionError PaddockError PlanError PluginError QueueFullError RequestError
         did_you_mean""",
+    "paddock.execution.randomness": "drawn_seed gumbel mix64 noise_bits seed_words token_terms",
+    "paddock.execution.sampling_ops": "Draw DrawFiltered REFERENCE_OPS SAMPLING_OP_NAMES SamplingOps",
+    "paddock.execution.sampling_reference": "draw draw_filtered most_likely",
     "paddock.layers": """
         Activation AttentionBackend AttentionInputs AttentionParams Builder Communicator LayerKV LinearLayer LinearMethod Model
         OP_NAMES Ops PlainMethod QuantizedActivation allocate finalise part_spans randomise targets torch_dtype""",
     "paddock.layers.reference": """
-        FP8 FP8_MAX FP8_MIN_SCALE add_layer_norm add_rms_norm cache_kv gelu layer_norm quantize_fp8_static quantize_fp8_token
-        rms_norm rope_and_cache silu_mul""",
+        FP8 FP8_MAX FP8_MIN_SCALE add_layer_norm add_rms_norm cache_kv embed gelu layer_norm linear quantize_fp8_static
+        quantize_fp8_token rms_norm rope_and_cache silu_mul""",
     "paddock.model_config": """
         BOOKKEEPING ConfigReader MAX_LAYERS MAX_POSITIONS MAX_SIZE ROPE_KINDS RopeSpec eos_token_ids parse_rope""",
     "paddock.plugins": """

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from paddock.config import EngineConfig
     from paddock.errors import (
         CheckpointError,
+        KernelError,
         ModelConfigError,
         OptionError,
         PaddockError,
@@ -35,6 +36,7 @@ __all__ = [
     "CheckpointError",
     "CompletionOutput",
     "EngineConfig",
+    "KernelError",
     "Logprob",
     "ModelConfigError",
     "OptionError",
@@ -53,6 +55,7 @@ _HOMES = {
     "config": ("EngineConfig",),
     "errors": (
         "CheckpointError",
+        "KernelError",
         "ModelConfigError",
         "OptionError",
         "PaddockError",

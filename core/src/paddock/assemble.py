@@ -6,25 +6,19 @@ One of the few places that know everybody. Everything is decided by the Plan; no
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
 import torch
-from torch import nn
 
-from paddock import axes, layers, log
-from paddock.checkpoint.load import load
+from paddock import log
 from paddock.checkpoint.source import open_source
 from paddock.config import EngineConfig, read_environment
 from paddock.errors import CheckpointError, OptionError
+from paddock.execution.build import DUMMY, Progress, build_runner
 from paddock.execution.engine import Engine, Observer
-from paddock.execution.kvcache import allocate_kv
 from paddock.execution.launch import Launcher
-from paddock.execution.runner import Runner
-from paddock.layers import unquantized
-from paddock.layers.parameters import torch_dtype
-from paddock.planning import rebuild
 from paddock.planning.hardware import GIB, Hardware, bandwidth_of, this_cpu
 from paddock.planning.issues import require_runnable
 from paddock.planning.plan import Plan
@@ -38,9 +32,6 @@ from paddock.text.files import NO_TOKENIZER, read_text_files
 from paddock.text.frontend import TextEngine
 
 __all__ = ["assemble", "plan"]
-
-Progress = Callable[[int, int], None]
-DUMMY = "dummy"
 
 
 def assemble(
@@ -60,13 +51,15 @@ def assemble(
     _log_plan(plan)
     require_runnable(plan)
     text = read_text_files(source.folder, tokenizer=_tokenizer_folder(config), required=config.load_format != DUMMY)
+    tokens = build_engine(plan, source.folder, progress=progress)
     engine = TextEngine(
-        build_engine(plan, source.folder, progress=progress),
+        tokens,
         text,
         vocab_size=plan.vocab_size,
-        max_model_len=plan.max_model_len,
+        max_model_len=tokens.max_model_len,
         eos_ids=frozenset(plan.eos_token_ids),
         plan=plan,
+        memory_use=tokens.memory_use,
     )
     log.get_logger().info("engine_ready", seconds=round(time.monotonic() - started, 2))
     return engine
@@ -89,7 +82,8 @@ def detect_hardware(config: EngineConfig) -> Hardware:
     if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
         return this_cpu()
     if not torch.cuda.is_available():
-        raise OptionError("device is 'cuda', but torch sees no GPU", fix="check the driver and that torch was built for CUDA")
+        fix = "check the driver" if torch.version.cuda else f"install a torch built for CUDA: {torch.__version__} is not"
+        raise OptionError("device is 'cuda', but torch sees no GPU", fix=fix)
     asked = (config.tensor_parallel_size or 1) * (config.pipeline_parallel_size or 1)
     count = min(asked, torch.cuda.device_count())
     properties = torch.cuda.get_device_properties(0)
@@ -114,11 +108,12 @@ def build_engine(plan: Plan, folder: Path, *, progress: Progress | None = None) 
         launcher = cast(Launcher, imported(plan.parallel[0].runner)(plan, folder))
     else:
         launcher = build_runner(plan, folder, device=torch.device(plan.hardware.device), progress=progress)
+    length = _length_with_room(plan, launcher.num_pages)
     limits = SchedulerLimits(
         max_num_seqs=plan.max_num_seqs,
         max_num_batched_tokens=plan.max_num_batched_tokens,
-        max_model_len=plan.max_model_len,
-        num_pages=plan.num_pages,
+        max_model_len=length,
+        num_pages=launcher.num_pages,
         page_size=plan.page_size,
         max_queue=plan.asked.max_queue,
         enable_prefix_caching=plan.asked.enable_prefix_caching,
@@ -127,68 +122,16 @@ def build_engine(plan: Plan, folder: Path, *, progress: Progress | None = None) 
     return Engine(Scheduler(limits), launcher, observers)
 
 
-def build_runner(plan: Plan, folder: Path, *, device: torch.device, progress: Progress | None = None) -> Runner:
-    """Return the runner of a whole model on one device: weights loaded, pages allocated."""
-    needs = rebuild.attention_needs(plan)
-    backend: layers.AttentionBackend = imported(plan.attention.factory)(needs, device)
-    model = build_model(plan, backend, device)
-    fill_model(plan, model, folder, device, progress=progress)
-    kv = allocate_kv(
-        num_layers=plan.num_layers,
-        num_pages=plan.num_pages,
-        page_size=plan.page_size,
-        num_kv_heads=needs.num_kv_heads,
-        head_dim=needs.head_dim,
-        dtype=plan.kv_cache_dtype,
-        device=device,
-    )
-    log.get_logger().info("kv_cache_sized", pages=plan.num_pages, tokens=plan.kv_tokens, gib=_gib(plan.ledger.kv_bytes))
-    return Runner(
-        cast(layers.Model, model),
-        kv,
-        backend,
-        num_slots=plan.max_num_seqs,
-        max_model_len=plan.max_model_len,
-        vocab_size=plan.vocab_size,
-        device=device,
-        seed=plan.asked.seed,
-    )
+def _length_with_room(plan: Plan, num_pages: int) -> int:
+    """Return the longest sequence the pages that there are really hold: the plan's, unless it was chosen by an estimate too high.
 
-
-def build_model(plan: Plan, backend: layers.AttentionBackend, device: torch.device) -> nn.Module:
-    """Return the model with its parameters allocated on `device`, not yet filled."""
-    scheme = rebuild.scheme(plan)
-    method = unquantized.method if plan.quantization is None else imported(plan.quantization.method)
-
-    def method_for(path: str, linear: axes.Linear) -> layers.LinearMethod:
-        return cast(layers.LinearMethod, method(scheme, path, linear))
-
-    builder = layers.Builder(
-        rebuild.weight_table(plan),
-        method_for=method_for,
-        ops=layers.Ops.bind({spec.op: imported(spec.implementation) for spec in plan.ops}),
-        backend=backend,
-        dtype=torch_dtype(plan.dtype),
-        device=device,
-        max_model_len=plan.max_model_len,
-    )
-    model: nn.Module = imported(plan.model.build)(rebuild.parsed_config(plan), builder)
-    return model
-
-
-def fill_model(plan: Plan, model: nn.Module, folder: Path, device: torch.device, *, progress: Progress | None = None) -> None:
-    """Load the weights, or with load format `dummy` draw them, and bring them into their final layout."""
-    started = time.monotonic()
-    if plan.asked.load_format == DUMMY:
-        layers.randomise(model, torch.Generator(device).manual_seed(plan.asked.seed))
-    else:
-        load(folder, layers.targets(model), ignored_suffixes=rebuild.weight_table(plan).ignored, progress=progress)
-    layers.finalise(model)
-    model.eval()
-    seconds = time.monotonic() - started
-    log.get_logger().info(
-        "weights_ready", load_format=plan.asked.load_format, gib=_gib(plan.weight_bytes), seconds=round(seconds, 2)
-    )
+    A length that was asked for stays: where it does not fit the scheduler's limits say so.
+    """
+    held = num_pages * plan.page_size
+    if plan.asked.max_model_len is not None or held >= plan.max_model_len:
+        return plan.max_model_len
+    log.get_logger().warning("max_model_len_shortened", planned=plan.max_model_len, max_model_len=held)
+    return held
 
 
 def _tokenizer_folder(config: EngineConfig) -> str | None:

@@ -39,6 +39,10 @@ class CheckpointError(PaddockError):
     """The files of a model are missing, malformed, or do not match its config."""
 
 
+class KernelError(PaddockError):
+    """A kernel does not compile or launch for what it was given; nothing else was run in its place."""
+
+
 class RequestError(PaddockError):
     """One request is invalid; the others are not touched."""
 

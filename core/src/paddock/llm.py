@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from paddock.config import EngineConfig
 from paddock.errors import CheckpointError, PaddockError, RequestError
+from paddock.execution.memory import MemoryUse
 from paddock.progress import byte_progress, request_progress
 from paddock.request import RequestOutput, SamplingParams
 from paddock.text.batch import Job, run_batch
@@ -73,6 +74,10 @@ class LLM:
     def plan(self) -> Any:
         """Return the Plan the engine was built from."""
         return self._engine.plan
+
+    def memory_use(self) -> MemoryUse | None:
+        """Return what the engine really takes of a GPU's memory, beside what `plan.ledger` predicted; None on a CPU."""
+        return self._engine.memory_use()
 
     @property
     def max_model_len(self) -> int:

@@ -14,6 +14,7 @@ NAMES = [
     "CheckpointError",
     "CompletionOutput",
     "EngineConfig",
+    "KernelError",
     "Logprob",
     "ModelConfigError",
     "OptionError",

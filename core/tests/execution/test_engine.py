@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import weakref
 from collections import deque
 from typing import Any
 
 import attrs
 import pytest
+import torch
 
 from paddock.errors import RequestError
 from paddock.execution.engine import Engine
@@ -39,6 +41,10 @@ class Overlapping:
             late = self.queue.popleft()
             late.done = self.inner.launch(late.step)
 
+    def recover(self) -> None:
+        """Wait for what is queued."""
+        self.drain()
+
     def close(self) -> None:
         """Count."""
         self.closed += 1
@@ -58,13 +64,53 @@ class Late:
         return self.done.result()
 
 
-def engine_on(rig: Any, *, overlaps: bool = False, observers: Any = (), num_pages: Any = 20, **limits: Any) -> Any:
-    """Return an engine, its scheduler and the model of a rig."""
+@attrs.define
+class Cramped:
+    """A runner on a device that has room for steps of so many tokens."""
+
+    inner: Any
+    most: int
+    failed: list[int] = attrs.field(factory=list)  # tokens of each step there was no room for
+    kept: list[weakref.ref[Any]] = attrs.field(factory=list)  # what those launches had allocated
+    recovered: list[bool] = attrs.field(factory=list)  # whether that was gone by then
+
+    @property
+    def overlaps(self) -> Any:
+        """Return the inner one's."""
+        return self.inner.overlaps
+
+    @property
+    def vocab_size(self) -> Any:
+        """Return the inner one's."""
+        return self.inner.vocab_size
+
+    def launch(self, step: Any) -> Any:
+        """Launch a step that fits, and fail in the middle of one that does not."""
+        if step.num_tokens > self.most:
+            activations = torch.zeros(3)
+            self.kept.append(weakref.ref(activations))
+            self.failed.append(step.num_tokens)
+            raise torch.OutOfMemoryError(f"out of memory beside {len(activations)} floats")
+        return self.inner.launch(step)
+
+    def recover(self) -> None:
+        """Note whether the launch still holds anything."""
+        self.recovered.append(self.kept[-1]() is None)
+
+    def close(self) -> None:
+        """Close the inner one."""
+        self.inner.close()
+
+
+def engine_on(
+    rig: Any, *, overlaps: bool = False, observers: Any = (), num_pages: Any = 20, wrap: Any = None, **limits: Any
+) -> Any:
+    """Return an engine, its scheduler and the model of a rig; `wrap` puts a launcher around the runner."""
     made = rig(num_pages=num_pages)
     chosen = {"max_num_seqs": 4, "max_num_batched_tokens": 11, "max_model_len": 48, "num_pages": num_pages, "page_size": 4}
     scheduler = Scheduler(SchedulerLimits(**(chosen | limits)))
-    runner = Overlapping(made.runner, made.runner.vocab_size) if overlaps else made.runner
-    ticks = itertools.count()
+    runner: Any = Overlapping(made.runner, made.runner.vocab_size) if overlaps else made.runner
+    runner, ticks = wrap(runner) if wrap else runner, itertools.count()
     return Engine(scheduler, runner, observers, clock=lambda: float(next(ticks))), scheduler, made.model
 
 
@@ -157,6 +203,50 @@ def test_a_step_that_raises_ends_every_request_and_poisons_nothing(
     for prompt in ([9] * 9, [8] * 9):
         engine.add(request(f"after {prompt[0]}", prompt, 3))
     assert run(engine)[0] == {"after 9": model.greedy([9] * 9, 3), "after 8": model.greedy([8] * 9, 3)}
+
+
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_a_step_without_memory_is_taken_back_and_smaller_ones_follow(rig: Any, overlaps: bool) -> None:
+    """Where eleven tokens do not fit but five do, everyone gets the model's tokens; the failed launch holds nothing by then."""
+    cramped: list[Cramped] = []
+    heard: list[Any] = []
+
+    def wrap(runner: Any) -> Any:
+        cramped.append(Cramped(runner, most=5))
+        return cramped[0]
+
+    engine, scheduler, model = engine_on(rig, overlaps=overlaps, wrap=wrap, observers=(heard.append,))
+    for name, prompt in PROMPTS.items():
+        engine.add(request(name, prompt, 20))
+    tokens, reasons = run(engine, limit=2000)
+    assert tokens == {name: model.greedy(prompt, 20) for name, prompt in PROMPTS.items()}
+    assert set(reasons.values()) == {"length"}
+    assert cramped[0].failed[0] == 11
+    assert len(cramped[0].recovered) == len(cramped[0].failed)
+    assert all(cramped[0].recovered)
+    assert [stats.number for stats in heard] == list(range(len(heard)))
+    scheduler.check()
+    assert scheduler.pool.num_used == 0
+
+
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_a_request_for_which_no_step_is_small_enough_ends_alone(rig: Any, overlaps: bool) -> None:
+    """On a device with no room at all a request ends with an error that says what to lower; with room again the next one runs."""
+    cramped: list[Cramped] = []
+
+    def wrap(runner: Any) -> Any:
+        cramped.append(Cramped(runner, most=0))
+        return cramped[0]
+
+    engine, scheduler, model = engine_on(rig, overlaps=overlaps, wrap=wrap)
+    engine.add(request("lost", [1, 2, 3], 4))
+    updates = [update for _ in range(9) if engine.has_work for update in engine.step()]
+    assert [update.finish_reason for update in updates] == ["error"]
+    assert "one token, after 3 tokens" in updates[0].error
+    assert scheduler.pool.num_used == 0
+    cramped[0].most = 11
+    engine.add(request("next", [1, 2, 3], 4))
+    assert run(engine)[0] == {"next": model.greedy([1, 2, 3], 4)}
 
 
 @pytest.mark.parametrize(

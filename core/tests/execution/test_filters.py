@@ -36,15 +36,7 @@ def kept(rows: Any, top_ks: Any, top_ps: Any, min_ps: Any) -> Any:
     scaled = torch.tensor(rows, dtype=torch.float32)
     scaled = scaled - scaled.max(-1, keepdim=True).values
     top_k, top_p = torch.tensor(top_ks), torch.tensor(top_ps, dtype=torch.float32)
-    unbounded = any(p < 1 and not k for k, p in zip(top_ks, top_ps, strict=True))
-    least = filters.threshold(
-        scaled,
-        top_k,
-        top_p,
-        torch.tensor(min_ps, dtype=torch.float32),
-        widest=scaled.shape[1] if unbounded else max(top_ks),
-        nucleus=any(p < 1 for p in top_ps),
-    )
+    least = filters.threshold(scaled, top_k, top_p, torch.tensor(min_ps, dtype=torch.float32))
     return [set(np.flatnonzero(row)) for row in (scaled >= least).numpy()]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from paddock.execution.sampler import most_likely
+from paddock.execution.sampling_reference import most_likely
 from paddock.request import SamplingParams
 from paddock.scheduling.step import NOT_FINITE
 
@@ -149,7 +149,7 @@ def test_many_rows_are_drawn_as_few_are(sampler_bench: Any, admit: Any, monkeypa
         return bench.tokens(normal(16))
 
     whole = run()
-    monkeypatch.setattr("paddock.execution.sampler._DRAW_ELEMENTS", 3 * VOCAB)
+    monkeypatch.setattr("paddock.execution.sampling_reference._DRAW_ELEMENTS", 3 * VOCAB)
     assert run() == whole
 
 

@@ -12,8 +12,8 @@ from paddock import axes
 from paddock.errors import PlanError
 from paddock.layers import Builder, LinearLayer, LinearMethod, Ops, QuantizedActivation, finalise, randomise, targets
 from paddock.layers.attention_layer import alibi_slopes
-from paddock.layers.linear import Activation
 from paddock.layers.packing import pack
+from paddock.layers.quantized import Activation
 from paddock.layers.reference_attention import TorchAttention
 from paddock.layers.unquantized import PlainMethod
 

@@ -16,7 +16,9 @@ from paddock.testing.kernels import check_cache_op, check_op
 from paddock.testing.oracle import assert_close, relative_rms
 
 
-@pytest.mark.parametrize("name", ["rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "silu_mul", "gelu"])
+@pytest.mark.parametrize(
+    "name", ["embed", "linear", "rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "silu_mul", "gelu"]
+)
 def test_an_op_keeps_its_contract_in_every_dtype(name: str) -> None:
     """In 16 bits an op stays within the roundings the table allows of itself in float32."""
     check_op(name, getattr(reference, name), dtypes=[torch.float32, torch.bfloat16, torch.float16])

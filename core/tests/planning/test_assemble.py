@@ -13,9 +13,10 @@ import pytest
 import torch
 from core.tests.planning.made import ComplainingPlugin
 
-from paddock.assemble import assemble, build_model, detect_hardware, fill_model, plan
+from paddock.assemble import assemble, detect_hardware, plan
 from paddock.config import EngineConfig
 from paddock.errors import CheckpointError, OptionError, PlanError
+from paddock.execution.build import build_model, fill_model
 from paddock.layers import packing
 from paddock.planning import rebuild
 from paddock.planning.serial import fingerprint, to_json
@@ -159,11 +160,16 @@ def test_weights_are_required_unless_random_ones_were_asked_for(folder: Path) ->
         assemble(tiny(folder, load_format="auto", tokenizer="none"))
 
 
-def test_cuda_that_is_not_there_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asking for a GPU where torch sees none is an error, not a CPU."""
+@pytest.mark.parametrize(("built_for", "fix"), [(None, "install a torch built for CUDA"), ("13.0", "check the driver")])
+def test_cuda_that_is_not_there_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, built_for: str | None, fix: str
+) -> None:
+    """Asking for a GPU where torch sees none is an error, not a CPU, and says whether torch or the driver is to blame."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(OptionError, match="torch sees no GPU"):
+    monkeypatch.setattr("torch.version.cuda", built_for)
+    with pytest.raises(OptionError, match="torch sees no GPU") as caught:
         detect_hardware(tiny(folder, device="cuda"))
+    assert fix in caught.value.fix
     assert detect_hardware(tiny(folder, device="auto")).device == "cpu"
 
 

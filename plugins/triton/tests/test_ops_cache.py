@@ -30,6 +30,7 @@ def test_q_is_rotated_and_k_and_v_are_in_their_slots(
             _check(q_THD, k_TKD, v_TKD, page_dtype=dtype)
 
 
+@pytest.mark.memcheck
 def test_heads_may_lie_apart(device: torch.device, dtypes: list[torch.dtype]) -> None:
     """Groups of queries, one key and one value side by side, as Falcon projects them, and heads in any other layout."""
     for dtype in dtypes:
@@ -40,6 +41,7 @@ def test_heads_may_lie_apart(device: torch.device, dtypes: list[torch.dtype]) ->
         _check(q_THD, k_TKD, v_TKD, page_dtype=dtype)
 
 
+@pytest.mark.memcheck
 def test_values_at_odd_addresses_are_read_whole(device: torch.device, dtypes: list[torch.dtype]) -> None:
     """Nothing is assumed of where a view begins."""
     for dtype in dtypes:
@@ -48,6 +50,7 @@ def test_values_at_odd_addresses_are_read_whole(device: torch.device, dtypes: li
         _check(q_THD, k_TKD, v_TKD, page_dtype=dtype)
 
 
+@pytest.mark.memcheck
 @pytest.mark.gpu
 def test_fp8_pages_hold_what_the_twin_would_write(device: torch.device, dtypes: list[torch.dtype]) -> None:
     """Values divided by their scales, saturated; only a tie that rotation tips may round to the neighbouring value."""

@@ -47,6 +47,7 @@ def test_exact_values_become_fp8_unchanged(device: torch.device, dtypes: list[to
         assert torch.equal(static.values_TI.float(), (x_TI.float() * 4).clamp(-448, 448))
 
 
+@pytest.mark.memcheck
 def test_a_bound_clips_and_a_strided_row_is_read_where_it_lies(device: torch.device) -> None:
     """Values above the bound saturate; a slice of a wider tensor needs no copy."""
     wide_TI = torch.full((2, 9), torch.nan, device=device)

@@ -51,6 +51,7 @@ def test_an_op_keeps_its_contract_at_published_widths(
             _compare(name, _given(name, tokens, width, dtype, device))
 
 
+@pytest.mark.memcheck
 @pytest.mark.parametrize("name", OPS)
 def test_rows_may_lie_apart(name: str, device: torch.device, dtypes: list[torch.dtype]) -> None:
     """A slice of a wider tensor, at an odd offset, and a transposed tensor give what their copies give."""

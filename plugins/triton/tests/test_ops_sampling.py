@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from paddock.execution import randomness
-from paddock.execution.sampler import most_likely
+from paddock.execution.sampling_reference import most_likely
 from paddock_triton import ops_sampling
 
 SIZES = ((0, 100), (1, 1), (7, 4095), (3, 4097), (1, 12_345), (300, 63))
@@ -27,6 +27,7 @@ def test_the_most_likely_token_is_the_samplers(device: torch.device) -> None:
         _same(ops_sampling.most_likely(logits_RV), most_likely(logits_RV.cpu()))
 
 
+@pytest.mark.memcheck
 def test_nan_and_infinity_show_in_the_largest_logit(device: torch.device) -> None:
     """A row with NaN gives NaN, so that one look at the maxima finds every unusable row."""
     logits_RV = _logits(5, 5000, device)
@@ -64,20 +65,45 @@ def test_the_smallest_noise_arguments_keep_their_detail(device: torch.device) ->
     assert torch.equal(noise_RV.cpu().topk(20).indices, expected_RV.topk(20).indices)
 
 
+@pytest.mark.memcheck
 def test_a_draw_takes_the_token_the_sampler_takes(device: torch.device) -> None:
     """Seeded draws at any temperature are those of the CPU; near ties may tip, which no seed here meets."""
     rows, vocab = 6, 6000
     logits_RV = _logits(rows, vocab, device)
     seed_R2 = torch.tensor([randomness.seed_words(seed) for seed in range(rows)], dtype=torch.int32)
     position_R, temperature_R = torch.arange(rows, dtype=torch.int32), torch.linspace(0.2, 3.0, rows)
-    top_R = logits_RV.amax(-1)
-    given = (top_R, temperature_R.to(device), seed_R2.to(device), position_R.to(device))
+    top_R, token_R = logits_RV.max(-1)
+    given = (top_R, token_R, temperature_R.to(device), seed_R2.to(device), position_R.to(device))
     terms_V = randomness.token_terms(vocab, torch.device("cpu"))
     noise_RV = randomness.gumbel(randomness.noise_bits(seed_R2, position_R, terms_V))
     expected_R = ((logits_RV.cpu() - top_R.cpu()[:, None]) / temperature_R[:, None] + noise_RV).argmax(-1)
     assert ops_sampling.draw(logits_RV, *given).tolist() == expected_R.tolist()
     alone = tuple(x[4:5] for x in given)
     assert ops_sampling.draw(logits_RV[4:5], *alone).tolist() == expected_R[4:5].tolist()
+
+
+def test_half_precision_logits_are_read_as_float32(device: torch.device, dtypes: list[torch.dtype]) -> None:
+    """The most likely and the drawn tokens are those of the same numbers in float32."""
+    seed_R2, position_R = torch.zeros(4, 2, dtype=torch.int32, device=device), torch.arange(4, dtype=torch.int32, device=device)
+    rest = (torch.full((4,), 0.8, device=device), seed_R2, position_R)
+    for dtype in dtypes:
+        logits_RV = _logits(4, 5000, device).to(dtype)
+        best = ops_sampling.most_likely(logits_RV)
+        _same(best, most_likely(logits_RV.cpu()))
+        assert torch.equal(ops_sampling.draw(logits_RV, *best, *rest), ops_sampling.draw(logits_RV.float(), *best, *rest))
+
+
+def test_rows_of_temperature_0_keep_their_token(device: torch.device) -> None:
+    """A draw leaves them alone, whatever token they have, and its neighbours are drawn as without them."""
+    logits_RV, token_R = _logits(6, 3000, device), torch.arange(6, device=device)
+    seed_R2 = torch.tensor([randomness.seed_words(seed) for seed in range(6)], dtype=torch.int32, device=device)
+    position_R, temperature_R = torch.zeros(6, dtype=torch.int32, device=device), torch.ones(6, device=device)
+    given = (logits_RV, logits_RV.amax(-1), token_R)
+    drawn_R = ops_sampling.draw(*given, temperature_R, seed_R2, position_R)
+    temperature_R[::2] = 0
+    mixed_R = ops_sampling.draw(*given, temperature_R, seed_R2, position_R)
+    assert mixed_R[::2].tolist() == [0, 2, 4]
+    assert torch.equal(mixed_R[1::2], drawn_R[1::2])
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -5,6 +5,7 @@ T tokens, S sequences, R sampled rows, M pages a sequence.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import chain
 
 import numpy as np
@@ -20,6 +21,7 @@ from paddock.layers.attention import AttentionInputs
 from paddock.scheduling.step import Step
 
 Indices = NDArray[np.int64]
+PICKED = "picked_"  # begins the name of an array of picked rows
 
 
 @frozen(eq=False)
@@ -63,19 +65,28 @@ class Batch:
 
 @frozen(eq=False, kw_only=True)
 class HostBatch:
-    """The same on the host: named arrays to send, and the numbers that stay."""
+    """The same on the host: named arrays to send, and the numbers that stay. `num_pages` is the longest sequence's."""
 
     arrays: dict[str, HostArray]
+    num_pages: int
     num_decodes: int
     max_query_len: int
     max_seq_len: int
     sampled_slots: Indices
     picks: dict[int, Indices]
 
+    def picks_from(self, sent: Mapping[str, Tensor]) -> dict[int, Pick]:
+        """Return the picks, those of some rows only with their indices on the device, as `sent`."""
+        return {feature: Pick(rows, sent.get(f"{PICKED}{feature}")) for feature, rows in self.picks.items()}
+
 
 def assemble(step: Step, slots: SlotTable, last_token_S: Tensor) -> Batch:
     """Return the step's batch on the device of `last_token_S`, which holds the tokens that decodes feed in."""
-    host = lay_out(step, slots)
+    return send(lay_out(step, slots), step, slots, last_token_S)
+
+
+def send(host: HostBatch, step: Step, slots: SlotTable, last_token_S: Tensor) -> Batch:
+    """Return a laid out step's batch on the device."""
     sent = to_device(host.arrays, last_token_S.device)
     token_ids_T = last_token_S.index_select(0, sent["slots"][: host.num_decodes])
     if step.prefills:
@@ -85,7 +96,7 @@ def assemble(step: Step, slots: SlotTable, last_token_S: Tensor) -> Batch:
         slots_T=sent["kv_slots"],
         query_start_S1=sent["query_start"],
         seq_lens_S=sent["seq_lens"],
-        block_tables_SM=sent["block_tables"],
+        block_tables_SM=slots.device_tables_SM[:, : host.num_pages].index_select(0, sent["slots"]),
         page_size=slots.page_size,
         num_decodes=host.num_decodes,
         max_query_len=host.max_query_len,
@@ -95,7 +106,7 @@ def assemble(step: Step, slots: SlotTable, last_token_S: Tensor) -> Batch:
         slots=host.sampled_slots,
         slot_R=sent["sampled_slots" if step.prefills else "slots"],
         output_index_R=sent["output_index"],
-        picks={feature: Pick(rows, sent.get(f"picked_{feature}")) for feature, rows in host.picks.items()},
+        picks=host.picks_from(sent),
     )
     return Batch(token_ids_T=token_ids_T, inputs=inputs, sampled_T=sent.get("sampled"), sample=sample)
 
@@ -122,7 +133,6 @@ def lay_out(step: Step, slots: SlotTable) -> HostBatch:
         "kv_slots": slots.block_tables_SM[slot_T, pages_T].astype(np.int64) * page_size + rows_T,
         "query_start": query_start_S1.astype(np.int32),
         "seq_lens": seq_lens_S.astype(np.int32),
-        "block_tables": slots.block_tables_SM[slot_S, : -(-max_seq_len // page_size)],
     }
     sampled_slots, sampled_lens = slot_S, seq_lens_S
     if chunks:
@@ -135,9 +145,10 @@ def lay_out(step: Step, slots: SlotTable) -> HostBatch:
     picks = _picks(slots.features_S[sampled_slots])
     for feature, rows in picks.items():
         if len(rows) < len(sampled_slots):
-            arrays[f"picked_{feature}"] = rows
+            arrays[f"{PICKED}{feature}"] = rows
     return HostBatch(
         arrays=arrays,
+        num_pages=-(-max_seq_len // page_size),
         num_decodes=num_decodes,
         max_query_len=int(length_S.max()),
         max_seq_len=max_seq_len,

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
+
+import torch
 
 from paddock.errors import RequestError
 from paddock.execution.launch import InFlight, Launcher
+from paddock.execution.memory import MemoryUse
 from paddock.execution.stats import StepStats
 from paddock.request import Request
 from paddock.scheduling.scheduler import Scheduler
-from paddock.scheduling.step import SequenceUpdate, StepResult
+from paddock.scheduling.step import SequenceUpdate, Step, StepResult
 
 Observer = Callable[[StepStats], None]
 
@@ -21,8 +24,9 @@ class Engine:
     """Takes requests, runs them step by step and returns what each step gave them.
 
     Where the runner overlaps, step n + 1 is scheduled and launched while step n runs; else a step is committed at once. A step
-    that raises ends every request, and the engine stays usable: the error is the device's or ours, never one request's, whose
-    faults are found by `add` or show as unusable logits.
+    for which the device lacks memory is taken back, and smaller ones follow. A step that raises anything else ends every
+    request, and the engine stays usable: the error is the device's or ours, never one request's, whose faults are found by
+    `add` or show as unusable logits.
     """
 
     def __init__(
@@ -37,6 +41,11 @@ class Engine:
         self._scheduler, self._runner = scheduler, runner
         self._observers, self._clock = tuple(observers), clock
         self._in_flight: InFlight | None = None
+
+    @property
+    def max_model_len(self) -> int:
+        """Return how many tokens a sequence may have."""
+        return self._scheduler.limits.max_model_len
 
     @property
     def has_work(self) -> bool:
@@ -58,20 +67,33 @@ class Engine:
             times = [self._clock()]
             step = self._scheduler.schedule()
             times.append(self._clock())
-            launched = self._runner.launch(step) if step else None
+            launched, updates = self._launch(step)
             arrived, self._in_flight = (self._in_flight, launched) if self._runner.overlaps else (launched, None)
             times.append(self._clock())
             result = arrived.result() if arrived else StepResult([])
             times.append(self._clock())
-            updates = self._scheduler.commit(arrived.step, result) if arrived else []
+            updates += self._scheduler.commit(arrived.step, result) if arrived else []
             self._observe(arrived, times)
         return updates
+
+    def memory_use(self) -> MemoryUse | None:
+        """Return what the runner really takes of its device's memory, None where nobody counts."""
+        return self._runner.memory_use()
 
     def close(self) -> None:
         """End every request and release the runner; closing twice is closing once."""
         self._scheduler.fail()
         self._in_flight = None
         self._runner.close()
+
+    def _launch(self, step: Step | None) -> tuple[InFlight | None, list[SequenceUpdate]]:
+        """Return the step in flight; or, where the device lacks memory for it, the updates of having taken it back."""
+        if step is None:
+            return None, []
+        with suppress(torch.OutOfMemoryError):
+            return self._runner.launch(step), []
+        self._runner.recover()  # now that the error is gone, whose traceback kept the launch's tensors
+        return None, self._scheduler.take_back(step)
 
     @contextmanager
     def _undone_together(self) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from paddock.execution.memory import MemoryUse
 from paddock.scheduling.step import Step, StepResult
 
 
@@ -29,8 +30,22 @@ class Launcher(Protocol):
     def vocab_size(self) -> int:
         """Return V; token ids lie in 0 .. V - 1."""
 
+    @property
+    def num_pages(self) -> int:
+        """Return how many KV pages may be granted, counted from 0."""
+
     def launch(self, step: Step) -> InFlight:
-        """Start the step, after all earlier ones, and return it in flight."""
+        """Start the step, after all earlier ones, and return it in flight.
+
+        Raises torch.OutOfMemoryError where the device lacks memory: the step then has not run, and its number comes again.
+        Every sequence whose slot it touched is admitted anew before it runs.
+        """
+
+    def recover(self) -> None:
+        """Wait for what runs and give back to the device what a launch that ran out of memory left."""
+
+    def memory_use(self) -> MemoryUse | None:
+        """Return what the launcher really takes of its device's memory (of several, the fullest); None where nobody counts."""
 
     def close(self) -> None:
         """Release what the launcher holds; nothing may be launched afterwards."""

@@ -51,9 +51,8 @@ def drawn_seed(engine_seed: int, count: int) -> int:
 
 
 def token_terms(vocab_size: int, device: torch.device) -> Tensor:
-    """Return token * 0x9e3779b1 for every token [V], int32; made once."""
-    wide_V = torch.arange(vocab_size, dtype=torch.int64) * _TOKEN
-    return wide_V.to(torch.int32).to(device)
+    """Return token * 0x9e3779b1 for every token [V], int32."""
+    return torch.arange(vocab_size, dtype=torch.int32, device=device).mul_(_signed(_TOKEN))
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:

@@ -1,21 +1,36 @@
 """One device's executor: a Step in, sampled tokens out, everything between on the device.
 
-T tokens, S slots, R sampled rows, E model size, V vocabulary.
+T tokens, S slots and a row for padding, R sampled rows, E model size, V vocabulary.
 """
 
 from __future__ import annotations
+
+from enum import Enum
 
 import attrs
 import torch
 from torch import Tensor
 
-from paddock.execution.batch import Batch, assemble
+from paddock.execution.batch import PICKED, Batch, HostBatch, SampleRows, lay_out, send
 from paddock.execution.logprobs import TopLogprobs, to_host
+from paddock.execution.memory import MemoryUse
+from paddock.execution.packing import to_device
+from paddock.execution.padded import DecodeInputs, PaddedDecodes
 from paddock.execution.prompt_logprobs import ChunkLogprobs, PromptLogprobs
 from paddock.execution.sampler import Sampled, Sampler
+from paddock.execution.sampling_ops import REFERENCE_OPS, SamplingOps
+from paddock.execution.sampling_state import plain_kind
 from paddock.execution.slots import SlotTable
-from paddock.layers.attention import AttentionBackend, LayerKV, Model
+from paddock.layers.attention import AttentionBackend, AttentionInputs, LayerKV, Model
 from paddock.scheduling.step import Admission, Step, StepResult
+
+
+class Decodes(Enum):
+    """How steps of decodes alone run: at their own size, or at a few padded ones, those captured as graphs or not."""
+
+    AS_THEY_COME = "as they come"
+    PADDED = "padded"
+    CAPTURED = "captured"
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -59,33 +74,77 @@ class Runner:
         vocab_size: int,
         device: torch.device,
         seed: int,
+        sampling_ops: SamplingOps = REFERENCE_OPS,
+        decodes: Decodes = Decodes.AS_THEY_COME,
+        weight_bytes: int = 0,
     ) -> None:
         """Take a loaded model on `device`, its layers' pages and the attention backend it was built with.
 
-        `seed` is the engine's, from which sequences without one get theirs.
+        `seed` is the engine's, from which sequences without one get theirs. Where `decodes` are padded, the last of the pages is
+        padding's. `weight_bytes` is what the device had handed out once the weights were loaded, for `memory_use`.
         """
         self.overlaps = device.type == "cuda"
-        self.vocab_size = vocab_size
+        self.vocab_size, self._max_model_len = vocab_size, max_model_len
         self._model, self._kv, self._backend, self._device = model, kv, backend, device
-        self._slots = SlotTable(num_slots, max_model_len, kv[0].page_size)
-        self._sampler = Sampler(num_slots=num_slots, vocab_size=vocab_size, device=device, seed=seed)
+        self._slots = SlotTable(num_slots, max_model_len, kv[0].page_size, device)
+        self._sampler = Sampler(num_slots=num_slots, vocab_size=vocab_size, device=device, seed=seed, ops=sampling_ops)
         self._prompt_logprobs = PromptLogprobs(vocab_size, device)
-        self._last_token_S = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self._last_token_S = torch.zeros(num_slots + 1, dtype=torch.int64, device=device)
+        self.num_pages = len(kv[0].k_pages_NPKD) - (decodes is not Decodes.AS_THEY_COME)
+        self._weight_bytes = weight_bytes
+        self._padded = None if decodes is Decodes.AS_THEY_COME else self._padding(num_slots, decodes)
+
+    def _padding(self, num_slots: int, decodes: Decodes) -> PaddedDecodes:
+        self._slots.pad_with(self.num_pages)
+        return PaddedDecodes(
+            self._decode,
+            most=num_slots,
+            scratch_slot=self._slots.scratch_slot,
+            scratch_kv_slot=self.num_pages * self._slots.page_size,
+            device=self._device,
+            capture=decodes is Decodes.CAPTURED,
+        )
 
     @torch.inference_mode()
     def launch(self, step: Step) -> Launched:
         """Start the step, after all earlier ones, and return it in flight."""
         self._admit(step.admissions)
         self._slots.grant(step.pages)
-        batch = assemble(step, self._slots, self._last_token_S)
-        x_TE = self._forward(batch)
+        host = lay_out(step, self._slots)
+        if self._padded is not None and not step.prefills:
+            return self._launch_padded(step, host, self._padded)
+        batch = send(host, step, self._slots, self._last_token_S)
+        x_TE = self._forward(batch.token_ids_T, batch.inputs)
         prompt_logprobs = self._prompt_logprobs.launch(step, x_TE, self._model.logits)
-        return self._send(step, batch, self._sample(batch, x_TE), prompt_logprobs)
+        return self._send(step, batch.sample, self._sample(batch, x_TE), prompt_logprobs)
+
+    def recover(self) -> None:
+        """Wait for what runs and give back to the device what a launch that ran out of memory left."""
+        if self.overlaps:
+            torch.cuda.synchronize(self._device)
+            if self._padded is not None:
+                self._padded.forget()
+            torch.cuda.empty_cache()
 
     def close(self) -> None:
         """Wait for what still runs."""
         if self.overlaps:
             torch.cuda.synchronize(self._device)
+
+    def memory_use(self) -> MemoryUse | None:
+        """Return what the device's allocator has handed out, None on a CPU."""
+        if not self.overlaps:
+            return None
+        kv_bytes = sum(pages.nbytes for kv in self._kv for pages in (kv.k_pages_NPKD, kv.v_pages_NPKD))
+        peak = torch.cuda.max_memory_allocated(self._device)
+        return MemoryUse(
+            weight_bytes=self._weight_bytes,
+            kv_bytes=kv_bytes,
+            workspace_bytes=max(0, peak - self._weight_bytes - kv_bytes),
+            graph_bytes=0 if self._padded is None else self._padded.graph_bytes,
+            peak_bytes=peak,
+            reserved_bytes=torch.cuda.memory_reserved(self._device),
+        )
 
     def _admit(self, admissions: list[Admission]) -> None:
         if not admissions:
@@ -94,22 +153,62 @@ class Runner:
             self._slots.admit(admission.slot, prompt_len=admission.prompt_len, features=features)
             self._prompt_logprobs.admit(admission)
 
-    def _forward(self, batch: Batch) -> Tensor:
+    def _forward(self, token_ids_T: Tensor, inputs: AttentionInputs) -> Tensor:
         """Return the residual stream [T, E] after the last layer; K and V of the step's tokens are in the pages."""
-        inputs = attrs.evolve(batch.inputs, prepared=self._backend.prepare(batch.inputs))
-        return self._model.forward(self._model.embed(batch.token_ids_T), inputs, self._kv)
+        inputs = attrs.evolve(inputs, prepared=self._backend.prepare(inputs))
+        return self._model.forward(self._model.embed(token_ids_T), inputs, self._kv)
+
+    def _decode(self, padded: DecodeInputs, kind: int | None) -> Tensor:
+        """Return the tokens [n] of a padded decode step, sampled as `kind` says; for None its residual stream [n, E].
+
+        Reads nothing but the device's memory at fixed addresses: a graph can hold it.
+        """
+        inputs = AttentionInputs(
+            positions_T=padded.positions,
+            slots_T=padded.kv_slots,
+            query_start_S1=padded.query_start_S1,
+            seq_lens_S=padded.seq_lens,
+            block_tables_SM=self._slots.device_tables_SM.index_select(0, padded.slots),
+            page_size=self._slots.page_size,
+            num_decodes=len(padded.slots),
+            max_query_len=1,
+            max_seq_len=self._max_model_len,
+        )
+        x_TE = self._forward(self._last_token_S.index_select(0, padded.slots), inputs)
+        if kind is None:
+            return x_TE
+        token_T = self._sampler.plain(self._model.logits(x_TE), padded.slots, padded.output_index, kind=kind)
+        self._last_token_S.index_copy_(0, padded.slots, token_T.clamp(min=0))
+        return token_T
+
+    def _launch_padded(self, step: Step, host: HostBatch, padded: PaddedDecodes) -> Launched:
+        kind = plain_kind(host.picks)
+        inputs, out = padded.run(host, kind)
+        if kind is not None:
+            rows = SampleRows(slots=host.sampled_slots, slot_R=inputs.slots, output_index_R=inputs.output_index)
+            return self._send(step, rows, Sampled(out), {})
+        picked = {name: array for name, array in host.arrays.items() if name.startswith(PICKED)}
+        rows = SampleRows(
+            slots=host.sampled_slots,
+            slot_R=inputs.slots[: len(out)],
+            output_index_R=inputs.output_index[: len(out)],
+            picks=host.picks_from(to_device(picked, self._device)),
+        )
+        return self._send(step, rows, self._sample_rows(rows, out), {})
 
     def _sample(self, batch: Batch, x_TE: Tensor) -> Sampled:
         if not len(batch.sample.slots):
             return Sampled(self._last_token_S[:0])
-        x_RE = x_TE if batch.sampled_T is None else x_TE.index_select(0, batch.sampled_T)
-        sampled = self._sampler.sample(self._model.logits(x_RE), batch.sample)
-        self._last_token_S.index_copy_(0, batch.sample.slot_R, sampled.token_R.clamp(min=0))
+        return self._sample_rows(batch.sample, x_TE if batch.sampled_T is None else x_TE.index_select(0, batch.sampled_T))
+
+    def _sample_rows(self, rows: SampleRows, x_RE: Tensor) -> Sampled:
+        sampled = self._sampler.sample(self._model.logits(x_RE), rows)
+        self._last_token_S.index_copy_(0, rows.slot_R, sampled.token_R.clamp(min=0))
         return sampled
 
-    def _send(self, step: Step, batch: Batch, sampled: Sampled, prompts: dict[int, ChunkLogprobs]) -> Launched:
+    def _send(self, step: Step, sample: SampleRows, sampled: Sampled, prompts: dict[int, ChunkLogprobs]) -> Launched:
         """Start the copies to the host and mark where they end."""
-        rows, widths = self._sampler.logprob_rows(batch.sample)
+        rows, widths = self._sampler.logprob_rows(sample)
         token_R = to_host(sampled.token_R)
         logprobs = None if sampled.logprobs is None else sampled.logprobs.to_host()
         event = None

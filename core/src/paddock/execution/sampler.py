@@ -9,34 +9,13 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from paddock.execution import randomness
-from paddock.execution.batch import Indices, Pick, SampleRows
+from paddock.execution.batch import Pick, SampleRows
 from paddock.execution.edits import Edits
-from paddock.execution.filters import threshold
 from paddock.execution.logprobs import TopLogprobs, top_logprobs
 from paddock.execution.penalties import TokenCounts
-from paddock.execution.sampling_state import DRAWN, EDITED, FILTERED, LOGPROBS, PENALISED, RowParams, SamplingState, features_of
+from paddock.execution.sampling_ops import REFERENCE_OPS, SamplingOps
+from paddock.execution.sampling_state import DRAWN, EDITED, FILTERED, LOGPROBS, PENALISED, SamplingState, features_of
 from paddock.scheduling.step import NOT_FINITE, Admission
-
-_DRAW_ELEMENTS = 1 << 24  # logits drawn from at a time: bounds each temporary to 64 MiB
-
-
-_BLOCK = 256  # divides every published model's vocabulary
-
-
-def most_likely(logits_RV: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each row's largest logit, NaN if it holds one, and the first token that has it.
-
-    torch's argmax is not vectorised on a CPU: 16 x 49,152 take 0.65 ms on a core, by blocks 0.08 ms.
-    """
-    rows, vocab_size = logits_RV.shape
-    if logits_RV.device.type != "cpu" or vocab_size % _BLOCK or not rows:
-        top_R, token_R = logits_RV.max(dim=-1)
-        return top_R, token_R
-    blocks_RBX = logits_RV.unflatten(-1, (-1, _BLOCK))  # type: ignore[no-untyped-call]
-    top_R, block_R = blocks_RBX.amax(dim=-1).max(dim=-1)
-    within_R = blocks_RBX[torch.arange(rows), block_R].argmax(dim=-1)
-    return top_R, block_R * _BLOCK + within_R
 
 
 @frozen(eq=False)
@@ -50,12 +29,14 @@ class Sampled:
 class Sampler:
     """Chooses tokens. Keeps, for each slot, its parameters and what penalties and bad words need of its history."""
 
-    def __init__(self, *, num_slots: int, vocab_size: int, device: torch.device, seed: int) -> None:
-        """Start with neutral parameters in every slot; `seed` is the engine's, for sequences that bring none."""
+    def __init__(
+        self, *, num_slots: int, vocab_size: int, device: torch.device, seed: int, ops: SamplingOps = REFERENCE_OPS
+    ) -> None:
+        """Start greedy in every slot; `seed` is the engine's, for sequences that bring none."""
+        self._ops = ops
         self._state = SamplingState(num_slots, vocab_size, device, seed)
         self._edits = Edits(num_slots, vocab_size, device)
         self._counts = TokenCounts(num_slots, vocab_size, device)
-        self._terms_V = randomness.token_terms(vocab_size, device)
 
     def admit(self, admissions: list[Admission]) -> list[int]:
         """Take new sequences and return the features of each."""
@@ -78,7 +59,7 @@ class Sampler:
         wants_logprobs = rows.picks.get(LOGPROBS)
         raw_RV = None if wants_logprobs is None else self._raw(logits_RV, wants_logprobs, rows)
         logits_RV = self._edited(logits_RV, rows)
-        top_R, token_R = most_likely(logits_RV)
+        top_R, token_R = self._ops.most_likely(logits_RV)
         for feature in (DRAWN, FILTERED):
             if feature in rows.picks:
                 token_R = self._draw(logits_RV, top_R, token_R, rows, feature)
@@ -89,6 +70,17 @@ class Sampler:
         if wants_logprobs is not None and raw_RV is not None:
             logprobs = top_logprobs(raw_RV, wants_logprobs.take(token_R), max(self.logprob_rows(rows)[1]))
         return Sampled(torch.where(usable_R, token_R, NOT_FINITE), logprobs)
+
+    def plain(self, logits_RV: Tensor, slot_R: Tensor, output_index_R: Tensor, *, kind: int) -> Tensor:
+        """Return a token for each row, NOT_FINITE where it is unusable, from device tables alone: a CUDA graph can hold it.
+
+        `kind` is 0 where every row is greedy, `DRAWN` where some are drawn, `FILTERED` where some are drawn from what filters
+        leave. Rows want no penalties, edits or logprobs. Padded rows are those of slot `num_slots`: greedy.
+        """
+        top_R, token_R = self._ops.most_likely(logits_RV)
+        if kind:
+            token_R = self._drawn(logits_RV, top_R, token_R, slot_R, output_index_R, kind)
+        return torch.where(top_R.abs() < torch.inf, token_R, NOT_FINITE)
 
     def _raw(self, logits_RV: Tensor, pick: Pick, rows: SampleRows) -> Tensor:
         """Return the model's own logits of the picked rows, safe from edits in place."""
@@ -108,29 +100,20 @@ class Sampler:
         return logits_RV
 
     def _draw(self, logits_RV: Tensor, top_R: Tensor, token_R: Tensor, rows: SampleRows, feature: int) -> Tensor:
-        """Return `token_R` with the rows of `feature` drawn, some rows at a time."""
+        """Return `token_R` with the rows of `feature` drawn."""
         pick = rows.picks[feature]
-        slot_R, index_R, slots = pick.take(rows.slot_R), pick.take(rows.output_index_R), rows.slots[pick.rows]
-        logits_RV, top_R = pick.take(logits_RV), pick.take(top_R)
-        height, winners = max(1, _DRAW_ELEMENTS // logits_RV.shape[-1]), []
-        for first in range(0, len(slots), height):
-            span = slice(first, first + height)
-            params = self._state.rows(slot_R[span])
-            scaled_RV = (logits_RV[span] - top_R[span, None]).div_(params.temperature_R1)
-            if feature == FILTERED:
-                scaled_RV = self._filtered(scaled_RV, params, slots[span])
-            noise_RV = randomness.gumbel(randomness.noise_bits(params.seed_R2, index_R[span], self._terms_V))
-            winners.append(most_likely(noise_RV.add_(scaled_RV))[1])  # samples the softmax of scaled (Gumbel-max)
-        return pick.put(token_R, winners[0] if len(winners) == 1 else torch.cat(winners))
+        chosen = (pick.take(logits_RV), pick.take(top_R), pick.take(token_R))
+        return pick.put(token_R, self._drawn(*chosen, pick.take(rows.slot_R), pick.take(rows.output_index_R), feature))
 
-    def _filtered(self, scaled_RV: Tensor, params: RowParams, slots: Indices) -> Tensor:
-        """Return the scaled logits with -inf where a filter takes a token out."""
-        top_k, has_top_p = self._state.top_k_S[slots], self._state.has_top_p_S[slots]
-        widest = scaled_RV.shape[-1] if (has_top_p & (top_k == 0)).any() else int(top_k.max())
-        least_R1 = threshold(
-            scaled_RV, params.top_k_R, params.top_p_R, params.min_p_R, widest=widest, nucleus=bool(has_top_p.any())
-        )
-        return torch.where(scaled_RV >= least_R1, scaled_RV, -torch.inf)
+    def _drawn(
+        self, logits_RV: Tensor, top_R: Tensor, token_R: Tensor, slot_R: Tensor, output_index_R: Tensor, feature: int
+    ) -> Tensor:
+        """Return a token for each row: drawn, from what filters leave where `feature` says so, greedy at temperature 0."""
+        params = self._state.rows(slot_R)
+        best, noise = (logits_RV, top_R, token_R, params.temperature_R), (params.seed_R2, output_index_R)
+        if feature == FILTERED:
+            return self._ops.draw_filtered(*best, params.top_k_R, params.top_p_R, params.min_p_R, *noise)
+        return self._ops.draw(*best, *noise)
 
     def _record(self, token_R: Tensor, rows: SampleRows) -> None:
         for feature, keeper in ((PENALISED, self._counts), (EDITED, self._edits)):

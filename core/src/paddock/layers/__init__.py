@@ -5,10 +5,11 @@
 
 from paddock.layers.attention import AttentionBackend, AttentionInputs, AttentionParams, LayerKV, Model
 from paddock.layers.builder import Builder
-from paddock.layers.linear import Activation, LinearLayer, LinearMethod, QuantizedActivation
+from paddock.layers.linear import LinearLayer, LinearMethod
 from paddock.layers.ops import OP_NAMES, Ops
 from paddock.layers.parallel import Communicator
 from paddock.layers.parameters import allocate, finalise, part_spans, randomise, targets, torch_dtype
+from paddock.layers.quantized import Activation, QuantizedActivation
 from paddock.layers.unquantized import PlainMethod
 
 __all__ = [

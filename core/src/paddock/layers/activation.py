@@ -10,8 +10,8 @@ from typing import Literal
 from torch import Tensor, nn
 
 from paddock.layers.formats import InputFormat
-from paddock.layers.linear import Activation
 from paddock.layers.ops import Ops
+from paddock.layers.quantized import Activation
 
 ActivationKind = Literal["silu_mul", "gelu"]
 

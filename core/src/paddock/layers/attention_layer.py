@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from paddock.checkpoint.targets import Target
 from paddock.layers.attention import AttentionBackend, AttentionInputs, AttentionParams, LayerKV
 from paddock.layers.formats import InputFormat
-from paddock.layers.linear import Activation
 from paddock.layers.ops import Ops
+from paddock.layers.quantized import Activation
 
 
 class Attention(nn.Module):

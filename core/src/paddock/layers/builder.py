@@ -89,6 +89,7 @@ class Builder:
             source=self._source,
             aliases=self._tied_names(declared),
             reduce=reduce,
+            ops=self.ops,
         )
         self._made.embeddings[name] = embedding
         return embedding
@@ -112,7 +113,15 @@ class Builder:
         reduce = self._group.all_reduce if self._is_cut_evenly(whole.inp) else None
         method = self.method_for(self._source + whole.out[0].source, whole)
         layer = LinearLayer(
-            whole, method, self.dtype, self.device, shard=self.shard, source=self._source, reduce=reduce, gather=gather
+            whole,
+            method,
+            self.dtype,
+            self.device,
+            shard=self.shard,
+            source=self._source,
+            reduce=reduce,
+            gather=gather,
+            ops=self.ops,
         )
         self._format(whole.fed_by).feed(layer)
         return layer
@@ -195,10 +204,11 @@ class Builder:
         """Return a head on the embedding's table, or on a copy of it where another stage holds the embedding."""
         embedding = self._made.embeddings.get(whole.tied_to)
         if embedding is not None:
-            return TiedLinear(embedding.weight, gather)
+            return TiedLinear(embedding.weight, self.ops, gather)
         (rows,) = (m.rows for m in self.table.outer if isinstance(m, axes.Embedding) and m.name == whole.tied_to)
         copy = evolve(whole, out=(rows,), tied_to="")
-        return LinearLayer(copy, PlainMethod.of(copy, self.dtype), self.dtype, self.device, shard=self.shard, gather=gather)
+        method = PlainMethod.of(copy, self.dtype)
+        return LinearLayer(copy, method, self.dtype, self.device, shard=self.shard, gather=gather, ops=self.ops)
 
     def _tied_names(self, embedding: axes.Embedding) -> tuple[str, ...]:
         """Return the checkpoint names of heads tied to an embedding: savers wrote the shared table under either name, or both."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from paddock import axes
 from paddock.checkpoint.targets import Target
+from paddock.layers.ops import Ops
 
 
 class Embedding(nn.Module):
@@ -30,9 +31,11 @@ class Embedding(nn.Module):
         source: str = "",
         aliases: tuple[str, ...] = (),
         reduce: Callable[[Tensor], Tensor] | None = None,
+        ops: Ops | None = None,
     ) -> None:
         """Allocate this rank's rows."""
         super().__init__()
+        self.ops = ops or Ops()
         self.declared, self.source, self.aliases, self.reduce = declared, source, aliases, reduce
         self.start, self.stop = shard.span(declared.rows)
         table_VE = torch.empty(self.stop - self.start, declared.width.size, dtype=dtype, device=device)
@@ -41,9 +44,9 @@ class Embedding(nn.Module):
     def forward(self, token_ids_T: Tensor) -> Tensor:
         """Return the rows [T, E] of int64 token ids."""
         if self.reduce is None:
-            return nn.functional.embedding(token_ids_T, self.weight)
+            return self.ops.embed(token_ids_T, self.weight)
         held_T = (token_ids_T >= self.start) & (token_ids_T < self.stop)
-        x_TE = nn.functional.embedding((token_ids_T - self.start).where(held_T, 0), self.weight)
+        x_TE = self.ops.embed((token_ids_T - self.start).where(held_T, 0), self.weight)
         return self.reduce(x_TE * held_T.unsqueeze(-1))
 
     def targets(self) -> Iterator[Target]:

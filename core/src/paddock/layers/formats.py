@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from paddock import axes
-from paddock.layers.linear import Activation, LinearLayer
+from paddock.layers.linear import LinearLayer
 from paddock.layers.ops import Ops
+from paddock.layers.quantized import Activation
 
 
 class InputFormat:

@@ -9,23 +9,13 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
-from attrs import frozen
 from torch import Tensor, nn
 
 from paddock import axes
 from paddock.checkpoint.targets import Target
 from paddock.layers import packing, parameters
-
-
-@frozen(eq=False)
-class QuantizedActivation:
-    """An activation in FP8 e4m3 with its scale: real = values * scale; scale is [] (static) or [T, 1] (per token), float32."""
-
-    values_TI: Tensor
-    scale: Tensor
-
-
-Activation = Tensor | QuantizedActivation
+from paddock.layers.ops import Ops
+from paddock.layers.quantized import Activation
 
 
 class LinearMethod(Protocol):
@@ -66,7 +56,8 @@ class LinearLayer(nn.Module):
     """y = x W^T + b for a rank's share of a declared linear.
 
     `linear` is the share, `whole` the declaration, `source` the checkpoint prefix of its scope. `reduce` sums partial results
-    over ranks where the input axis is cut; `gather` joins the ranks' columns where every rank needs them all (the head).
+    over ranks where the input axis is cut; `gather` joins the ranks' columns where every rank needs them all (the head). A method
+    that multiplies plainly does so through `ops`.
     """
 
     def __init__(
@@ -80,9 +71,11 @@ class LinearLayer(nn.Module):
         source: str = "",
         reduce: Callable[[Tensor], Tensor] | None = None,
         gather: Callable[[Tensor], Tensor] | None = None,
+        ops: Ops | None = None,
     ) -> None:
         """Allocate the parameters on `device`; they hold nothing until loaded or randomised."""
         super().__init__()
+        self.ops = ops or Ops()
         self.whole, self.linear, self.shard, self.source = whole, shard.linear(whole), shard, source
         self.method, self.reduce, self.gather = method, reduce, gather
         for name, tensor in method.create(self.linear, device).items():
@@ -123,15 +116,15 @@ class LinearLayer(nn.Module):
 class TiedLinear(nn.Module):
     """A head that multiplies with the embedding's table: nothing to load; on a CPU it keeps a copy in its kernels' layout."""
 
-    def __init__(self, table_VE: nn.Parameter, gather: Callable[[Tensor], Tensor] | None = None) -> None:
+    def __init__(self, table_VE: nn.Parameter, ops: Ops, gather: Callable[[Tensor], Tensor] | None = None) -> None:
         """Share `table_VE`."""
         super().__init__()
-        self.weight, self.gather = table_VE, gather
+        self.weight, self.gather, self.ops = table_VE, gather, ops
         self._packed: Tensor | None = None
 
     def forward(self, x_TE: Tensor) -> Tensor:
         """Return y [T, V]."""
-        y_TV = nn.functional.linear(x_TE, self.weight) if self._packed is None else packing.multiply(x_TE, self._packed)
+        y_TV = self.ops.linear(x_TE, self.weight) if self._packed is None else packing.multiply(x_TE, self._packed)
         return y_TV if self.gather is None else self.gather(y_TV)
 
     def targets(self) -> Iterator[Target]:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from paddock import axes
 from paddock.checkpoint.targets import Target
 from paddock.layers.formats import InputFormat
-from paddock.layers.linear import Activation
 from paddock.layers.ops import Ops
+from paddock.layers.quantized import Activation
 
 
 class _Scaled(nn.Module):

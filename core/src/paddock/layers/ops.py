@@ -1,6 +1,7 @@
 """The named ops a model is made of, bound once when it is built: which implementation runs is decided by planning.
 
-T tokens, E, I model or input features, F feed-forward size, H query heads, K KV heads, D head size, L positions.
+T tokens, V vocabulary, E, I model or input features, O output features, F feed-forward size, H query heads, K KV heads,
+D head size, L positions.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from paddock.layers import reference
 from paddock.layers.attention import LayerKV
-from paddock.layers.linear import QuantizedActivation
+from paddock.layers.quantized import QuantizedActivation
 
 
 class RopeAndCache(Protocol):
@@ -47,11 +48,14 @@ class CacheKV(Protocol):
 class Ops:
     """One implementation of every op. `layers.reference` defines each of them, signature, rounding and all.
 
+    embed(token_ids_T, table_VE) -> x_TE; linear(x_TI, weight_OI) -> y_TO;
     rms_norm(x_TE, weight_E, eps) -> h_TE; add_rms_norm(x_TE, delta_TE, weight_E, eps) -> (x + delta, its norm);
     layer_norm(x_TE, weight_E, bias_E or None, eps) -> h_TE; add_layer_norm likewise; silu_mul(gate_up_T2F) -> [T, F];
     gelu(x_TF) -> [T, F]; quantize_fp8_static(x_TI, scale); quantize_fp8_token(x_TI, bound or None).
     """
 
+    embed: Callable[[Tensor, Tensor], Tensor] = reference.embed
+    linear: Callable[[Tensor, Tensor], Tensor] = reference.linear
     rms_norm: Callable[[Tensor, Tensor, float], Tensor] = reference.rms_norm
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]] = reference.add_rms_norm
     layer_norm: Callable[[Tensor, Tensor, Tensor | None, float], Tensor] = reference.layer_norm

@@ -1,7 +1,7 @@
 """Every op in plain torch: the definition, the CPU path and the oracle of every kernel of the same name.
 
-T tokens, E model size, I input features, F feed-forward size, H query heads, K KV heads, D head size, L positions,
-N pages, P tokens a page. Sums run in float32 whatever the dtype.
+T tokens, V vocabulary, E model size, I input features, O output features, F feed-forward size, H query heads, K KV heads,
+D head size, L positions, N pages, P tokens a page. Sums run in float32 whatever the dtype.
 """
 
 from __future__ import annotations
@@ -11,11 +11,21 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from paddock.layers.attention import LayerKV
-from paddock.layers.linear import QuantizedActivation
+from paddock.layers.quantized import QuantizedActivation
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0
 FP8_MIN_SCALE = 1.0 / (FP8_MAX * 512.0)  # the floor of FBGEMM's row-wise scales
+
+
+def embed(token_ids_T: Tensor, table_VE: Tensor) -> Tensor:
+    """Return the rows of the table [T, E] for token ids (int64)."""
+    return nnf.embedding(token_ids_T, table_VE)
+
+
+def linear(x_TI: Tensor, weight_OI: Tensor) -> Tensor:
+    """Return x W^T [T, O] in x's dtype, summed in float32."""
+    return nnf.linear(x_TI, weight_OI)
 
 
 def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as nnf
 
 from paddock import axes
 from paddock.layers import packing, parameters
-from paddock.layers.linear import Activation, LinearLayer
+from paddock.layers.linear import LinearLayer
+from paddock.layers.quantized import Activation
 
 
 def method(scheme: axes.Scheme, path: str, linear: axes.Linear) -> PlainMethod:
@@ -55,7 +55,7 @@ class PlainMethod:
         assert isinstance(x_TI, Tensor), "a plain linear takes plain activations"
         if self._packed is not None:
             return packing.multiply(x_TI, self._packed)
-        return nnf.linear(x_TI, layer.get_parameter("weight"))
+        return layer.ops.linear(x_TI, layer.get_parameter("weight"))
 
     def dequantise(self, layer: LinearLayer) -> Tensor:
         """Return W [O, I] in float32."""

@@ -8,6 +8,8 @@ from paddock.plugins.hookspecs import hookimpl
 DEVICES = ("cpu", "cuda")
 DTYPES = ("bfloat16", "float16", "float32")
 OPS = {
+    "embed": "rows of the embedding table by token id",
+    "linear": "product with a plain weight",
     "rms_norm": "RMS norm",
     "add_rms_norm": "residual add, then RMS norm",
     "layer_norm": "layer norm",
@@ -19,10 +21,15 @@ OPS = {
     "quantize_fp8_static": "activation to FP8 with a scale known before the run",
     "quantize_fp8_token": "activation to FP8 with a scale for each token",
 }
+SAMPLING_OPS = {
+    "most_likely": "the largest logit of a row and its token",
+    "draw": "a token of the softmax at a temperature, by seed",
+    "draw_filtered": "a token of what min-p, top-k and top-p leave, by seed",
+}
 COMMANDS = {
     "generate": "Complete prompts with a model, all in one batch.",
     "chat": "Talk with a model in the terminal.",
-    "bench": "Measure throughput or latency, with what each figure means.",
+    "bench": "Measure throughput, latency, start-up or kernels, with what each figure means.",
     "plan": "Say what would run, why, and whether it fits, from config.json alone.",
     "plugins": "Show every plugin found: what it brings, or why it failed.",
     "list": "List the models, formats, backends, strategies or ops that are installed.",
@@ -49,8 +56,9 @@ def paddock_attention_backends() -> list[AttentionSpec]:
 def paddock_ops() -> list[OpSpec]:
     """Return the plain-torch definition of every op."""
     return [
-        OpSpec(op=op, implementation=f"paddock.layers.reference:{op}", devices=DEVICES, dtypes=DTYPES, summary=summary)
-        for op, summary in OPS.items()
+        OpSpec(op=op, implementation=f"paddock.{module}:{op}", devices=DEVICES, dtypes=DTYPES, summary=summary)
+        for module, ops in (("layers.reference", OPS), ("execution.sampling_reference", SAMPLING_OPS))
+        for op, summary in ops.items()
     ]
 
 

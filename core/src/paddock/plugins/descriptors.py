@@ -106,6 +106,12 @@ def _names(values: Iterable[str]) -> tuple[str, ...]:
     return names
 
 
+def _modules(_: object, attribute: Attribute[Any], names: Iterable[str]) -> None:
+    for name in names:
+        if not name.isidentifier():  # one with a dot could not be looked for without importing what is before it
+            raise PluginError(f"{attribute.name} holds {name!r}", fix="name packages as they are imported, such as 'triton'")
+
+
 def _name_set(values: Iterable[str]) -> frozenset[str]:
     return frozenset(_names(values))
 
@@ -202,6 +208,7 @@ class AttentionSpec:
 
     `workspace`: light; (AttentionNeeds, max_num_batched_tokens, max_num_seqs) to bytes, or None for none.
     `factory`: heavy; called as `factory(needs, device)`, returns a `layers.AttentionBackend`.
+    `requires` names packages to import that may be missing: planning looks for them, and imports none.
     Higher `rank` wins among backends that serve.
     """
 
@@ -214,6 +221,7 @@ class AttentionSpec:
     head_dims: frozenset[int] = field(default=frozenset(), converter=_size_set, validator=_all_positive)
     features: frozenset[str] = field(default=frozenset(), converter=_name_set)
     min_compute_capability: tuple[int, int] | None = field(default=None, validator=_capability)
+    requires: tuple[str, ...] = field(default=(), converter=_names, validator=_modules)
     graph_capturable: bool = False
     workspace: str | None = field(default=None, validator=_optional_reference)
     rank: int = field(default=0, validator=_whole)
@@ -239,13 +247,17 @@ class ParallelSpec:
 
 @frozen(kw_only=True)
 class OpSpec:
-    """An implementation of an op the core defines in `layers.ops`, of the same signature. Higher `rank` wins where it serves."""
+    """An implementation of an op the core defines in `layers.ops`, of the same signature. Higher `rank` wins where it serves.
+
+    `requires` names packages to import that may be missing: planning looks for them, and imports none.
+    """
 
     op: str = field(validator=_name)
     implementation: str = field(validator=_reference)
     devices: frozenset[str] = field(converter=_name_set, validator=[_some, _device])
     dtypes: frozenset[str] = field(default=frozenset({"bfloat16", "float16", "float32"}), converter=_name_set, validator=_dtype)
     min_compute_capability: tuple[int, int] | None = field(default=None, validator=_capability)
+    requires: tuple[str, ...] = field(default=(), converter=_names, validator=_modules)
     rank: int = field(default=0, validator=_whole)
     summary: str = field(default="", validator=_text)
 

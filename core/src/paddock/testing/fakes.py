@@ -89,6 +89,7 @@ class FakeRunner:
     overlaps: bool = False
     num_launched: int = 0
     num_tokens: int = 0  # computed so far, over all steps
+    num_recovered: int = 0  # times it was told to recover
     _slots: dict[int, _Slot] = field(factory=dict)
     _rows: dict[int, int] = field(factory=dict)  # page * page_size + row -> K and V
 
@@ -99,6 +100,13 @@ class FakeRunner:
 
     def close(self) -> None:
         """Hold nothing, release nothing."""
+
+    def memory_use(self) -> None:
+        """Count no memory."""
+
+    def recover(self) -> None:
+        """Count."""
+        self.num_recovered += 1
 
     def launch(self, step: Step) -> FakeInFlight:
         """Run the step and return its result in flight; raise AssertionError for anything a device could not do rightly."""

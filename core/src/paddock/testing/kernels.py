@@ -77,7 +77,7 @@ def check_op(
     device: torch.device | str = "cpu",
     dtypes: Iterable[torch.dtype] = (torch.float32, torch.bfloat16),
 ) -> None:
-    """Check an implementation of a norm or activation against its plain-torch twin, run in float32.
+    """Check an implementation of an op from rows to rows against its plain-torch twin, run in float32.
 
     `check_cache_op` is for the ops that write pages.
     """
@@ -160,7 +160,8 @@ def _expected(name: str, given: tuple[Any, ...], found: Any) -> Iterator[tuple[s
         yield "add", sum_TE, x_TE.float() + delta_TE.float()
         yield from _expected(name.removeprefix("add_"), (sum_TE, *rest), h_TE)
     else:
-        yield name, found, getattr(twins, name)(*(x.float() if isinstance(x, Tensor) else x for x in given))
+        wide = (x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in given)
+        yield name, found, getattr(twins, name)(*wide)
 
 
 def _arguments(name: str, tokens: int, features: int, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
@@ -170,7 +171,10 @@ def _arguments(name: str, tokens: int, features: int, dtype: torch.dtype, device
         return torch.randn(shape, generator=generator).to(device=device, dtype=dtype)
 
     x_TE, weight_E, bias_E = normal(tokens, features), normal(features), normal(features)
+    ids_T = torch.randint(0, 50, (tokens,), generator=generator).to(device)
     return {
+        "embed": (ids_T, normal(50, features)),
+        "linear": (x_TE, normal(3 * features // 2 + 1, features) * features**-0.5),
         "rms_norm": (x_TE, weight_E, 1e-5),
         "add_rms_norm": (x_TE, normal(tokens, features), weight_E, 1e-5),
         "layer_norm": (x_TE, weight_E, bias_E, 1e-5),

@@ -19,6 +19,7 @@ UNIT_ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32
 # (op, reason): how many roundings of the output's dtype its error may amount to. A rounding errs by at most one unit, so the
 # root mean square of n independent ones stays below n units, and kernels accumulate in float32 throughout.
 ROUNDINGS = {
+    "embed": (0, "copied"),
     "rms_norm": (2, "the normalised value is rounded, then its product with the weight"),
     "add": (1, "rounded once"),
     "layer_norm": (1, "rounded once at the end"),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from paddock.errors import PaddockError, RequestError
+from paddock.execution.memory import MemoryUse
 from paddock.request import Request, RequestOutput, SamplingParams
 from paddock.scheduling.step import SequenceUpdate
 from paddock.text.chat import ChatRenderer, ChatTemplates, Message
@@ -40,7 +41,8 @@ class TokenEngine(Protocol):
 class TextEngine:
     """Runs many requests at once, in text. Not thread-safe: one caller adds, steps and aborts.
 
-    `plan` is the resolved Plan it was built from, where there is one. Times come from `clock`, in monotonic seconds.
+    `plan` is the resolved Plan it was built from, where there is one; `memory_use()` what it really takes of a GPU's memory.
+    Times come from `clock`, in monotonic seconds.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class TextEngine:
         eos_ids: frozenset[int] = frozenset(),
         plan: Any = None,
         chat: ChatRenderer | None = None,
+        memory_use: Callable[[], MemoryUse | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
@@ -62,6 +65,7 @@ class TextEngine:
             tokenizer=text.tokenizer, vocab_size=vocab_size, max_model_len=max_model_len, eos_ids=eos_ids | text.eos_ids
         )
         self._chat = chat or ChatRenderer()
+        self.memory_use = memory_use
         self._clock = clock
         self._requests: dict[str, LiveRequest] = {}
         self._numbers = itertools.count()

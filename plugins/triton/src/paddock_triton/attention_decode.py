@@ -14,8 +14,11 @@ from torch import Tensor
 from paddock.layers import AttentionParams, LayerKV
 from paddock_triton.attention_schedule import UNIT, Units
 from paddock_triton.attention_tile import Spec, Tile, absorb, empty_state, find_page, load_queries, load_rows, whole
+from paddock_triton.dependence import DEPENDENT, start_next, wait
+from paddock_triton.failures import OTHER_ATTENTION, named
 
 
+@named("decode", fix=OTHER_ATTENTION)
 def decode(
     out_THD: Tensor, q_THD: Tensor, kv: LayerKV, tables_SM: Tensor, units: Units, params: AttentionParams, tile: Tile
 ) -> None:
@@ -42,6 +45,7 @@ def decode(
         num_warps=tile.warps,
         num_stages=tile.stages,
         maxnreg=tile.registers,
+        **DEPENDENT,
     )
 
 
@@ -51,11 +55,15 @@ def _decode(
     units_ptr: tl.tensor, counters_ptr: tl.tensor, found_ptr: tl.tensor, weight_ptr: tl.tensor, k_scale_ptr: tl.tensor,
     v_scale_ptr: tl.tensor, slopes_ptr: tl.tensor, table_stride: tl.tensor, BLOCKS: tl.constexpr, spec: tl.constexpr,
 ) -> None:  # fmt: skip
+    start_next()
     block, unit = tl.program_id(0), tl.program_id(1)
-    seq = tl.load(units_ptr + unit * UNIT)
+    wait()
+    unit_ptr = units_ptr + unit * UNIT
+    # all of a unit is asked for at once: a wait for each would come before the first key is asked for
+    seq, begin, end, pieces = tl.load(unit_ptr), tl.load(unit_ptr + 1), tl.load(unit_ptr + 2), tl.load(unit_ptr + 3)
+    first_unit, length = tl.load(unit_ptr + 4), tl.load(unit_ptr + 5)
     if seq < 0:
         return
-    pieces, first_unit = tl.load(units_ptr + unit * UNIT + 3), tl.load(units_ptr + unit * UNIT + 4)
     kv_head, first_row = block // BLOCKS, block % BLOCKS * spec.block_m
     row_M, d_D = first_row + tl.arange(0, spec.block_m), tl.arange(0, spec.pad)
     head_M = kv_head * spec.group + row_M
@@ -70,7 +78,9 @@ def _decode(
     if spec.fp8:
         k_scale, v_scale = tl.load(k_scale_ptr), tl.load(v_scale_ptr)
     table_ptr = tables_ptr + seq.to(tl.int64) * table_stride
-    acc_MD, sum_M, max_M = _gather(q_MD, k_source, v_source, table_ptr, units_ptr + unit * UNIT, kv_head, slope_M, k_scale, spec)
+    acc_MD, sum_M, max_M = _gather(
+        q_MD, k_source, v_source, table_ptr, begin, end, length, kv_head, slope_M, k_scale, spec
+    )  # fmt: skip
     found_MD = acc_MD * (v_scale / tl.where(sum_M > 0, sum_M, 1.0))[:, None]
     if pieces == 1:
         tl.store(out_ptr + at_MD, found_MD.to(out_ptr.dtype.element_ty), mask=used_MD)
@@ -87,11 +97,10 @@ def _decode(
 
 @triton.jit
 def _gather(
-    q_MD: tl.tensor, k_source: tl.tensor, v_source: tl.tensor, table_ptr: tl.tensor, unit_ptr: tl.tensor, kv_head: tl.tensor,
-    slope_M: tl.tensor, k_scale: tl.tensor, spec: tl.constexpr,
+    q_MD: tl.tensor, k_source: tl.tensor, v_source: tl.tensor, table_ptr: tl.tensor, begin: tl.tensor, end: tl.tensor,
+    length: tl.tensor, kv_head: tl.tensor, slope_M: tl.tensor, k_scale: tl.tensor, spec: tl.constexpr,
 ) -> tl.tuple:  # fmt: skip
-    """Return (accumulator, sum, maximum) over a unit's keys."""
-    begin, end, length = tl.load(unit_ptr + 1), tl.load(unit_ptr + 2), tl.load(unit_ptr + 5)
+    """Return (accumulator, sum, maximum) over the keys `begin..end` of a sequence of `length`."""
     first = tl.maximum(length - spec.window, 0) if spec.window else 0
     state = empty_state(spec)
     first_M = tl.full([spec.block_m], 0, tl.int32) + first

@@ -13,8 +13,11 @@ from torch import Tensor
 from paddock.layers import AttentionInputs, AttentionParams, LayerKV
 from paddock_triton.attention_schedule import UNIT, Units
 from paddock_triton.attention_tile import Spec, Tile, absorb, empty_state, find_page, load_queries, load_rows, whole
+from paddock_triton.dependence import DEPENDENT, start_next, wait
+from paddock_triton.failures import OTHER_ATTENTION, named
 
 
+@named("prefill", fix=OTHER_ATTENTION)
 def prefill(
     out_THD: Tensor, q_THD: Tensor, kv: LayerKV, inputs: AttentionInputs, units: Units, params: AttentionParams, tile: Tile
 ) -> None:
@@ -35,6 +38,7 @@ def prefill(
         num_warps=tile.warps,
         num_stages=tile.stages,
         maxnreg=tile.registers,
+        **DEPENDENT,
     )
 
 
@@ -44,7 +48,9 @@ def _prefill(
     units_ptr: tl.tensor, starts_ptr: tl.tensor, k_scale_ptr: tl.tensor, v_scale_ptr: tl.tensor, slopes_ptr: tl.tensor,
     table_stride: tl.tensor, spec: tl.constexpr,
 ) -> None:  # fmt: skip
+    start_next()
     kv_head, unit = tl.program_id(0), tl.program_id(1)
+    wait()
     seq = tl.load(units_ptr + unit * UNIT)
     if seq < 0:
         return

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from paddock_triton.dependence import DEPENDENT, start_next, wait
+from paddock_triton.failures import named
 from paddock_triton.rows import power_of_2, row_warps, unit_stride
 
 
@@ -37,10 +39,12 @@ def _rms_norm_kernel(
     x_stride: tl.tensor, delta_stride: tl.tensor, eps: tl.tensor, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write the sum, if there is a delta, and its norm, rounded before and after the weight."""
+    start_next()
     row = tl.program_id(0).to(tl.int64)
     column_B = tl.arange(0, BLOCK)
     inside_B = column_B < WIDTH
     weight_B = tl.load(weight_ptr + column_B, mask=inside_B, other=0.0)  # asked for first: it need not wait for the sum
+    wait()
     x_B = _read_row(x_ptr, delta_ptr, sum_ptr, x_stride, delta_stride, WIDTH, BLOCK)
     scale = tl.rsqrt(tl.sum(x_B * x_B) / WIDTH + eps)
     h_B = (x_B * scale).to(out_ptr.dtype.element_ty).to(tl.float32) * weight_B.to(tl.float32)
@@ -53,10 +57,12 @@ def _layer_norm_kernel(
     x_stride: tl.tensor, delta_stride: tl.tensor, eps: tl.tensor, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write the sum, if there is a delta, and its norm, rounded once."""
+    start_next()
     row = tl.program_id(0).to(tl.int64)
     column_B = tl.arange(0, BLOCK)
     inside_B = column_B < WIDTH
     weight_B = tl.load(weight_ptr + column_B, mask=inside_B, other=0.0)
+    wait()
     x_B = _read_row(x_ptr, delta_ptr, sum_ptr, x_stride, delta_stride, WIDTH, BLOCK)
     centred_B = tl.where(inside_B, x_B - tl.sum(x_B) / WIDTH, 0.0)
     scale = tl.rsqrt(tl.sum(centred_B * centred_B) / WIDTH + eps)
@@ -66,11 +72,13 @@ def _layer_norm_kernel(
     tl.store(out_ptr + row * WIDTH + column_B, h_B.to(out_ptr.dtype.element_ty), mask=inside_B)
 
 
+@named("rms_norm")
 def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
     """Return x / rms(x), rounded to x's dtype and then multiplied by the weight."""
     return _rms_norm(x_TE, None, None, weight_E, eps)
 
 
+@named("add_rms_norm")
 def add_rms_norm(x_TE: Tensor, delta_TE: Tensor, weight_E: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return (x + delta, its rms_norm)."""
     x_TE = unit_stride(x_TE)
@@ -78,11 +86,13 @@ def add_rms_norm(x_TE: Tensor, delta_TE: Tensor, weight_E: Tensor, eps: float) -
     return sum_TE, _rms_norm(x_TE, delta_TE, sum_TE, weight_E, eps)
 
 
+@named("layer_norm")
 def layer_norm(x_TE: Tensor, weight_E: Tensor, bias_E: Tensor | None, eps: float) -> Tensor:
     """Return (x - mean) / std * weight + bias, rounded once."""
     return _layer_norm(x_TE, None, None, weight_E, bias_E, eps)
 
 
+@named("add_layer_norm")
 def add_layer_norm(x_TE: Tensor, delta_TE: Tensor, weight_E: Tensor, bias_E: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
     """Return (x + delta, its layer_norm)."""
     x_TE = unit_stride(x_TE)
@@ -97,7 +107,8 @@ def _rms_norm(x_TE: Tensor, delta_TE: Tensor | None, sum_TE: Tensor | None, weig
     strides = x_TE.stride(0), 0 if delta_TE is None else delta_TE.stride(0)
     if tokens:
         _rms_norm_kernel[(tokens,)](
-            x_TE, delta_TE, weight_E, sum_TE, h_TE, *strides, eps, WIDTH=width, BLOCK=block, num_warps=row_warps(block)
+            x_TE, delta_TE, weight_E, sum_TE, h_TE, *strides, eps, WIDTH=width, BLOCK=block, num_warps=row_warps(block),
+            **DEPENDENT,
         )  # fmt: skip
     return h_TE
 
@@ -111,6 +122,7 @@ def _layer_norm(
     strides = x_TE.stride(0), 0 if delta_TE is None else delta_TE.stride(0)
     if tokens:
         _layer_norm_kernel[(tokens,)](
-            x_TE, delta_TE, weight_E, bias_E, sum_TE, h_TE, *strides, eps, WIDTH=width, BLOCK=block, num_warps=row_warps(block)
+            x_TE, delta_TE, weight_E, bias_E, sum_TE, h_TE, *strides, eps, WIDTH=width, BLOCK=block, num_warps=row_warps(block),
+            **DEPENDENT,
         )  # fmt: skip
     return h_TE

@@ -11,6 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from paddock.layers import QuantizedActivation
+from paddock_triton.dependence import DEPENDENT, start_next, wait
+from paddock_triton.failures import named
 from paddock_triton.fp8 import FP8_MAX, to_fp8
 from paddock_triton.rows import blocks_of, power_of_2, row_warps, unit_stride
 
@@ -32,9 +34,11 @@ def _static_kernel(
     x_ptr: tl.tensor, scale_ptr: tl.tensor, out_ptr: tl.tensor, stride: tl.tensor, WIDTH: tl.constexpr, BLOCK: tl.constexpr
 ) -> None:
     """Write a block of one row."""
+    start_next()
     blocks: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
     row = (tl.program_id(0) // blocks).to(tl.int64)
     column_B = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    wait()
     x_B = _load(x_ptr + row * stride, column_B, WIDTH)
     tl.store(out_ptr + row * WIDTH + column_B, to_fp8(x_B, tl.load(scale_ptr)), mask=column_B < WIDTH)
 
@@ -53,8 +57,10 @@ def _token_kernel(
     WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write one row and its scale."""
+    start_next()
     row = tl.program_id(0).to(tl.int64)
     column_B = tl.arange(0, BLOCK)
+    wait()
     if WIDTH <= BLOCK:
         x_B = _load(x_ptr + row * stride, column_B, WIDTH)
         scale = _scale(tl.max(tl.abs(x_B)), bound)
@@ -70,16 +76,18 @@ def _token_kernel(
     tl.store(scale_ptr + row, scale)
 
 
+@named("quantize_fp8_static")
 def quantize_fp8_static(x_TI: Tensor, scale: Tensor) -> QuantizedActivation:
     """Return x / scale in FP8, saturated at 448; `scale` [] float32."""
     x_TI = unit_stride(x_TI)
     (tokens, width), values_TI = x_TI.shape, torch.empty_like(x_TI, dtype=torch.float8_e4m3fn)
     if tokens:
         grid = (tokens * blocks_of(width, _BLOCK),)
-        _static_kernel[grid](x_TI, scale, values_TI, x_TI.stride(0), WIDTH=width, BLOCK=_BLOCK, num_warps=_WARPS)
+        _static_kernel[grid](x_TI, scale, values_TI, x_TI.stride(0), WIDTH=width, BLOCK=_BLOCK, num_warps=_WARPS, **DEPENDENT)
     return QuantizedActivation(values_TI, scale)
 
 
+@named("quantize_fp8_token")
 def quantize_fp8_token(x_TI: Tensor, bound: float | None = None) -> QuantizedActivation:
     """Return x in FP8 with a scale [T, 1] that maps each token's largest magnitude, at most `bound`, to 448."""
     x_TI = unit_stride(x_TI)
@@ -89,6 +97,6 @@ def quantize_fp8_token(x_TI: Tensor, bound: float | None = None) -> QuantizedAct
     warps = row_warps(block) if width <= block else _LOOP_WARPS
     if tokens:
         _token_kernel[(tokens,)](
-            x_TI, values_TI, scale_T1, x_TI.stride(0), bound, WIDTH=width, BLOCK=block, num_warps=warps
+            x_TI, values_TI, scale_T1, x_TI.stride(0), bound, WIDTH=width, BLOCK=block, num_warps=warps, **DEPENDENT
         )  # fmt: skip
     return QuantizedActivation(values_TI, scale_T1)

@@ -11,6 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from paddock.layers import LayerKV
+from paddock_triton.dependence import DEPENDENT, start_next, wait
+from paddock_triton.failures import named
 from paddock_triton.fp8 import to_fp8
 from paddock_triton.rows import blocks_of, power_of_2
 
@@ -91,6 +93,8 @@ def _rope_and_cache_kernel(
     LANES: tl.constexpr,
 ) -> None:  # fmt: skip
     """Rotate a block of query heads, or rotate and store a block of keys and store its values."""
+    start_next()
+    wait()
     q_blocks: tl.constexpr = (Q_HEADS + Q_BLOCK - 1) // Q_BLOCK
     blocks: tl.constexpr = q_blocks + (KV_HEADS + KV_BLOCK - 1) // KV_BLOCK
     token, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
@@ -113,6 +117,8 @@ def _cache_kv_kernel(
     KV_HEADS: tl.constexpr, HALF: tl.constexpr, KV_BLOCK: tl.constexpr, LANES: tl.constexpr,
 ) -> None:  # fmt: skip
     """Store a block of keys and values as they are."""
+    start_next()
+    wait()
     blocks: tl.constexpr = (KV_HEADS + KV_BLOCK - 1) // KV_BLOCK
     token, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
     _keep(
@@ -121,6 +127,7 @@ def _cache_kv_kernel(
     )  # fmt: skip
 
 
+@named("rope_and_cache")
 def rope_and_cache(
     q_THD: Tensor,
     k_TKD: Tensor,
@@ -143,11 +150,12 @@ def rope_and_cache(
             q_THD, out_THD, q_THD.stride(0), q_THD.stride(1), k_TKD, v_TKD, cos_sin_LD, positions_T,
             kv.k_pages_NPKD, kv.v_pages_NPKD, slots_T, k_scale, v_scale, *k_TKD.stride()[:2], *v_TKD.stride()[:2],
             Q_HEADS=num_heads, KV_HEADS=num_kv_heads, HALF=head_dim // 2, Q_BLOCK=q_block, KV_BLOCK=kv_block, LANES=lanes,
-            num_warps=_WARPS,
+            num_warps=_WARPS, **DEPENDENT,
         )  # fmt: skip
     return out_THD
 
 
+@named("cache_kv")
 def cache_kv(k_TKD: Tensor, v_TKD: Tensor, kv: LayerKV, slots_T: Tensor, k_scale: Tensor | None, v_scale: Tensor | None) -> None:
     """Write k and v into their slots: in the pages' dtype, divided by the scales where the pages are FP8."""
     k_TKD, v_TKD = _dense_heads(k_TKD), _dense_heads(v_TKD)
@@ -156,7 +164,7 @@ def cache_kv(k_TKD: Tensor, v_TKD: Tensor, kv: LayerKV, slots_T: Tensor, k_scale
     if tokens:
         _cache_kv_kernel[(tokens * blocks_of(num_kv_heads, kv_block),)](
             k_TKD, v_TKD, kv.k_pages_NPKD, kv.v_pages_NPKD, slots_T, k_scale, v_scale, *k_TKD.stride()[:2], *v_TKD.stride()[:2],
-            KV_HEADS=num_kv_heads, HALF=head_dim // 2, KV_BLOCK=kv_block, LANES=lanes, num_warps=_WARPS,
+            KV_HEADS=num_kv_heads, HALF=head_dim // 2, KV_BLOCK=kv_block, LANES=lanes, num_warps=_WARPS, **DEPENDENT,
         )  # fmt: skip
 
 

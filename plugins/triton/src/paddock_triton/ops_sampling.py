@@ -1,7 +1,7 @@
 """From logits to tokens: the most likely one, or one drawn by Gumbel's trick with the noise that `execution.randomness` defines.
 
-R rows, V vocabulary; B tokens of a block; C chunks of a row, each a program's. A candidate is one int64 that compares as (logit,
-lower token first), NaN above all: chunks of a row are joined by its maximum.
+R rows, V vocabulary; B tokens of a block; C chunks of a row, each a program's. Logits may be of any float dtype. A candidate is
+one int64 that compares as (logit, lower token first), NaN above all: chunks of a row are joined by its maximum.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _gumbel(bits_B: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def _rank(x_B: tl.tensor) -> tl.tensor:
+def rank_of(x_B: tl.tensor) -> tl.tensor:
     """Return int32 that compare as the float32 do: -0 and 0 the same, NaN above infinity."""
     bits_B = (x_B + 0.0).to(tl.int32, bitcast=True)
     above_B = tl.zeros_like(bits_B) + _LAST
@@ -62,24 +62,33 @@ def _rank(x_B: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def _race_kernel(
-    logits_ptr: tl.tensor, top_ptr: tl.tensor, temperature_ptr: tl.tensor, seed_ptr: tl.tensor, position_ptr: tl.tensor,
-    best_ptr: tl.tensor, stride: tl.tensor, VOCAB: tl.constexpr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr,
+    logits_ptr: tl.tensor, top_ptr: tl.tensor, temperature_ptr: tl.tensor, least_ptr: tl.tensor, seed_ptr: tl.tensor,
+    position_ptr: tl.tensor, best_ptr: tl.tensor, stride: tl.tensor, seed_stride: tl.tensor, word_stride: tl.tensor,
+    VOCAB: tl.constexpr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Write the best candidate of a chunk of a row: by logit, or by (logit - top) / temperature + noise if there is a seed."""
+    """Write the best candidate of a chunk of a row: by logit, or by (logit - top) / temperature + noise if there is a seed.
+
+    Scaled logits under `least` stay out of the race. A row of temperature 0 has none.
+    """
     row, chunk = (tl.program_id(0) // CHUNKS).to(tl.int64), tl.program_id(0) % CHUNKS
+    if seed_ptr is not None:  # noqa: SIM102, both sides of an `and` are compiled
+        if tl.load(temperature_ptr + row) == 0:
+            return
     lane_B = tl.arange(0, BLOCK)
-    least_B = tl.full([BLOCK], -0x80000000, tl.int32)
-    rank_B, token_B = least_B, lane_B
+    lowest_B = tl.full([BLOCK], -0x80000000, tl.int32)
+    rank_B, token_B = lowest_B, lane_B
     for start in range(0, VOCAB, CHUNKS * BLOCK):
         at_B = start + chunk * BLOCK + lane_B
-        x_B = tl.load(logits_ptr + row * stride + at_B, mask=at_B < VOCAB, other=-float("inf"))
+        x_B = tl.load(logits_ptr + row * stride + at_B, mask=at_B < VOCAB, other=-float("inf")).to(tl.float32)
         if seed_ptr is not None:
-            low = tl.load(seed_ptr + row * 2).to(tl.uint32, bitcast=True)
-            high = tl.load(seed_ptr + row * 2 + 1).to(tl.uint32, bitcast=True)
+            low = tl.load(seed_ptr + row * seed_stride).to(tl.uint32, bitcast=True)
+            high = tl.load(seed_ptr + row * seed_stride + word_stride).to(tl.uint32, bitcast=True)
             position = tl.load(position_ptr + row).to(tl.uint32, bitcast=True)
             x_B = tl.div_rn(x_B - tl.load(top_ptr + row), tl.zeros_like(x_B) + tl.load(temperature_ptr + row))
+            if least_ptr is not None:
+                x_B = tl.where(x_B >= tl.load(least_ptr + row), x_B, -float("inf"))
             x_B += _gumbel(_bits(low, high, position, at_B))
-        found_B = tl.where(at_B < VOCAB, _rank(x_B), least_B)
+        found_B = tl.where(at_B < VOCAB, rank_of(x_B), lowest_B)
         token_B = tl.where(found_B > rank_B, at_B, token_B)
         rank_B = tl.maximum(found_B, rank_B)
     tl.store(best_ptr + tl.program_id(0), tl.max((rank_B.to(tl.int64) << 32) | (token_B ^ _LAST).to(tl.int64)))
@@ -87,46 +96,61 @@ def _race_kernel(
 
 @triton.jit
 def _finish_kernel(
-    best_ptr: tl.tensor, top_ptr: tl.tensor, token_ptr: tl.tensor, CHUNKS: tl.constexpr, LANES: tl.constexpr
-) -> None:
-    """Write a row's winner: its token and, where wanted, what it won with."""
+    best_ptr: tl.tensor, top_ptr: tl.tensor, kept_ptr: tl.tensor, temperature_ptr: tl.tensor, token_ptr: tl.tensor,
+    CHUNKS: tl.constexpr, LANES: tl.constexpr,
+) -> None:  # fmt: skip
+    """Write a row's winner: its token and, where wanted, what it won with. A row of temperature 0 keeps its token."""
     row, lane = tl.program_id(0), tl.arange(0, LANES)
     best = tl.max(tl.load(best_ptr + row * CHUNKS + lane, mask=lane < CHUNKS, other=-0x7FFFFFFFFFFFFFFF))
-    tl.store(token_ptr + row, (best & 0xFFFFFFFF) ^ _LAST)
+    token = (best & 0xFFFFFFFF) ^ _LAST
+    if kept_ptr is not None:
+        token = tl.where(tl.load(temperature_ptr + row) == 0, tl.load(kept_ptr + row), token)
+    tl.store(token_ptr + row, token)
     if top_ptr is not None:
         rank = (best >> 32).to(tl.int32)
         tl.store(top_ptr + row, tl.where(rank < 0, rank ^ _LAST, rank).to(tl.float32, bitcast=True))
 
 
 def most_likely(logits_RV: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each row's largest logit [R], NaN if it holds one, and the first token that has it [R], int64."""
+    """Return each row's largest logit [R] as float32, NaN if it holds one, and the first token that has it [R], int64."""
     top_R = torch.empty(len(logits_RV), dtype=torch.float32, device=logits_RV.device)
-    return top_R, _race(logits_RV, top_R, None, None, None, None)
+    return top_R, race(logits_RV, won_R=top_R)
 
 
-def draw(logits_RV: Tensor, top_R: Tensor, temperature_R: Tensor, seed_R2: Tensor, position_R: Tensor) -> Tensor:
-    """Return a token [R] of each row's softmax at its temperature: float32 logits and their maxima, int32 seeds and positions."""
-    return _race(logits_RV, None, top_R, temperature_R, seed_R2, position_R)
+def draw(logits_RV: Tensor, top_R: Tensor, token_R: Tensor, temperature_R: Tensor, seed_R2: Tensor, position_R: Tensor) -> Tensor:
+    """Return a token [R] of each row's softmax at its temperature; a row of temperature 0 keeps its `token_R`."""
+    return race(
+        logits_RV, top_R=top_R, kept_R=token_R, temperature_R=temperature_R.contiguous(), seed_R2=seed_R2, position_R=position_R
+    )
 
 
-def _race(
+def race(
     logits_RV: Tensor,
-    won_R: Tensor | None,
-    top_R: Tensor | None,
-    temperature_R: Tensor | None,
-    seed_R2: Tensor | None,
-    position_R: Tensor | None,
+    *,
+    won_R: Tensor | None = None,
+    top_R: Tensor | None = None,
+    kept_R: Tensor | None = None,
+    temperature_R: Tensor | None = None,
+    least_R: Tensor | None = None,
+    seed_R2: Tensor | None = None,
+    position_R: Tensor | None = None,
 ) -> Tensor:
-    assert logits_RV.dtype == torch.float32, logits_RV.dtype
+    """Return each row's winner [R]: by logit, what it won with in `won_R`, or given the others drawn as `draw` says.
+
+    Tokens whose scaled logit is under `least_R` are not drawn. All [R] lie dense.
+    """
     logits_RV = unit_stride(logits_RV)
     rows, vocab = logits_RV.shape
     token_R = torch.empty(rows, dtype=torch.int64, device=logits_RV.device)
     if rows:
         chunks = min(blocks_of(vocab, _BLOCK), max(1, _PROGRAMS // rows))
         best_RC = torch.empty((rows, chunks), dtype=torch.int64, device=logits_RV.device)
+        seed_strides = (0, 0) if seed_R2 is None else seed_R2.stride()
         _race_kernel[(rows * chunks,)](
-            logits_RV, top_R, temperature_R, seed_R2, position_R, best_RC, logits_RV.stride(0),
+            logits_RV, top_R, temperature_R, least_R, seed_R2, position_R, best_RC, logits_RV.stride(0), *seed_strides,
             VOCAB=vocab, CHUNKS=chunks, BLOCK=_BLOCK, num_warps=_WARPS,
         )  # fmt: skip
-        _finish_kernel[(rows,)](best_RC, won_R, token_R, CHUNKS=chunks, LANES=power_of_2(chunks), num_warps=1)
+        _finish_kernel[(rows,)](
+            best_RC, won_R, kept_R, temperature_R, token_R, CHUNKS=chunks, LANES=power_of_2(chunks), num_warps=1
+        )
     return token_R

@@ -6,6 +6,8 @@ from paddock.plugins import AttentionSpec, OpSpec, hookimpl
 
 HOPPER = (9, 0)
 OPS = {
+    "embed": "ops_embed",
+    "linear": "ops_linear",
     "rms_norm": "ops_norm",
     "add_rms_norm": "ops_norm",
     "layer_norm": "ops_norm",
@@ -16,6 +18,9 @@ OPS = {
     "cache_kv": "ops_rope",
     "quantize_fp8_static": "ops_quantize",
     "quantize_fp8_token": "ops_quantize",
+    "most_likely": "ops_sampling",
+    "draw": "ops_sampling",
+    "draw_filtered": "ops_filter",
 }  # op: module
 
 
@@ -32,7 +37,9 @@ def paddock_attention_backends() -> list[AttentionSpec]:
             page_sizes=(64, 128, 32, 16),
             head_dims=(16, 32, 48, 64, 80, 96, 128, 256),
             features=("alibi", "sliding_window", "softcap"),
+            graph_capturable=True,
             min_compute_capability=HOPPER,
+            requires=("triton",),
             workspace="paddock_triton.attention_limits:workspace",
             rank=10,
             summary="split decode and chunked prefill over pages, in Triton",
@@ -50,6 +57,7 @@ def paddock_ops() -> list[OpSpec]:
             devices=("cuda",),
             dtypes=("bfloat16", "float16", "float32"),
             min_compute_capability=HOPPER,
+            requires=("triton",),
             rank=10,
             summary="fused, in Triton",
         )

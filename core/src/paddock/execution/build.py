@@ -1,0 +1,159 @@
+"""One device's runner from a Plan: model, weights, pages. The Plan decides everything but how many pages there is room for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+
+from paddock import axes, layers, log
+from paddock.checkpoint.load import load
+from paddock.errors import PlanError
+from paddock.execution.kvcache import allocate_kv
+from paddock.execution.runner import Decodes, Runner
+from paddock.execution.sampling_ops import SAMPLING_OP_NAMES, SamplingOps
+from paddock.execution.sizing import LargestStep, pages_with_room, run_largest
+from paddock.layers import unquantized
+from paddock.layers.parameters import torch_dtype
+from paddock.planning import rebuild
+from paddock.planning.hardware import GIB
+from paddock.planning.plan import Plan
+from paddock.plugins import resolve as imported
+
+Progress = Callable[[int, int], None]
+DUMMY = "dummy"
+
+
+def build_runner(plan: Plan, folder: Path, *, device: torch.device, progress: Progress | None = None) -> Runner:
+    """Return the runner of a whole model on one device: weights loaded, pages allocated.
+
+    On a GPU the largest step is run first, so that the pages take what is really left; on a CPU they are the plan's.
+    """
+    needs = rebuild.attention_needs(plan)
+    backend: layers.AttentionBackend = imported(plan.attention.factory)(needs, device)
+    model = build_model(plan, backend, device)
+    fill_model(plan, model, folder, device, progress=progress)
+    ops = SamplingOps.bind(_implementations(plan, SAMPLING_OP_NAMES))
+    weight_bytes, num_pages = plan.weight_bytes, plan.num_pages
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        weight_bytes = torch.cuda.memory_allocated(device)
+        _run_largest(plan, cast(layers.Model, model), backend, ops, device)
+        num_pages = _pages_with_room(plan, device)
+    decodes = _decodes(plan)
+    padding = 0 if decodes is Decodes.AS_THEY_COME else 1
+    runner = Runner(
+        cast(layers.Model, model),
+        _allocate(plan, num_pages + padding, device),
+        backend,
+        num_slots=plan.max_num_seqs,
+        max_model_len=plan.max_model_len,
+        vocab_size=plan.vocab_size,
+        device=device,
+        seed=plan.asked.seed,
+        sampling_ops=ops,
+        decodes=decodes,
+        weight_bytes=weight_bytes,
+    )
+    log.get_logger().info(
+        "kv_cache_sized",
+        pages=num_pages,
+        planned=plan.num_pages,
+        tokens=num_pages * plan.page_size,
+        gib=_gib(num_pages * plan.ledger.page_bytes),
+    )
+    return runner
+
+
+def _decodes(plan: Plan) -> Decodes:
+    """Return how decodes run: captured where the plan says so; else padded all the same where they could be."""
+    if plan.graphs:
+        return Decodes.CAPTURED
+    return Decodes.PADDED if plan.hardware.device == "cuda" and plan.attention.graph_capturable else Decodes.AS_THEY_COME
+
+
+def _allocate(plan: Plan, num_pages: int, device: torch.device) -> list[layers.LayerKV]:
+    needs = rebuild.attention_needs(plan)
+    return allocate_kv(
+        num_layers=plan.num_layers,
+        num_pages=num_pages,
+        page_size=plan.page_size,
+        num_kv_heads=needs.num_kv_heads,
+        head_dim=needs.head_dim,
+        dtype=plan.kv_cache_dtype,
+        device=device,
+    )
+
+
+def _run_largest(
+    plan: Plan, model: layers.Model, backend: layers.AttentionBackend, ops: SamplingOps, device: torch.device
+) -> None:
+    """Run the largest step over a page that is thrown away; raise PlanError where not even that fits."""
+    step = LargestStep(tokens=plan.max_num_batched_tokens, sequences=plan.max_num_seqs, max_model_len=plan.max_model_len)
+    started = time.monotonic()
+    try:
+        run_largest(model, backend, _allocate(plan, 1, device), ops, step, device)
+    except torch.OutOfMemoryError as error:
+        raise PlanError(
+            f"{device} has too little memory for weights and a step of {step.tokens} tokens, {step.sequences} sequences",
+            fix="lower max_num_batched_tokens or max_num_seqs, use more GPUs, or a checkpoint in fewer bits",
+        ) from error
+    log.get_logger().info("largest_step_run", tokens=step.tokens, seconds=round(time.monotonic() - started, 2))
+
+
+def _pages_with_room(plan: Plan, device: torch.device) -> int:
+    return pages_with_room(
+        plan.ledger,
+        available_bytes=plan.hardware.available_bytes,
+        asked_bytes=plan.asked.kv_cache_memory_bytes,
+        device=device,
+    )
+
+
+def build_model(plan: Plan, backend: layers.AttentionBackend, device: torch.device) -> nn.Module:
+    """Return the model with its parameters allocated on `device`, not yet filled."""
+    scheme = rebuild.scheme(plan)
+    method = unquantized.method if plan.quantization is None else imported(plan.quantization.method)
+
+    def method_for(path: str, linear: axes.Linear) -> layers.LinearMethod:
+        return cast(layers.LinearMethod, method(scheme, path, linear))
+
+    builder = layers.Builder(
+        rebuild.weight_table(plan),
+        method_for=method_for,
+        ops=layers.Ops.bind(_implementations(plan, layers.OP_NAMES)),
+        backend=backend,
+        dtype=torch_dtype(plan.dtype),
+        device=device,
+        max_model_len=plan.max_model_len,
+    )
+    model: nn.Module = imported(plan.model.build)(rebuild.parsed_config(plan), builder)
+    return model
+
+
+def _implementations(plan: Plan, names: Collection[str]) -> dict[str, object]:
+    """Return the plan's implementations of the named ops."""
+    return {spec.op: imported(spec.implementation) for spec in plan.ops if spec.op in names}
+
+
+def fill_model(plan: Plan, model: nn.Module, folder: Path, device: torch.device, *, progress: Progress | None = None) -> None:
+    """Load the weights, or with load format `dummy` draw them, and bring them into their final layout."""
+    started = time.monotonic()
+    if plan.asked.load_format == DUMMY:
+        layers.randomise(model, torch.Generator(device).manual_seed(plan.asked.seed))
+    else:
+        load(folder, layers.targets(model), ignored_suffixes=rebuild.weight_table(plan).ignored, progress=progress)
+    layers.finalise(model)
+    model.eval()
+    seconds = time.monotonic() - started
+    log.get_logger().info(
+        "weights_ready", load_format=plan.asked.load_format, gib=_gib(plan.weight_bytes), seconds=round(seconds, 2)
+    )
+
+
+def _gib(size: int) -> float:
+    return round(size / GIB, 2)

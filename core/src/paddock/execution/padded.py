@@ -1,0 +1,135 @@
+"""Decode steps at a few padded sizes, each captured as a CUDA graph when it is first met.
+
+A captured step costs the host one launch instead of hundreds. Its addresses are fixed: what changes from step to step comes in
+through one buffer, and padding takes part as a sequence of its own slot and page that nobody looks at. The first step of a size
+runs uncaptured, which compiles what it needs; then it is captured, so nothing is captured at start-up. Without capture the same
+steps run at the same sizes, and give the same tokens.
+
+n rows of a padded step, R rows of it that are a step's.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from attrs import field, frozen
+from torch import Tensor
+
+from paddock.execution.batch import HostBatch
+from paddock.execution.packing import HostArray, pack, unpack
+
+
+@frozen(eq=False, kw_only=True)
+class DecodeInputs:
+    """What a padded decode step reads, at fixed addresses: slot, position, place of K and V, length, and tokens put out [n].
+
+    `query_start_S1` counts 0 to n.
+    """
+
+    slots: Tensor
+    positions: Tensor
+    kv_slots: Tensor
+    seq_lens: Tensor
+    output_index: Tensor
+    query_start_S1: Tensor
+
+
+Body = Callable[[DecodeInputs, int | None], Tensor]
+
+
+@frozen(eq=False)
+class _Captured:
+    graph: torch.cuda.CUDAGraph
+    out: Tensor
+
+
+@frozen(eq=False)
+class _Capturing:
+    """What captures have in common: a stream beside the one that runs, and memory that one graph at a time uses."""
+
+    stream: torch.cuda.Stream = field(factory=torch.cuda.Stream)
+    pool: Any = field(factory=torch.cuda.graph_pool_handle)
+
+
+def padded_sizes(most: int) -> list[int]:
+    """Return the sizes steps are padded to: powers of two to 8, then at most 7 rows too many, 15 above 256, 31 above 512."""
+    steps = [1, 2, 4, *range(8, 256, 8), *range(256, 512, 16), *range(512, most, 32)]
+    return [*(size for size in steps if size < most), most]
+
+
+class PaddedDecodes:
+    """Runs decode steps of up to `most` sequences through `body`.
+
+    `body(inputs, kind)` computes a step from its inputs alone, all on the device, and returns what is wanted of it, a row for
+    each of its own; `kind` is its variant. `scratch_slot` and `scratch_kv_slot` are padding's.
+    """
+
+    def __init__(
+        self, body: Body, *, most: int, scratch_slot: int, scratch_kv_slot: int, device: torch.device, capture: bool
+    ) -> None:
+        """Capture nothing yet; `capture` False never does."""
+        self._body, self._device = body, device
+        self._padding = {"slots": scratch_slot, "positions": 0, "kv_slots": scratch_kv_slot, "seq_lens": 1, "output_index": 0}
+        self._sizes = padded_sizes(most)
+        self._buffer = pack(self._blank(most), pinned=False).to(device)
+        self._starts_S1 = torch.arange(most + 1, dtype=torch.int32, device=device)
+        self._inputs: dict[int, DecodeInputs] = {}
+        self._graphs: dict[tuple[int, int | None], _Captured] = {}
+        self._capturing = _Capturing() if capture else None
+        self.graph_bytes = 0  # taken from the device by captures, as the driver counts it
+
+    def run(self, host: HostBatch, kind: int | None) -> tuple[DecodeInputs, Tensor]:
+        """Start a step of decodes alone; return its padded inputs and the rows [R, ...] of what the body gives."""
+        rows = len(host.sampled_slots)
+        size = self._sizes[bisect_left(self._sizes, rows)]
+        inputs = self._inputs_of(size)
+        self._send(host, rows, size)
+        found = self._graphs.get((size, kind))
+        if found is not None:
+            found.graph.replay()
+            return inputs, found.out[:rows]
+        out = self._body(inputs, kind)
+        if self._capturing is not None:
+            self._graphs[size, kind] = self._captured(inputs, kind, self._capturing)
+        return inputs, out[:rows]
+
+    def forget(self) -> None:
+        """Drop every captured step, and with them their memory; each is captured anew when it is met."""
+        self._graphs.clear()
+        self.graph_bytes = 0
+
+    def _inputs_of(self, size: int) -> DecodeInputs:
+        if size not in self._inputs:
+            views = unpack(self._buffer, self._blank(size))
+            self._inputs[size] = DecodeInputs(**views, query_start_S1=self._starts_S1[: size + 1])
+        return self._inputs[size]
+
+    def _blank(self, size: int) -> dict[str, HostArray]:
+        wide = {name: np.full(size, self._padding[name], dtype=np.int64) for name in ("slots", "positions", "kv_slots")}
+        return {**wide, **{name: np.full(size, self._padding[name], dtype=np.int32) for name in ("seq_lens", "output_index")}}
+
+    def _send(self, host: HostBatch, rows: int, size: int) -> None:
+        arrays = self._blank(size)
+        for name, array in arrays.items():
+            array[:rows] = host.arrays[name]
+        staged = pack(arrays, pinned=self._device.type == "cuda")  # the allocator keeps it from reuse until the copy has run
+        self._buffer[: len(staged)].copy_(staged, non_blocking=True)
+
+    def _captured(self, inputs: DecodeInputs, kind: int | None, capturing: _Capturing) -> _Captured:
+        """Return the step as a graph; nothing runs. Unlike `torch.cuda.graph` it does not wait for what does."""
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
+        free, _ = torch.cuda.mem_get_info(self._device)
+        capturing.stream.wait_stream(current)
+        with torch.cuda.stream(capturing.stream):
+            graph.capture_begin(pool=capturing.pool, capture_error_mode="thread_local")
+            try:
+                out = self._body(inputs, kind)
+            finally:
+                graph.capture_end()
+        current.wait_stream(capturing.stream)
+        self.graph_bytes += max(0, free - torch.cuda.mem_get_info(self._device)[0])
+        return _Captured(graph, out)

@@ -1,0 +1,20 @@
+"""What lies between a producer and the linears it feeds: a plain tensor, or one already quantised for them.
+
+T tokens, I features.
+"""
+
+from __future__ import annotations
+
+from attrs import frozen
+from torch import Tensor
+
+
+@frozen(eq=False)
+class QuantizedActivation:
+    """An activation in FP8 e4m3 with its scale: real = values * scale; scale is [] (static) or [T, 1] (per token), float32."""
+
+    values_TI: Tensor
+    scale: Tensor
+
+
+Activation = Tensor | QuantizedActivation

@@ -1,0 +1,133 @@
+"""Compile the kernels for compute capability 9.0 on a machine that may have no GPU; print the kernels of each example as JSON.
+
+Run as a script, in a process of its own: what it does to Triton's driver and launches stays there. Triton brings the assembler.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from attrs import evolve
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from paddock.layers import AttentionInputs, AttentionParams, LayerKV
+from paddock.plugins import AttentionNeeds, resolve
+from paddock_triton import plugin
+
+FP8, HALF = torch.float8_e4m3fn, torch.bfloat16
+# (H, K, D), KV dtype, page size, features: each tile shape, both ways to read pages, and pairs of FP8 values.
+STEPS: dict[str, tuple[tuple[int, int, int], torch.dtype, int, dict[str, Any]]] = {
+    "attention, bfloat16 pages of 64, ALiBi": ((8, 2, 128), HALF, 64, {"alibi_slopes_H": torch.ones(8)}),
+    "attention, FP8 pages of 64": ((8, 2, 128), FP8, 64, {}),
+    "attention, 29 query heads a KV head, FP8 pages of 16, softcap": ((29, 1, 64), FP8, 16, {"softcap": 2.0}),
+    "attention, heads of 256, window": ((6, 2, 256), HALF, 64, {"window": 100}),
+}
+
+
+class Hopper:
+    """A driver that names the target and has no device."""
+
+    def get_current_target(self) -> GPUTarget:
+        """Return compute capability 9.0."""
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        """Return the only device."""
+        return 0
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        """Return the default stream."""
+        return 0
+
+
+def _attend(heads: tuple[int, int, int], kv_dtype: torch.dtype, page: int, features: dict[str, Any]) -> None:
+    """Launch a decode and a prefill, as one step has them."""
+    num_heads, num_kv_heads, head = heads
+    (spec,), device = plugin.paddock_attention_backends(), torch.device("cpu")
+    backend = resolve(spec.factory)(AttentionNeeds(num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head), device)
+    pages = torch.zeros(2, 8, page, num_kv_heads, head).to(kv_dtype)
+    inputs = AttentionInputs(
+        positions_T=torch.arange(6),
+        slots_T=torch.arange(6),
+        query_start_S1=torch.tensor([0, 1, 6], dtype=torch.int32),
+        seq_lens_S=torch.tensor([3, 5], dtype=torch.int32),
+        block_tables_SM=torch.zeros(2, 4, dtype=torch.int32),
+        page_size=page,
+        num_decodes=1,
+        max_query_len=5,
+        max_seq_len=5,
+    )
+    scales = dict.fromkeys(("k_scale", "v_scale"), torch.ones(()) if kv_dtype == FP8 else None)
+    params = AttentionParams(scale=head**-0.5, **scales, **features)
+    q_THD = torch.zeros(6, num_heads, head, dtype=HALF)
+    backend.attend(q_THD, LayerKV(*pages), evolve(inputs, prepared=backend.prepare(inputs)), params)
+
+
+def _examples() -> dict[str, tuple[Any, ...]]:
+    """Return arguments for every op, as a layer or the sampler gives them."""
+    x_TE, weight_E = torch.zeros(3, 512, dtype=HALF), torch.zeros(512, dtype=HALF)
+    table_LD, index_T = torch.zeros(64, 64), torch.arange(3)
+    q_THD, k_TKD = torch.zeros(3, 8, 64, dtype=HALF), torch.zeros(3, 2, 64, dtype=HALF)
+    kv, one = LayerKV(*torch.zeros(2, 4, 16, 2, 64).to(FP8)), torch.ones(())
+    logits_RV, row_R, count_R = torch.zeros(3, 5000), torch.ones(3), torch.ones(3, dtype=torch.int32)
+    draw = (logits_RV, row_R, index_T, row_R)
+    seeds = (torch.zeros(3, 2, dtype=torch.int32), count_R)
+    return {
+        "embed": (index_T, x_TE),
+        "linear": (x_TE, torch.zeros(256, 512, dtype=HALF)),
+        "rms_norm": (x_TE, weight_E, 1e-5),
+        "add_rms_norm": (x_TE, x_TE, weight_E, 1e-5),
+        "layer_norm": (x_TE, weight_E, weight_E, 1e-5),
+        "add_layer_norm": (x_TE, x_TE, weight_E, None, 1e-5),
+        "silu_mul": (x_TE,),
+        "gelu": (x_TE,),
+        "rope_and_cache": (q_THD, k_TKD, k_TKD, table_LD, index_T, kv, index_T, one, one),
+        "cache_kv": (k_TKD, k_TKD, kv, index_T, one, one),
+        "quantize_fp8_static": (x_TE, one),
+        "quantize_fp8_token": (x_TE, None),
+        "most_likely": (logits_RV,),
+        "draw": (*draw, *seeds),
+        "draw_filtered": (*draw, count_R, row_R, row_R, *seeds),
+    }
+
+
+def _only_compile() -> list[str]:
+    """Make every launch compile and stop there; return the list that their kernels' names go to."""
+    names: list[str] = []
+    run = JITFunction.run
+
+    def compiled(self: Any, *args: Any, warmup: bool, **options: Any) -> Any:
+        kernel = run(self, *args, warmup=True, **options)
+        assert kernel.asm["cubin"], self.fn.__name__
+        names.append(self.fn.__name__)
+        return kernel
+
+    JITFunction.run = compiled
+    return names
+
+
+def main() -> None:
+    """Compile everything and print {example: [kernel, ...]}."""
+    driver.set_active(Hopper())
+    torch.Tensor.is_cuda = property(lambda self: True)  # type: ignore[assignment]
+    names, found = _only_compile(), {}
+    examples: dict[str, Callable[[], Any]] = {
+        spec.op: partial(resolve(spec.implementation), *_examples()[spec.op]) for spec in plugin.paddock_ops()
+    }
+    examples |= {name: partial(_attend, *step) for name, step in STEPS.items()}
+    for name, example in examples.items():
+        example()
+        found[name] = [*names]
+        names.clear()
+    json.dump(found, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
