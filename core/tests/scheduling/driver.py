@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from attrs import define, field
@@ -81,9 +82,19 @@ class Outcome:
 
 
 class Driver:
-    """A scheduler, a runner and the loop between them, with `depth` steps (0 or 1) in flight while the next is scheduled."""
+    """A scheduler, a runner and the loop between them, with `depth` steps (0 or 1) in flight while the next is scheduled.
 
-    def __init__(self, limits: SchedulerLimits, *, depth: int = 0, model: FakeModel | None = None) -> None:
+    A step that does not fit (`fits`) the device's memory is taken back.
+    """
+
+    def __init__(
+        self,
+        limits: SchedulerLimits,
+        *,
+        depth: int = 0,
+        model: FakeModel | None = None,
+        fits: Callable[[Step], bool] = lambda step: True,
+    ) -> None:
         self.scheduler = Scheduler(limits, clock=lambda: float(self.runner.num_launched))
         self.model = model or FakeModel()
         self.runner = FakeRunner(
@@ -94,11 +105,12 @@ class Driver:
             max_num_batched_tokens=limits.max_num_batched_tokens,
             overlaps=bool(depth),
         )
-        self.depth = depth
+        self.depth, self.fits = depth, fits
         self.in_flight: FakeInFlight | None = None
         self.outcomes: dict[Key, Outcome] = {}
         self.requests: dict[str, Request] = {}
         self.steps: list[Step] = []
+        self.taken_back: list[Step] = []
         self._fresh: dict[str, tuple[int, int]] = {}  # requests nothing of which has run: priority, arrival
 
     def add(self, request: Request) -> None:
@@ -119,16 +131,22 @@ class Driver:
         """Schedule, launch and commit as the engine does, and hold the scheduler to its invariants."""
         step = self.scheduler.schedule()
         assert step or self.in_flight or not self.scheduler.has_work, "there is work, but nothing runs"
-        if step:
-            self._check_admissions(step)
-            self.steps.append(step)
-        launched = self.runner.launch(step) if step else None
+        launched = self._launch(step) if step else None
         arrived, self.in_flight = (self.in_flight, launched) if self.depth else (launched, None)
         self.scheduler.check()
         if arrived:
             self._take(self.scheduler.commit(arrived.step, arrived.result()))
         self.scheduler.check()
         return step
+
+    def _launch(self, step: Step) -> FakeInFlight | None:
+        if not self.fits(step):
+            self.taken_back.append(step)
+            self._take(self.scheduler.take_back(step))
+            return None
+        self._check_admissions(step)
+        self.steps.append(step)
+        return self.runner.launch(step)
 
     def run(self, max_steps: int = 10_000) -> None:
         """Step until nothing is left to do; fail after `max_steps`."""

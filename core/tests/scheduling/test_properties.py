@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
 from core.tests.scheduling.driver import Driver, limits
@@ -68,8 +69,8 @@ events = st.lists(
 )
 
 
-def play(driver: Driver, story: list[Any]) -> None:
-    """Let arrivals, steps and aborts happen in order, then run until nothing is left to do."""
+def play(driver: Driver, story: list[Any], *, patience: int = 1) -> None:
+    """Let arrivals, steps and aborts happen in order, then run until nothing is left to do, `patience` times as long."""
     for event in story:
         if isinstance(event, dict):
             try:
@@ -81,7 +82,7 @@ def play(driver: Driver, story: list[Any]) -> None:
         else:
             for _ in range(event):
                 driver.step()
-    driver.run(max_steps=(len(driver.outcomes) + 1) ** 2 * driver.scheduler.limits.max_model_len)
+    driver.run(max_steps=patience * (len(driver.outcomes) + 1) ** 2 * driver.scheduler.limits.max_model_len)
 
 
 @settings(max_examples=200, deadline=None)
@@ -103,3 +104,34 @@ def test_a_crowd_in_a_tiny_pool_does_not_livelock(limits: SchedulerLimits, depth
     play(driver, crowd)
     driver.check_outcomes()
     assert {outcome.finish_reason for outcome in driver.outcomes.values()} <= {"stop", "length"}
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    limits=small_limits(),
+    depth=st.integers(0, 1),
+    story=events,
+    times=st.sets(st.integers(0, 40), max_size=12),
+    not_finite_every=st.sampled_from((0, 0, 0, 13)),
+)
+def test_whenever_memory_runs_out_nobody_loses_a_token(
+    limits: SchedulerLimits, depth: int, story: list[Any], times: set[int], not_finite_every: int
+) -> None:
+    """Steps that find too little memory, at whatever times, change no token, and every page comes back."""
+    asked = count()
+    model = FakeModel(not_finite_every=not_finite_every)
+    driver = Driver(limits, depth=depth, model=model, fits=lambda step: next(asked) not in times or step.num_tokens == 1)
+    play(driver, story, patience=1 + len(times))
+    driver.check_outcomes()
+
+
+@settings(max_examples=200, deadline=None)
+@given(limits=small_limits(), depth=st.integers(0, 1), story=events, most=st.integers(1, 12), weight=st.integers(0, 3))
+def test_a_device_with_room_for_small_steps_serves_everyone(
+    limits: SchedulerLimits, depth: int, story: list[Any], most: int, weight: int
+) -> None:
+    """However few tokens fit, with whatever a sampled row costs beside its token, everyone gets his own in the end."""
+    driver = Driver(limits, depth=depth, fits=lambda step: step.num_tokens + weight * step.num_samples <= max(most, 1 + weight))
+    play(driver, story, patience=10)
+    driver.check_outcomes()
+    assert {outcome.finish_reason for outcome in driver.outcomes.values()} <= {"stop", "length", "abort"}

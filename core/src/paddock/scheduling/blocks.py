@@ -110,6 +110,15 @@ class BlockPool:
             else:
                 self._cached[page] = None
 
+    def free_unfilled(self, pages: Iterable[int]) -> None:
+        """Free those of `pages`, held by nobody, that are cached under names they never came to deserve."""
+        for page in pages:
+            assert not self._holders[page], f"page {page} is still held"
+            if self._name_of[page] is not None:
+                self._unname(page)
+                del self._cached[page]
+                self._free.append(page)
+
     def forget(self) -> None:
         """Free every cached page and drop every name, for when nobody can say what the pages hold."""
         self._free += self._cached

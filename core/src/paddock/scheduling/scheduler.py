@@ -8,7 +8,8 @@ Slots and pages are free for the next `schedule()` the moment a sequence ends or
 still read and write them. That is safe because steps run on the device in the order in which they were scheduled: whoever
 gets the page next writes it in a later step, and nobody reads a row that his own steps, or those of the sequence he shares
 a full block with, have not written before. A surplus token writes behind the last token kept, so never into a named block.
-For the same reason a block can be shared as soon as its computation is scheduled. Every scheduled step must be launched.
+For the same reason a block can be shared as soon as its computation is scheduled. Every scheduled step must be launched, or
+taken back before anything else happens.
 
 Nobody starves. A prompt is admitted only with pages for all of it, so a prefill never waits for pages; a decode that needs
 one takes it from the running sequence with the highest rank, at last from itself. So the running sequence of lowest rank
@@ -27,6 +28,7 @@ from attrs import define, field
 
 from paddock.errors import RequestError
 from paddock.request import Request
+from paddock.scheduling.allowance import StepAllowance
 from paddock.scheduling.blocks import BlockPool, extend_chain
 from paddock.scheduling.limits import SchedulerLimits
 from paddock.scheduling.sequence import Sequence, Stage, sequences_of
@@ -47,6 +49,8 @@ class _Scheduled:
     step: Step
     sampled: list[Sequence] = field(factory=list)  # in the order of the results
     prefilled: list[Sequence] = field(factory=list)  # in the order of step.prefills
+    started: list[Sequence] = field(factory=list)  # that never had a slot before
+    named_pages: list[int] = field(factory=list)  # which others may share, though only this step fills them
 
 
 class Scheduler:
@@ -55,6 +59,7 @@ class Scheduler:
     def __init__(self, limits: SchedulerLimits, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
         self.pool = BlockPool(limits.num_pages)
+        self._allowance = StepAllowance(limits.max_num_batched_tokens)
         self._clock = clock
         self._waiting = WaitingQueue(limits.max_queue)
         self._prefilling: list[Sequence] = []  # these two by rank
@@ -120,7 +125,8 @@ class Scheduler:
         assert len(self._in_flight) <= 1, "two steps are uncommitted already"
         scheduled = _Scheduled(Step(self._num_steps))
         self._decode(scheduled)
-        budget = self.limits.max_num_batched_tokens - len(scheduled.sampled)
+        budget = self._allowance.tokens - len(scheduled.sampled)
+        assert budget >= 0, "more sequences decode than a step has tokens"
         if self._prefilling:
             budget = self._continue_prefills(scheduled, budget)
         if self._waiting:
@@ -151,7 +157,33 @@ class Scheduler:
                 update.logprobs = logprobs.get(i)
             updates.append(update)
         self._sweep()
+        self._allowance.count_committed()
         return updates
+
+    def take_back(self, step: Step) -> list[SequenceUpdate]:
+        """Undo the step scheduled last, for which the device lacked memory: none of it has run, and the next ones are smaller.
+
+        Every running sequence is preempted, for nobody knows how far the launch changed its slot; a token of an earlier step
+        still arrives. A step of one token that does not fit ends its sequence, and the update that says so is returned.
+        """
+        scheduled = self._in_flight.pop()
+        assert scheduled.step.number == step.number, "the step scheduled last is taken back, and right away"
+        self._num_steps -= 1
+        for seq in scheduled.started:
+            seq.first_scheduled, seq.num_cached_tokens = None, 0
+        for seq in scheduled.sampled:
+            seq.computed -= 1  # of the tokens that were to come, the last one will not
+        for running in (self._prefilling, self._decoding):
+            while running:
+                self._preempt(running[-1])
+        self.pool.free_unfilled(scheduled.named_pages)
+        if self._allowance.shrink_below(step):
+            return []
+        (seq,) = scheduled.sampled or scheduled.prefilled
+        if seq.tokens_owed:
+            return []  # the token in flight may be its last; and memory may suffice once that step has left the device
+        self._end(seq)
+        return [_ended(seq, [], "error", error=_too_large(seq))]
 
     # -- what runs ------------------------------------------------------------------------------------------------------
 
@@ -206,7 +238,7 @@ class Scheduler:
         seq.computed = end = min(start + budget, known)
         scheduled.step.prefills.append(PrefillChunk(seq.slot, start, seq.token_ids[start:end], end == known))
         scheduled.prefilled.append(seq)
-        self._name_blocks(seq, end)
+        scheduled.named_pages += self._name_blocks(seq, end)
         if end == known:
             scheduled.sampled.append(seq)
             seq.stage = Stage.DECODING
@@ -222,13 +254,13 @@ class Scheduler:
         """
         while budget and self._free_slots and self.pool.num_available > self.num_running:
             seq = self._waiting.first()
-            if seq is None or not self._place(seq, scheduled.step):
+            if seq is None or not self._place(seq, scheduled):
                 return
             budget -= self._prefill(seq, scheduled, budget)
             if seq.stage is Stage.PREFILLING:
                 insort(self._prefilling, seq, key=_rank)
 
-    def _place(self, seq: Sequence, step: Step) -> bool:
+    def _place(self, seq: Sequence, scheduled: _Scheduled) -> bool:
         """Give the first of the queue a slot and pages for all its tokens, shared where cached; False if they do not fit."""
         if seq.tokens_owed:
             return False  # preempted a step ago; what it is computed from is still in flight
@@ -246,8 +278,9 @@ class Scheduler:
         if seq.first_scheduled is None:
             seq.first_scheduled = self._clock()
             seq.num_cached_tokens = seq.computed
-        step.admissions.append(seq.admission())
-        step.pages.append((seq.slot, 0, seq.pages.copy()))
+            scheduled.started.append(seq)
+        scheduled.step.admissions.append(seq.admission())
+        scheduled.step.pages.append((seq.slot, 0, seq.pages.copy()))
         return self._waiting.pop() is seq
 
     def _cached_pages(self, seq: Sequence) -> list[int]:
@@ -284,13 +317,16 @@ class Scheduler:
             self._set_token_edge(seq)
         return seq.update([token])
 
-    def _name_blocks(self, seq: Sequence, computed: int) -> None:
-        """Let the full blocks among its first `computed` tokens, all known, be found by others."""
-        if self.limits.enable_prefix_caching and computed // self.limits.page_size > seq.num_named:
-            extend_chain(seq.chain, seq.token_ids, self.limits.page_size, seq.request.cache_salt)
-            while seq.num_named < computed // self.limits.page_size:
-                self.pool.name(seq.pages[seq.num_named], seq.chain[seq.num_named])
-                seq.num_named += 1
+    def _name_blocks(self, seq: Sequence, computed: int) -> list[int]:
+        """Let the full blocks among its first `computed` tokens, all known, be found by others; return their pages."""
+        first, end = seq.num_named, computed // self.limits.page_size
+        if not self.limits.enable_prefix_caching or end <= first:
+            return []
+        extend_chain(seq.chain, seq.token_ids, self.limits.page_size, seq.request.cache_salt)
+        while seq.num_named < end:
+            self.pool.name(seq.pages[seq.num_named], seq.chain[seq.num_named])
+            seq.num_named += 1
+        return seq.pages[first:end]
 
     def _set_token_edge(self, seq: Sequence) -> None:
         block_end = (seq.num_named + 1) * self.limits.page_size
@@ -345,3 +381,10 @@ def _ended(
     update = seq.update(token_ids)
     update.finish_reason, update.stop_reason, update.error = finish_reason, stop_reason, error
     return update
+
+
+def _too_large(seq: Sequence) -> str:
+    return (
+        f"the device has too little memory for a step of one token, after {len(seq.token_ids)} tokens: free it of other "
+        "programs, or lower gpu_memory_utilization or max_num_seqs"
+    )
