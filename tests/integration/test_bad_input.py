@@ -46,6 +46,7 @@ SHAPES = {
     "model.norm": (32,),
     "lm_head": (300, 32),
 }
+SERVED_BY_TRITON = {"head_dim": 64, "torch_dtype": "bfloat16"}
 WEIGHTS, LONG = "model.safetensors", "q w " * 100
 Break = Callable[[Path], object]
 Capture = pytest.CaptureFixture[str]
@@ -115,17 +116,23 @@ def pickled(folder: Path) -> None:
 
 @frozen(kw_only=True)
 class Case:
-    """What is wrong, the command (after `paddock`), the exit code, and what the error says, way out included."""
+    """What is wrong, the command (after `paddock`), the exit code, what is shown all the same, and what the error says."""
 
     command: Sequence[str] = ("generate", "tiny", "hi", "--json")
     breaks: Break = field(default=lambda folder: None)
     code: int = 1
+    shown: str = ""
     says: tuple[str, ...]
 
 
 def options(*words: str, code: int = 2, says: tuple[str, ...]) -> Case:
     """Return the case of `generate` with those options."""
     return Case(command=("generate", "tiny", "hi", *words), code=code, says=says)
+
+
+def gpus(*words: str, shown: str = "", says: tuple[str, ...]) -> Case:
+    """Return the case of `plan` for GPUs that need not be here."""
+    return Case(command=("plan", "tiny", "--gpus", *words), breaks=config(**SERVED_BY_TRITON), shown=shown, says=says)
 
 
 CASES = {
@@ -175,7 +182,34 @@ CASES = {
     "length beyond the model's": options("--max-model-len", "65", code=1, says=("max_model_len is 65", "to 64")),
     "pool too small": options("--kv-cache-memory-bytes", "99", code=1, says=("KV pool of 0 pages", "needs 4", "at least 4096")),
     "no such tokenizer": options("--tokenizer", "./tny", code=1, says=("tokenizer is './tny'", "did you mean 'tiny'?")),
-    "no GPU": options("--device", "cuda", says=("'cuda'", "sees no GPU", "driver")),
+    "no GPU": options("--device", "cuda", says=("'cuda'", "torch sees no GPU")),
+    "GPU too old for a backend": gpus(
+        *("A100", "--attention-backend", "triton"),
+        says=("attention_backend is 'triton'", "needs compute capability 9.0, NVIDIA A100 80GB has 8.0", "torch can serve"),
+    ),
+    "GPU too old for an op": gpus(
+        "L40S", "--op", "gelu=triton", says=("op 'gelu'", "NVIDIA L40S has 8.9", "leave gelu out of ops")
+    ),
+    "dtype no backend kernel takes": gpus(
+        *("H200", "--attention-backend", "triton", "--dtype", "float32"),
+        says=("takes bfloat16, float16, not float32", "set dtype to bfloat16 or float16", "torch can serve"),
+    ),
+    "head size no kernel takes": Case(
+        command=("plan", "tiny", "--gpus", "H200", "--attention-backend", "triton"),
+        breaks=config(head_dim=24, torch_dtype="bfloat16"),
+        says=("serves head sizes", "not 24", "leave attention_backend at auto: torch can serve"),
+    ),
+    "backend for a GPU on a CPU": options(
+        "--attention-backend", "triton", code=1, says=("runs on cuda, not on cpu", "torch can serve")
+    ),
+    "op of nobody": options("--op", "gelu=acme", says=("'gelu' from 'acme'", "triton")),
+    "op without owner": options("--op", "gelu", says=("--op is 'gelu'", "--op NAME=OWNER")),
+    "fallback under strict": gpus(
+        "A100",
+        "--strict",
+        shown="tiny on NVIDIA A100 80GB",
+        says=("attention backend triton", "9.0", "set attention_backend to torch to say that this is enough"),
+    ),
     "no prompt": Case(command=("generate", "tiny"), code=2, says=("no prompts", "--prompts-file")),
     "empty prompt": Case(command=("generate", "tiny", ""), says=("'': the prompt is empty", "at least one token")),
     "long prompt": Case(command=("generate", "tiny", LONG), says=("400 tokens", "max_model_len 64", "at most 63")),
@@ -196,10 +230,15 @@ CASES = {
 }
 
 
-def one_block(capsys: Capture, *says: str) -> None:
-    """Check that standard output is empty and standard error is one error, said once, with its way out."""
+def on_a_cpu(command: Sequence[str]) -> list[str]:
+    """Return the command for a CPU, whatever this machine has, unless it says where it runs or plans for GPUs by name."""
+    return [*command] if {"--device", "--gpus"} & set(command) else [*command, "--device", "cpu"]
+
+
+def one_block(capsys: Capture, *says: str, shown: str = "") -> None:
+    """Check that standard output starts with what was to be shown and standard error is one error with its way out."""
     out, err = capsys.readouterr()
-    assert out == ""
+    assert out.startswith(shown) if shown else out == ""
     assert err.startswith("error: "), err
     assert (err.count("error: "), err.count("fix: "), "Traceback" in err) == (1, 1, False), err
     for words in says:
@@ -213,14 +252,14 @@ def test_bad_input_is_one_block_with_value_and_way_out(tiny: Path, capsys: Captu
     if name == "no GPU" and torch.cuda.is_available():
         pytest.skip("there is one")
     case.breaks(tiny)
-    assert main(case.command) == case.code
-    one_block(capsys, *case.says)
+    assert main(on_a_cpu(case.command)) == case.code
+    one_block(capsys, *case.says, shown=case.shown)
 
 
 def test_debug_adds_the_traceback(tiny: Path, capsys: Capture) -> None:
     """The block stays the last thing said."""
     config(architectures=None)(tiny)
-    assert main(["generate", "tiny", "hi", "--debug"]) == 1
+    assert main(on_a_cpu(["generate", "tiny", "hi", "--debug"])) == 1
     trace, _, block = capsys.readouterr().err.rpartition("error: ")
     assert "Traceback (most recent call last)" in trace
     assert block.startswith("config.json has no architectures")
@@ -244,7 +283,7 @@ def test_a_wrong_variable_is_one_block(tiny: Path, capsys: Capture, monkeypatch:
     """The environment is checked as options are."""
     variable, value, code, says = VARIABLES[name]
     monkeypatch.setenv(variable, value)
-    assert main(["generate", "tiny", "hi"]) == code
+    assert main(on_a_cpu(["generate", "tiny", "hi"])) == code
     one_block(capsys, *says)
 
 
@@ -270,7 +309,7 @@ def test_a_plugin_in_the_way_is_named(tiny: Path, capsys: Capture, site: Site, n
     source, architecture, says = PLUGINS[name]
     site.install("acme", source)
     config(architectures=[architecture])(tiny)
-    assert main(["generate", "tiny", "hi"]) == 1
+    assert main(on_a_cpu(["generate", "tiny", "hi"])) == 1
     one_block(capsys, *says)
 
 
@@ -278,14 +317,14 @@ def test_a_plugin_in_the_way_is_named(tiny: Path, capsys: Capture, site: Site, n
 def test_a_broken_plugin_harms_no_other_model(tiny: Path, capsys: Capture, site: Site, name: str) -> None:
     """What it does not serve is answered."""
     site.install("acme", PLUGINS[name][0])
-    assert main(["generate", "tiny", "hi", "--max-tokens", "2"]) == 0
+    assert main(on_a_cpu(["generate", "tiny", "hi", "--max-tokens", "2"])) == 0
     assert capsys.readouterr().err == ""
 
 
 def test_one_bad_prompt_of_a_batch_fails_alone(tiny: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its line says why, standard output stays JSON lines, the others get what they get alone, and the exit code is 1."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"ab\n\n{LONG}\ncd\n".encode())))
-    assert main(["generate", "tiny", "-", "--max-tokens", "3", "--json"]) == 1
+    assert main(on_a_cpu(["generate", "tiny", "-", "--max-tokens", "3", "--json"])) == 1
     out, err = capsys.readouterr()
     lines = [json.loads(line) for line in out.splitlines()]
     assert [line["finish_reason"] for line in lines] == ["length", "error", "error", "length"]
@@ -293,14 +332,14 @@ def test_one_bad_prompt_of_a_batch_fails_alone(tiny: Path, capsys: Capture, monk
     assert "400 tokens" in lines[2]["error"]
     assert err == ""
     for line in (lines[0], lines[3]):
-        assert main(["generate", "tiny", line["prompt"], "--max-tokens", "3", "--json"]) == 0
+        assert main(on_a_cpu(["generate", "tiny", line["prompt"], "--max-tokens", "3", "--json"])) == 0
         assert json.loads(capsys.readouterr().out) == line
 
 
 def test_token_ids_out_of_range_fail_alone(whole: Path) -> None:
     """Ids below 0 or beyond the vocabulary are refused with the range; the neighbours are answered."""
     params = SamplingParams(temperature=0.0, max_tokens=2)
-    with LLM(whole, progress=False) as llm:
+    with LLM(whole, device="cpu", progress=False) as llm:
         with pytest.raises(RequestError, match="300"):
             llm.generate([5, 300], params)
         good, high, low = llm.generate([[5, 6], [5, 300], [-1]], params)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
-from core.tests.planning.made import RAW, ComplainingPlugin, ParallelPlugin, cpu, gpus, planned, registry, source
+from attrs import evolve
+from core.tests.planning.made import RAW, ComplainingPlugin, MadePlugin, ParallelPlugin, cpu, gpus, planned, registry, source
 
 from paddock.config import EngineConfig
+from paddock.planning.hardware import Hardware
 from paddock.planning.resolve import resolve
+from paddock.plugins import hookimpl
 
 GROUPED = {"quantization_config": {"quant_method": "grouped"}}
 
@@ -75,6 +79,75 @@ def test_a_backend_that_cannot_serve_says_why() -> None:
     assert "needs compute capability 9.0" in rejected(planned({}, gpus(capability=(8, 0))), "attention_backend")["quick"]
 
 
+FALLBACKS: dict[str, tuple[dict[str, Any], Hardware, dict[str, Any], str, str]] = {
+    "old GPU": ({}, gpus(capability=(8, 0)), {}, "needs compute capability 9.0, Made GPU has 8.0", "of compute capability 9.0"),
+    "dtype": ({"dtype": "float32"}, gpus(), {}, "takes bfloat16, float16, not float32", "set dtype to bfloat16 or float16"),
+    "KV": ({}, gpus(), {"kv_cache_dtype": "fp8"}, "not in fp8", "set kv_cache_dtype to bfloat16 or float16"),
+    "page": ({}, gpus(), {"block_size": 16}, "pages of 64, 32 tokens, not 16", "set block_size to one of 64, 32"),
+    "feature": ({"features": ["alibi"]}, gpus(), {}, "lacks alibi", "set attention_backend to torch"),
+}
+
+
+@pytest.mark.parametrize("name", FALLBACKS)
+def test_falling_to_a_lower_backend_is_a_warning(name: str) -> None:
+    """It names who was to serve, why it does not, who does, and what would change that or confirm it; strict refuses."""
+    raw, hardware, options, reason, fix = FALLBACKS[name]
+    (issue,) = (each for each in planned(raw, hardware, **options).issues if each.code == "attention_fallback")
+    assert issue.level == "warning"
+    assert issue.message.startswith("attention backend quick, of rank 10, ")
+    assert issue.message.endswith(": torch, of rank 0, is taken")
+    assert reason in issue.message
+    assert fix in issue.fix
+    assert issue.fix.endswith("set attention_backend to torch to say that this is enough")
+    assert "attention_fallback" in [each.code for each in planned(raw, hardware, **options, strict=True).errors]
+    confirmed = planned(raw, hardware, **options, attention_backend="torch")
+    assert "attention_fallback" not in [each.code for each in confirmed.issues]
+
+
+def test_a_backend_for_other_devices_is_no_fallback() -> None:
+    """A CPU never hoped for a GPU's."""
+    assert planned({}, cpu()).issues == ()
+
+
+class Needy:
+    """Brings a backend and an op that need packages."""
+
+    def __init__(self, *requires: str) -> None:
+        self.requires = requires
+
+    @hookimpl
+    def paddock_attention_backends(self) -> Any:
+        """Return the backend."""
+        (quick,) = MadePlugin().paddock_attention_backends()
+        return [evolve(quick, name="needy", rank=20, requires=self.requires)]
+
+    @hookimpl
+    def paddock_ops(self) -> Any:
+        """Return the op."""
+        (op,) = MadePlugin().paddock_ops()
+        return [evolve(op, implementation="needy:rms_norm", rank=20, requires=self.requires)]
+
+
+def test_a_package_that_is_not_installed_keeps_a_backend_and_an_op_from_serving() -> None:
+    """The plan says which is missing and how to get it, and takes the next; nothing is imported to find out."""
+    plan = planned(plugins=[Needy("attrs", "tritno")])
+    assert plan.attention.name == "quick"
+    assert "needs the package tritno, which is not installed" in rejected(plan, "attention_backend")["needy"]
+    assert "tritno" in rejected(plan, "op rms_norm")["needy:rms_norm"]
+    (issue,) = plan.issues
+    assert issue.fix.startswith("pip install tritno, or ")
+
+
+def test_packages_that_are_installed_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that breaks when it is imported is not found out here; a folder of its name is not the package."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "breaks_when_imported.py").write_text("1 / 0")
+    (tmp_path / "mere_folder").mkdir()
+    plan = planned(plugins=[Needy("breaks_when_imported")])
+    assert (plan.attention.name, plan.issues) == ("needy", ())
+    assert planned(plugins=[Needy("mere_folder")]).attention.name == "quick"
+
+
 def test_a_backend_that_was_asked_for_is_used() -> None:
     """Rank decides only among what nobody named."""
     plan = planned(attention_backend="torch")
@@ -92,7 +165,7 @@ def test_kv_follows_what_the_checkpoint_was_calibrated_for() -> None:
 
 def test_uncalibrated_fp8_kv_is_worth_saying() -> None:
     """FP8 KV that was asked for without calibrated scales is an info, no more."""
-    (issue,) = planned(kv_cache_dtype="fp8").issues
+    (issue,) = planned(kv_cache_dtype="fp8", attention_backend="torch").issues
     assert (issue.level, issue.code) == ("info", "kv_scales_are_one")
 
 

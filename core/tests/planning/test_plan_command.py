@@ -59,6 +59,14 @@ def test_options_reach_the_plan(folder: Path, capsys: pytest.CaptureFixture[str]
     assert report["weight_bytes"] == plan.weight_bytes
 
 
+def test_ops_are_chosen_by_name_and_owner(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--op` may be given several times; `paddock` is the core."""
+    words = ["--op", "rms_norm=paddock", "--op", "gelu=paddock"]
+    assert main(["plan", str(folder), "--gpus", "H200", "--json", *words]) == 0
+    ops = {op["op"]: op["implementation"] for op in json.loads(capsys.readouterr().out)["plan"]["ops"]}
+    assert (ops["rms_norm"], ops["gelu"]) == ("paddock.layers.reference:rms_norm", "paddock.layers.reference:gelu")
+
+
 def test_json_of_a_plan_that_cannot_run_is_whole(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Standard output is one JSON object, whatever the verdict."""
     assert main(["plan", str(folder), "--gpus", "2xL4", "--json"]) == 1
@@ -90,6 +98,10 @@ def test_this_cpu_can_be_planned_for(folder: Path, capsys: pytest.CaptureFixture
         (["--gpus", "H200", "--dtype", "int3"], 2, "int3"),
         (["--gpus", "H200", "--max-model-len", "200000"], 1, "131072"),
         (["--gpus", "H200", "--attention-backend", "flash"], 1, "flash"),
+        (["--gpus", "H200", "--op", "rms_norm"], 2, "--op is 'rms_norm'"),
+        (["--gpus", "H200", "--op", "gelu=a", "--op", "gelu=b"], 2, "--op gives 'gelu' to 'a' and to 'b'"),
+        (["--gpus", "H200", "--op", "rms_nrom=paddock"], 2, "did you mean 'rms_norm'?"),
+        (["--gpus", "H200", "--op", "rms_norm=nobody"], 2, "wants 'rms_norm' from 'nobody'"),
     ],
 )
 def test_wrong_options_are_one_readable_block(

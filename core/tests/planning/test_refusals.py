@@ -90,6 +90,45 @@ def test_what_cannot_be_decided_is_refused(raw: dict[str, Any], options: dict[st
     assert caught.value.fix
 
 
+ASKED_IN_VAIN: dict[str, tuple[dict[str, Any], Any, dict[str, Any], str, str]] = {
+    "old GPU": (
+        {},
+        gpus(capability=(8, 0)),
+        {},
+        "needs compute capability 9.0, Made GPU has 8.0",
+        "use a GPU of compute capability 9.0 or later, or leave attention_backend at auto: torch can serve",
+    ),
+    "a CPU": ({}, cpu(), {}, "runs on cuda, not on cpu", "auto: torch can serve"),
+    "dtype": (
+        {},
+        gpus(),
+        {"dtype": "float32"},
+        "takes bfloat16, float16, not float32",
+        "set dtype to bfloat16 or float16; set kv_cache_dtype to bfloat16 or float16, or leave attention_backend at auto",
+    ),
+    "feature": ({"features": ["alibi"]}, gpus(), {}, "lacks alibi", "leave attention_backend at auto: torch can serve"),
+    "nothing serves": ({"features": ["sinks"]}, gpus(), {}, "lacks sinks", "paddock list attention"),
+}
+
+
+@pytest.mark.parametrize("name", ASKED_IN_VAIN)
+def test_a_backend_asked_for_that_cannot_serve_is_refused_with_what_would_do(name: str) -> None:
+    """It is never replaced: the error has its reasons, what would let it serve, and who serves without."""
+    raw, hardware, options, says, fix = ASKED_IN_VAIN[name]
+    with pytest.raises(PlanError) as caught:
+        planned(raw, hardware, attention_backend="quick", **options)
+    assert caught.value.message.startswith("attention_backend is 'quick', which cannot serve this: ")
+    assert says in caught.value.message
+    assert fix in caught.value.fix
+
+
+def test_an_op_asked_for_that_cannot_serve_is_refused_with_what_would_do() -> None:
+    """The plugin's op needs a GPU; the fix is one, or no wish."""
+    with pytest.raises(PlanError, match="runs on cuda, not on cpu") as caught:
+        planned({}, cpu(), ops={"rms_norm": "MadePlugin"})
+    assert caught.value.fix == "run on cuda, or leave rms_norm out of ops"
+
+
 def test_a_format_two_plugins_recognise_names_both() -> None:
     """Nothing decides between two formats but the user, who is told how."""
     with pytest.raises(PluginError, match=r"'grouped' of .* and 'second' of ") as caught:

@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from paddock.cli.session import Session
+from paddock.cli.session import Session, parse_owners
 from paddock.config import DEVICES, DTYPES, KV_CACHE_DTYPES, LOAD_FORMATS
 
 if TYPE_CHECKING:
     from paddock.llm import LLM
 
 Command = TypeVar("Command", bound=Callable[..., object])
+
+
+def _owners_of_ops(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> dict[str, str] | None:
+    return parse_owners("--op", texts) or None
+
 
 _OPTIONS = (
     click.option(
@@ -27,6 +32,14 @@ _OPTIONS = (
     click.option("--quantization", metavar="NAME", help="Format of the weights [auto: what the checkpoint says]."),
     click.option("--kv-cache-dtype", type=click.Choice(KV_CACHE_DTYPES), help="Type of the KV cache."),
     click.option("--attention-backend", metavar="NAME", help="Attention implementation; see `paddock list attention`."),
+    click.option(
+        "--op",
+        "ops",
+        multiple=True,
+        callback=_owners_of_ops,
+        metavar="NAME=OWNER",
+        help="Take op NAME from the plugin OWNER, which for the core's own is paddock; see `paddock list ops`.",
+    ),
     click.option("--gpu-memory-utilization", type=float, metavar="SHARE", help="Share of a GPU's memory to use."),
     click.option("--kv-cache-memory-bytes", type=int, metavar="N", help="Bytes for the KV cache [what is left]."),
     click.option("--tensor-parallel-size", "--tp", type=int, metavar="N", help="GPUs that share each layer."),

@@ -9,7 +9,7 @@ import click
 
 from paddock import log
 from paddock.cli.errors import OK, guarded
-from paddock.cli.session import Session, parse_preferences
+from paddock.cli.session import Session, parse_owners
 from paddock.config import VARIABLES, read_environment
 from paddock.errors import OptionError, PaddockError, PluginError
 from paddock.plugins import CommandSpec, builtin, resolve
@@ -94,7 +94,7 @@ def cli(context: click.Context, prefer: tuple[str, ...], strict: bool, debug: bo
 def _open_session(context: click.Context) -> Session:
     environment = read_environment()
     strict = bool(context.params.get("strict")) or environment.strict
-    return Session(environment=environment, strict=strict, prefer=parse_preferences(context.params.get("prefer", ())))
+    return Session(environment=environment, strict=strict, prefer=parse_owners("--prefer", context.params.get("prefer", ())))
 
 
 def _help_lines(context: click.Context) -> tuple[list[tuple[str, str]], str]:

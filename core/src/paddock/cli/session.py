@@ -35,14 +35,14 @@ class Session:
         return self._registry
 
 
-def parse_preferences(texts: tuple[str, ...]) -> dict[str, str]:
-    """Return `NAME=OWNER` texts as a mapping; raise OptionError for one of another form or a name given twice."""
-    preferences: dict[str, str] = {}
+def parse_owners(option: str, texts: tuple[str, ...]) -> dict[str, str]:
+    """Return an option's `NAME=OWNER` texts as a mapping; raise OptionError for one of another form or a name given twice."""
+    owners: dict[str, str] = {}
     for text in texts:
         name, equals, owner = (piece.strip() for piece in text.partition("="))
         if not (name and equals and owner):
-            raise OptionError(f"--prefer is {text!r}", fix="write --prefer NAME=OWNER, OWNER being a plugin or a distribution")
-        if preferences.get(name, owner) != owner:
-            raise OptionError(f"--prefer gives {name!r} to {preferences[name]!r} and to {owner!r}", fix="choose one")
-        preferences[name] = owner
-    return preferences
+            raise OptionError(f"{option} is {text!r}", fix=f"write {option} NAME=OWNER, OWNER being a plugin or a distribution")
+        if owners.get(name, owner) != owner:
+            raise OptionError(f"{option} gives {name!r} to {owners[name]!r} and to {owner!r}", fix="choose one")
+        owners[name] = owner
+    return owners

@@ -8,11 +8,13 @@ from paddock.config import EngineConfig
 from paddock.errors import OptionError, PlanError, did_you_mean
 from paddock.planning.formats import AUTO, Format
 from paddock.planning.hardware import Hardware
-from paddock.planning.notes import ASKED, Candidate, Notes, why_not_here
+from paddock.planning.notes import ASKED, Candidate, Notes, Obstacle, reasons, ways_around, why_not_here
 from paddock.planning.plan import Rejected
 from paddock.plugins.descriptors import AttentionNeeds, AttentionSpec, ObserverSpec, OpSpec
 from paddock.plugins.provider import Provided
 from paddock.plugins.registry import Registry
+
+_WHAT_EACH_TAKES = "paddock list attention shows what each backend takes"
 
 
 @frozen(kw_only=True)
@@ -33,19 +35,24 @@ class Question:
     needs: AttentionNeeds
     block_size: int | None
 
-    def why_not(self, spec: AttentionSpec, kv_dtype: str) -> list[str]:
-        """Return why the backend cannot serve; nothing when it can."""
-        reasons = why_not_here(spec, self.hardware, self.dtype)
+    def why_not(self, spec: AttentionSpec, kv_dtype: str) -> list[Obstacle]:
+        """Return what keeps the backend from serving; nothing when it can."""
+        found = why_not_here(spec, self.hardware, self.dtype)
         if kv_dtype not in spec.kv_cache_dtypes:
-            reasons.append(f"keeps KV in {', '.join(sorted(spec.kv_cache_dtypes))}, not in {kv_dtype}")
+            kept = sorted(spec.kv_cache_dtypes)
+            found.append(
+                Obstacle(f"keeps KV in {', '.join(kept)}, not in {kv_dtype}", f"set kv_cache_dtype to {' or '.join(kept)}")
+            )
         if spec.head_dims and self.needs.head_dim not in spec.head_dims:
-            reasons.append(f"serves head sizes {', '.join(map(str, sorted(spec.head_dims)))}, not {self.needs.head_dim}")
+            sizes = ", ".join(map(str, sorted(spec.head_dims)))
+            found.append(Obstacle(f"serves head sizes {sizes}, not {self.needs.head_dim}"))
         missing = self.needs.features - spec.features
         if missing:
-            reasons.append(f"lacks {', '.join(sorted(missing))}")
+            found.append(Obstacle(f"lacks {', '.join(sorted(missing))}"))
         if self.block_size is not None and self.block_size not in spec.page_sizes:
-            reasons.append(f"has pages of {', '.join(map(str, spec.page_sizes))} tokens, not {self.block_size}")
-        return reasons
+            sizes = ", ".join(map(str, spec.page_sizes))
+            found.append(Obstacle(f"has pages of {sizes} tokens, not {self.block_size}", f"set block_size to one of {sizes}"))
+        return found
 
 
 def choose_attention(
@@ -53,24 +60,58 @@ def choose_attention(
 ) -> Attention:
     """Return the best ranked backend that serves, at the first KV dtype some backend serves.
 
-    Raises PlanError with every backend's reasons when none does; a backend asked for by name is never replaced.
+    Raises PlanError with every backend's reasons when none does; a backend asked for by name is never replaced. A warning
+    says so where one of higher rank is made for this device and still cannot serve.
     """
     question = Question(hardware=hardware, dtype=fmt.dtype, needs=needs, block_size=config.block_size)
     backends = _backends_to_ask(config, registry)
     refused: list[Rejected] = []
     for kv in kv_candidates(config.kv_cache_dtype, fmt):
-        reasons = {provided.spec.name: question.why_not(provided.spec, kv.value) for provided in backends}
-        serving = [provided for provided in backends if not reasons[provided.spec.name]]
-        unfit = [Rejected(name, "; ".join(why)) for name, why in reasons.items() if why]
+        obstacles = {provided.spec.name: question.why_not(provided.spec, kv.value) for provided in backends}
+        serving = [provided for provided in backends if not obstacles[provided.spec.name]]
+        unfit = [Rejected(name, reasons(why)) for name, why in obstacles.items() if why]
         if serving:
             notes.choose("kv_cache_dtype", kv.value, kv.reason, refused)
             registry.attention(serving[0].spec.name)  # raises where another plugin owns the name too
+            better = [
+                one.spec for one in backends if one.spec.rank > serving[0].spec.rank and hardware.device in one.spec.devices
+            ]
+            _say_fallback(better, serving[0].spec, obstacles, notes)
             return _noted(config, serving, unfit, kv.value, notes)
         refused.append(Rejected(kv.value, " | ".join(f"{one.value}: {one.reason}" for one in unfit)))
+    said = " | ".join(f"KV {one.value}: {one.reason}" for one in refused)
+    if config.attention_backend != AUTO:
+        raise _refusal(config, registry, question, kv_candidates(config.kv_cache_dtype, fmt), said)
     raise PlanError(
-        "no attention backend can serve this: " + " | ".join(f"KV {one.value}: {one.reason}" for one in refused),
-        fix="paddock list attention shows what each backend takes; change what it refuses, or install another",
+        f"no attention backend can serve this: {said}",
+        fix=f"{_WHAT_EACH_TAKES}; change what it refuses, or install another",
     )
+
+
+def _refusal(config: EngineConfig, registry: Registry, question: Question, kvs: list[Candidate], said: str) -> PlanError:
+    """Return the error for a backend that was asked for and cannot serve: what would let it, and which others serve as it is."""
+    name = config.attention_backend
+    obstacles = question.why_not(registry.attention(name).spec, kvs[-1].value)
+    every = sorted(registry.attention_backends, key=lambda one: (-one.spec.rank, one.spec.name))
+    others = [one.spec.name for one in every if any(not question.why_not(one.spec, kv.value) for kv in kvs)]
+    instead = f"leave attention_backend at auto: {', '.join(others)} can serve" if others else ""
+    fix = ", or ".join(filter(None, (ways_around(obstacles), instead)))
+    return PlanError(
+        f"attention_backend is {name!r}, which cannot serve this: {said}",
+        fix=fix or f"{_WHAT_EACH_TAKES}; change what {name} refuses",
+    )
+
+
+def _say_fallback(better: list[AttentionSpec], taken: AttentionSpec, obstacles: dict[str, list[Obstacle]], notes: Notes) -> None:
+    for spec in better:
+        why = obstacles[spec.name]
+        enough = f"set attention_backend to {taken.name} to say that this is enough"
+        notes.find(
+            "warning",
+            "attention_fallback",
+            f"attention backend {spec.name}, of rank {spec.rank}, {reasons(why)}: {taken.name}, of rank {taken.rank}, is taken",
+            ", or ".join(filter(None, (ways_around(why), enough))),
+        )
 
 
 def kv_candidates(asked: str, fmt: Format) -> list[Candidate]:
@@ -133,10 +174,12 @@ def _choose_op(
 ) -> OpSpec:
     why = {one.spec.implementation: why_not_here(one.spec, hardware, dtype) for one in implementations}
     serving = [one for one in implementations if not why[one.spec.implementation]]
-    unfit = [Rejected(name, "; ".join(reasons)) for name, reasons in why.items() if reasons]
+    unfit = [Rejected(name, reasons(obstacles)) for name, obstacles in why.items() if obstacles]
     if not serving:
         said = " | ".join(f"{one.value}: {one.reason}" for one in unfit)
-        raise PlanError(f"no implementation of op {op!r} serves here: {said}", fix="choose another dtype or device, or drop ops")
+        around = "; ".join(filter(None, map(ways_around, why.values())))
+        fix = ", or ".join(filter(None, (around, f"leave {op} out of ops" if owner else "")))
+        raise PlanError(f"no implementation of op {op!r} serves here: {said}", fix=fix or "choose another dtype or device")
     best, *others = serving
     lower = [Rejected(one.spec.implementation, f"rank {one.spec.rank}") for one in others]
     reason = f"rank {best.spec.rank}, from {best.provider.distribution}" if owner is None else ASKED

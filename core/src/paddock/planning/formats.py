@@ -11,7 +11,7 @@ from paddock.axes import Scheme, Unquantized
 from paddock.config import EngineConfig
 from paddock.errors import ModelConfigError, PlanError, PluginError
 from paddock.planning.hardware import Hardware
-from paddock.planning.notes import ASKED, Candidate, Notes, why_not_here
+from paddock.planning.notes import ASKED, Candidate, Notes, Obstacle, reasons, why_not_here
 from paddock.planning.plan import ModelFiles, Rejected
 from paddock.plugins.descriptors import CheckpointFacts, ModelSpec, QuantizationSpec, resolve
 from paddock.plugins.provider import Provided
@@ -58,14 +58,13 @@ def choose_format(
     candidates = dtype_candidates(config.dtype, saved, hardware)
     for position, candidate in enumerate(candidates):
         found = _detect(config, registry, files, candidate.value)
-        reasons = _dtype_unfit(candidate.value, hardware) + (
-            why_not_here(found[0].spec, hardware, candidate.value) if found else []
-        )
-        if not reasons:
+        obstacles = _dtype_unfit(candidate.value, hardware)
+        obstacles += why_not_here(found[0].spec, hardware, candidate.value) if found else []
+        if not obstacles:
             lower = [Rejected(other.value, "ranked lower") for other in candidates[position + 1 :]]
             notes.choose("dtype", candidate.value, candidate.reason, [*rejected, *lower])
             return _noted(candidate.value, found, notes)
-        rejected.append(Rejected(candidate.value, "; ".join(reasons)))
+        rejected.append(Rejected(candidate.value, reasons(obstacles)))
     tried = "; ".join(f"{one.value}: {one.reason}" for one in rejected)
     raise PlanError(f"no dtype works on {hardware.name}: {tried}", fix="choose another dtype, device or checkpoint")
 
@@ -88,10 +87,10 @@ def dtype_candidates(asked: str, saved: str, hardware: Hardware) -> list[Candida
     return [plain, Candidate("bfloat16", "half the memory of float32")]
 
 
-def _dtype_unfit(dtype: str, hardware: Hardware) -> list[str]:
+def _dtype_unfit(dtype: str, hardware: Hardware) -> list[Obstacle]:
     capability = hardware.compute_capability
     if dtype == "bfloat16" and capability is not None and capability < (8, 0):
-        return [f"{hardware.name} has no bfloat16 (compute capability {capability[0]}.{capability[1]}, needs 8.0)"]
+        return [Obstacle(f"{hardware.name} has no bfloat16 (compute capability {capability[0]}.{capability[1]}, needs 8.0)")]
     return []
 
 

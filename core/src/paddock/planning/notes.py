@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.util import find_spec
 
 from attrs import define, field, frozen
 
@@ -20,6 +21,14 @@ class Candidate:
 
     value: str
     reason: str
+
+
+@frozen
+class Obstacle:
+    """Why something cannot serve, and what would let it: an empty `fix` where nothing a user can change would."""
+
+    reason: str
+    fix: str = ""
 
 
 @define
@@ -45,21 +54,48 @@ class Notes:
         )
 
 
-def why_not_here(spec: AttentionSpec | OpSpec | QuantizationSpec, hardware: Hardware, dtype: str) -> list[str]:
-    """Return the reasons why what the spec describes cannot run on that hardware in that dtype; none when it can."""
-    reasons = []
+def why_not_here(spec: AttentionSpec | OpSpec | QuantizationSpec, hardware: Hardware, dtype: str) -> list[Obstacle]:
+    """Return what keeps what the spec describes from running on that hardware in that dtype; nothing when it can.
+
+    Packages are looked for where the plan is made, and not imported.
+    """
+    found = []
     if hardware.device not in spec.devices:
-        reasons.append(f"runs on {_list(spec.devices)}, not on {hardware.device}")
+        found.append(Obstacle(f"runs on {_list(spec.devices)}, not on {hardware.device}", f"run on {_any_of(spec.devices)}"))
     if dtype not in spec.dtypes:
-        reasons.append(f"takes {_list(spec.dtypes)}, not {dtype}")
+        found.append(Obstacle(f"takes {_list(spec.dtypes)}, not {dtype}", f"set dtype to {_any_of(spec.dtypes)}"))
     least, have = spec.min_compute_capability, hardware.compute_capability
     if hardware.device == "cuda" and least is not None and (have is None or have < least):
-        reasons.append(f"needs compute capability {_version(least)}, {hardware.name} has {_version(have) if have else 'none'}")
-    return reasons
+        reason = f"needs compute capability {_version(least)}, {hardware.name} has {_version(have) if have else 'none'}"
+        found.append(Obstacle(reason, f"use a GPU of compute capability {_version(least)} or later"))
+    missing = () if isinstance(spec, QuantizationSpec) else (name for name in spec.requires if not is_installed(name))
+    found += [Obstacle(f"needs the package {name}, which is not installed", f"pip install {name}") for name in missing]
+    return found
+
+
+def is_installed(package: str) -> bool:
+    """Return whether a top-level package can be imported, without importing it; a mere folder of its name does not count."""
+    spec = find_spec(package)
+    return spec is not None and spec.origin is not None
+
+
+def reasons(obstacles: Iterable[Obstacle]) -> str:
+    """Return why something cannot serve, in one line."""
+    return "; ".join(obstacle.reason for obstacle in obstacles)
+
+
+def ways_around(obstacles: Iterable[Obstacle]) -> str:
+    """Return what would let it serve, in one line; empty where nothing would."""
+    obstacles = tuple(obstacles)
+    return "; ".join(obstacle.fix for obstacle in obstacles) if all(obstacle.fix for obstacle in obstacles) else ""
 
 
 def _list(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "nothing"
+
+
+def _any_of(names: Iterable[str]) -> str:
+    return " or ".join(sorted(names))
 
 
 def _version(capability: tuple[int, int]) -> str:
