@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from paddock.cli import bench, chat, generate
+from paddock.cli.bench import speed
 from paddock.cli.session import Session
 from paddock.config import Environment
 from paddock.llm import LLM
@@ -19,7 +20,8 @@ from paddock.text.frontend import TextEngine
 
 TOKENIZER = byte_level_tokenizer()
 CHAT = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
-COMMANDS = {"bench": bench, "chat": chat, "generate": generate}
+COMMANDS = {"bench": bench.command, "chat": chat.command, "generate": generate.command}
+OPENERS = {"bench": speed, "chat": chat, "generate": generate}  # the modules that open the LLM of a command
 Reply = Callable[[Request], Sequence[int]]
 Make = Callable[..., LLM]
 Run = Callable[..., Result]
@@ -65,8 +67,8 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     """Return what runs a command on an LLM made before: `run(llm, "generate", "model", ..., input=b"...")`."""
 
     def invoke(llm: LLM, name: str, *arguments: str, input: bytes = b"") -> Result:
-        monkeypatch.setattr(COMMANDS[name], "open_llm", lambda session, model, options, progress=None: llm)
+        monkeypatch.setattr(OPENERS[name], "open_llm", lambda session, model, options, progress=None: llm)
         session = Session(environment=Environment())
-        return CliRunner().invoke(COMMANDS[name].command, arguments, obj=session, input=input)
+        return CliRunner().invoke(COMMANDS[name], arguments, obj=session, input=input)
 
     return invoke

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from core.tests.api.conftest import Make, Run
 
-from paddock.cli.measure import DEFINITIONS, Workload, summary
-from paddock.cli.measure import Run as TimedRun
+from paddock.bench.measure import DEFINITIONS, Workload, summary, warm_up
+from paddock.bench.measure import Run as TimedRun
 from paddock.errors import PaddockError
 from paddock.request import CompletionOutput, Request, RequestOutput, Timings
 
@@ -36,6 +36,7 @@ def test_figures_follow_their_definitions() -> None:
     assert figures["itl_median_ms"] == pytest.approx(150)
     assert figures["itl_p99_ms"] == pytest.approx(1200)
     assert figures["e2e_median_ms"] == pytest.approx(1400)
+    assert figures["request_output_tokens_per_second"] == pytest.approx((3 / 0.8 + 3 / 2.0) / 2)
     assert set(DEFINITIONS) <= set(figures)
 
 
@@ -67,7 +68,41 @@ def test_a_bench_reports_what_really_ran(make: Make, run: Run, kind: str) -> Non
     assert report["at_once"] == (kind == "throughput")
     assert len(report["runs"]) == 2
     assert set(DEFINITIONS) <= set(report)
-    assert set(report["versions"]) == {"paddock", "torch", "python"}
+    assert set(report["definitions"]) == set(DEFINITIONS)
+    assert set(report["versions"]) == {"paddock", "torch", "triton", "cuda", "python"}
+    assert {"gpu", "plan", "commit", "date", "command"} <= set(report)
+    assert report["roof_tokens_per_second"] is report["percent_of_roof"] is None
+    assert report["roof"] == {"none_because": "no plan is known"}
+
+
+def test_a_commit_may_be_said(make: Make, run: Run) -> None:
+    """What the user calls the source stands in place of what git says."""
+    result = run(make(_counting), "bench", "latency", "model", "--isl", "2", "--osl", "2", "--commit", "v9", "--json")
+    assert json.loads(result.stdout)["commit"] == "v9"
+
+
+def test_the_warm_up_runs_what_the_timed_run_uses(make: Make) -> None:
+    """As many requests with short prompts, then a few as long as the timed ones; short workloads need no second."""
+    seen: dict[str, int] = {}  # by request: the script is asked again at each of its tokens
+
+    def remembering(request: Request) -> list[int]:
+        seen[request.request_id] = len(request.prompt_token_ids)
+        return _counting(request)
+
+    warm_up(make(remembering), Workload(requests=5, isl=100, osl=50, seed=0, at_once=True))
+    assert list(seen.values()) == [32] * 5 + [100] * 2
+    seen.clear()
+    warm_up(make(remembering), Workload(requests=3, isl=20, osl=50, seed=0, at_once=False))
+    assert list(seen.values()) == [20] * 3
+
+
+def test_every_run_is_shown_and_a_ledger_needs_a_plan(make: Make, run: Run) -> None:
+    """The text gives each run's rate beside the median; without a plan nothing was predicted, and that is said."""
+    arguments = ("--requests", "2", "--isl", "4", "--osl", "2", "--runs", "3", "--ledger")
+    result = run(make(_counting), "bench", "throughput", "model", *arguments)
+    (line,) = (line for line in result.stdout.splitlines() if "of each run" in line)
+    assert len(line.split(": ")[1].split(", ")) == 3
+    assert "no bytes were predicted" in result.stderr
 
 
 def test_every_figure_is_printed_with_its_definition(make: Make, run: Run) -> None:

@@ -37,6 +37,15 @@ def test_looking_around_imports_nothing_heavy(arguments: list[str]) -> None:
     assert not HEAVY & modules
 
 
+@pytest.mark.parametrize("words", [[], ["throughput"], ["latency"], ["startup"], ["kernels"], ["chart"]], ids=" ".join)
+def test_help_of_a_measurement_needs_no_torch(words: list[str]) -> None:
+    """What `paddock bench` offers is known before anything is loaded to measure it."""
+    command = [sys.executable, "-c", LOADED.format(arguments=["bench", *words, "--help"])]
+    result = subprocess.run(command, capture_output=True, text=True, env=clean())
+    assert result.returncode == 0, result.stderr
+    assert not {"torch", "triton", "matplotlib"} & set(result.stderr.split())
+
+
 @pytest.mark.parametrize(("arguments", "seconds"), [(["--help"], 0.3), (["plugins", "--json"], 0.5), (["list", "models"], 0.5)])
 def test_looking_around_takes_little_work(arguments: list[str], seconds: float) -> None:
     """The best of a few runs stays within the promise, in processor time, which a busy machine does not change."""

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from paddock.errors import PaddockError
 from paddock.llm import LLM
 from paddock.request import RequestOutput, SamplingParams
 
-WARM_UP_TOKENS = 8
+WARM_UP_ISL, WARM_UP_OSL = 32, 8  # tokens in and out of each request of the first warm-up
+WARM_UP_LONG = 2  # requests of the second, as long as the timed ones: kernels compile for lengths too
 
 DEFINITIONS = {
     "wall_seconds": ("wall", "s", "from the first request given to the last token of the last one"),
@@ -26,6 +27,7 @@ DEFINITIONS = {
     "ttft_p99_ms": ("time to first token, p99", "ms", "the same, 99 % of requests are below"),
     "itl_median_ms": ("inter-token latency, median", "ms", "between a token and the next of its request, over all tokens"),
     "itl_p99_ms": ("inter-token latency, p99", "ms", "the same, 99 % of gaps are below"),
+    "request_output_tokens_per_second": ("output of one request", "tokens/s", "its tokens / end to end, median over requests"),
     "e2e_median_ms": ("end to end, median", "ms", "from a request given to its last token"),
     "e2e_p99_ms": ("end to end, p99", "ms", "the same, 99 % of requests are below"),
 }
@@ -71,6 +73,7 @@ class Run:
         times = [(output.timings.arrived, output.outputs[0].token_times) for output in self.outputs if output.timings]
         gaps = [after - before for _, tokens in times for before, after in pairwise(tokens)]
         first, last = ([tokens[i] - arrived for arrived, tokens in times] for i in (0, -1))
+        rates = [len(tokens) / seconds for (_, tokens), seconds in zip(times, last, strict=True) if seconds > 0]
         return {
             "isl": tokens_in / len(self.outputs),
             "osl": tokens_out / len(self.outputs),
@@ -78,6 +81,7 @@ class Run:
             "output_tokens_per_second": tokens_out / self.wall,
             "total_tokens_per_second": (tokens_in + tokens_out) / self.wall,
             "requests_per_second": len(self.outputs) / self.wall,
+            "request_output_tokens_per_second": statistics.median(rates) if rates else None,
             **_milliseconds("ttft", first),
             **_milliseconds("itl", gaps),
             **_milliseconds("e2e", last),
@@ -85,11 +89,11 @@ class Run:
 
 
 def warm_up(llm: LLM, work: Workload) -> None:
-    """Run as many requests, in the same manner, a few tokens each."""
-    timed_run(
-        llm,
-        Workload(requests=work.requests, isl=min(work.isl, 32), osl=min(work.osl, WARM_UP_TOKENS), seed=1, at_once=work.at_once),
-    )
+    """Run what the timed run will use: as many requests, a few tokens each; then a few as long as they will be."""
+    short = evolve(work, isl=min(work.isl, WARM_UP_ISL), osl=min(work.osl, WARM_UP_OSL), seed=work.seed + 1)
+    timed_run(llm, short)
+    if work.isl > short.isl:
+        timed_run(llm, evolve(short, requests=min(work.requests, WARM_UP_LONG), isl=work.isl, seed=work.seed + 2))
 
 
 def timed_run(llm: LLM, work: Workload) -> Run:

@@ -1,0 +1,136 @@
+"""Reports of `paddock bench` as bar charts: how fast, and what share of the roof that is. Needs matplotlib, an extra."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+
+from paddock.errors import OptionError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FORMATS = ("png", "svg")
+FULL_ROOF = 100.0
+SPEED, KERNELS = ("throughput", "latency"), "kernels"
+_BAR_INCHES, _FRAME_INCHES, _WIDTH_INCHES = 0.32, 1.4, 12.0
+
+
+@frozen(kw_only=True)
+class Bar:
+    """One bar of both halves: its label, what was measured, and percent of the roof, None where there is none."""
+
+    label: str
+    value: float
+    percent: float | None
+
+
+@frozen(kw_only=True)
+class Chart:
+    """Bars of one unit."""
+
+    title: str
+    unit: str
+    bars: tuple[Bar, ...]
+
+
+def read_reports(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return the reports; raise OptionError for a file that holds none a chart can show."""
+    return [_read(path) for path in paths]
+
+
+def charts_of(reports: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """Return a chart of models' output tokens a second, and one for each unit kernels are measured in, where there are any."""
+    speeds = [report for report in reports if report["bench"] in SPEED]
+    tables = [report for report in reports if report["bench"] == KERNELS]
+    rows = [(report, row) for report in tables for row in report["rows"] if row["rate"] is not None]
+    charts = []
+    if speeds:
+        bars = tuple(map(_speed_bar, speeds))
+        charts.append(Chart(title="Output, prefill included", unit="tokens/s", bars=bars))
+    for unit in sorted({row["unit"] for _, row in rows}):
+        bars = tuple(_kernel_bar(report, row) for report, row in rows if row["unit"] == unit)
+        charts.append(Chart(title="Kernels", unit=unit, bars=bars))
+    return charts
+
+
+def draw(charts: Sequence[Chart], out: Path) -> list[Path]:
+    """Write the charts one below the other as `out` with each of FORMATS' endings; return the files."""
+    figure_class = _figure_class()
+    heights = [_FRAME_INCHES + _BAR_INCHES * len(chart.bars) for chart in charts]
+    figure = figure_class(figsize=(_WIDTH_INCHES, sum(heights)), layout="constrained")
+    halves = figure.subplots(len(charts), 2, squeeze=False, height_ratios=heights, sharey="row")
+    for (values, shares), chart in zip(halves, charts, strict=True):
+        _draw_values(values, chart)
+        _draw_shares(shares, chart)
+    written = []
+    for ending in FORMATS:
+        written.append(out.with_name(f"{out.name}.{ending}"))
+        figure.savefig(written[-1], dpi=150)
+    return written
+
+
+def _draw_values(axes: Axes, chart: Chart) -> None:
+    places = range(len(chart.bars))
+    bars = axes.barh(places, [bar.value for bar in chart.bars], color="tab:blue")
+    axes.bar_label(bars, fmt="{:,.4g}", padding=3)
+    axes.set_yticks(places, [bar.label for bar in chart.bars])
+    axes.invert_yaxis()
+    axes.margins(x=0.25, y=0.02)
+    axes.set_title(chart.title)
+    axes.set_xlabel(chart.unit)
+
+
+def _draw_shares(axes: Axes, chart: Chart) -> None:
+    bars = axes.barh(range(len(chart.bars)), [bar.percent or 0.0 for bar in chart.bars], color="tab:orange")
+    axes.bar_label(bars, ["no roof" if bar.percent is None else f"{bar.percent:.1f}" for bar in chart.bars], padding=3)
+    axes.axvline(FULL_ROOF, color="black", linestyle="--", linewidth=1)
+    axes.set_xlim(0, max([FULL_ROOF, *(bar.percent or 0.0 for bar in chart.bars)]) * 1.12)
+    axes.set_title("Share of the roof")
+    axes.set_xlabel("%")
+
+
+def _speed_bar(report: Mapping[str, Any]) -> Bar:
+    name = Path(report["model"]).name or report["model"]
+    how = f"{report['requests']} {'at once' if report['at_once'] else 'in turn'}"
+    label = f"{name}, {how}, {report['isl']:g} in, {report['osl']:g} out{_on(report)}"
+    return Bar(label=label, value=report["output_tokens_per_second"], percent=report["percent_of_roof"])
+
+
+def _kernel_bar(report: Mapping[str, Any], row: Mapping[str, Any]) -> Bar:
+    return Bar(
+        label=f"{row['plugin']} {row['subject']} {row['case']}, {report['dtype']}{_on(report)}",
+        value=row["rate"],
+        percent=row["percent_of_roof"],
+    )
+
+
+def _on(report: Mapping[str, Any]) -> str:
+    gpu = report.get("gpu")
+    return f", {gpu['name']}" if gpu else ""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        report = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise OptionError(f"{path} holds no report: {error}", fix="give files that `paddock bench ... --json` wrote") from error
+    kind = report.get("bench") if isinstance(report, dict) else None
+    if kind not in (*SPEED, KERNELS):
+        raise OptionError(
+            f"{path} holds a report of {kind!r}", fix=f"give reports of paddock bench {', '.join(SPEED)} or {KERNELS}"
+        )
+    found: dict[str, Any] = report
+    return found
+
+
+def _figure_class() -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise OptionError("a chart needs matplotlib, which is not installed", fix="pip install 'paddock[charts]'") from error
+    return Figure

@@ -1,0 +1,260 @@
+"""Every op and attention backend that serves here, one line a size: right or wrong, its time, and what that is of the limit."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from attrs import evolve, field, frozen
+
+from paddock.bench.kernels import library
+from paddock.bench.kernels.attention_cases import SMALL_STEPS, STEPS, Laid, Step, laid_out
+from paddock.bench.kernels.case import ATTENTION, Case, Draw
+from paddock.bench.kernels.op_cases import FULL, SMALL, OpCases
+from paddock.bench.kernels.timing import Sets, argument_sets, seconds
+from paddock.bench.kernels.verdict import Verdict, attention_verdict, op_verdict
+from paddock.errors import OptionError, did_you_mean
+from paddock.layers import torch_dtype
+from paddock.layers.reference import FP8
+from paddock.planning.backends import Question
+from paddock.planning.hardware import Hardware
+from paddock.planning.notes import why_not_here
+from paddock.planning.roofs import Ceilings, ceilings_of
+from paddock.plugins import AttentionSpec, OpSpec, resolve
+from paddock.plugins.discovery import BUILTIN
+from paddock.plugins.provider import Provided
+from paddock.plugins.registry import Registry
+
+DEFINITIONS = {
+    "microseconds": ("time", "us", "of one call in a captured graph of many, by the wall on a CPU"),
+    "rate": ("rate", "TB/s or TFLOP/s", "the least bytes, or the operations where those bound the call, over the time"),
+    "percent_of_roof": ("roof", "%", "the limit over the time"),
+    "limit_microseconds": (
+        "limit",
+        "us",
+        "the least bytes over the bandwidth of the device, or operations over its rate if longer",
+    ),
+    "twin_microseconds": ("twin", "us", "of the plain-torch definition; attention's is launched anew each time"),
+    "library_microseconds": (
+        "torch",
+        "us",
+        "of the quickest of torch's own calls for the same work; attention's has no pages",
+    ),
+}
+
+
+@frozen(kw_only=True)
+class Row:
+    """One implementation at one size. `problem` says why there is no time: a wrong result, or an error."""
+
+    subject: str
+    implementation: str
+    plugin: str
+    case: str
+    error: float | None = None
+    allowed: float | None = None
+    problem: str | None = None
+    microseconds: float | None = None
+    rate: float | None = None
+    unit: str = "TB/s"
+    percent_of_roof: float | None = None
+    limit_microseconds: float | None = None
+    twin_microseconds: float | None = None
+    library_microseconds: float | None = None
+    library: str | None = None
+
+
+@frozen(eq=False, kw_only=True)
+class Bench:
+    """What is measured, on what: the registry's kernels on one device, in one dtype of activations; `quick` for small sizes."""
+
+    registry: Registry
+    hardware: Hardware
+    dtype: str = "bfloat16"
+    quick: bool = False
+    _twins: dict[tuple[str, str], float] = field(factory=dict, init=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Return where kernels run."""
+        return torch.device(self.hardware.device)
+
+    @property
+    def ceilings(self) -> Ceilings | None:
+        """Return what the device can do at best, None where that is not known."""
+        return ceilings_of(self.hardware.name) if self.hardware.device == "cuda" else None
+
+    def ops(self, names: Collection[str] = ()) -> list[Provided[OpSpec]]:
+        """Return the implementations to measure; the core's own only of an op nobody else serves here."""
+        known = {each.spec.op for each in self.registry.ops}
+        _refuse_unknown("op", names, known)
+        serving = [each for each in self.registry.ops if not why_not_here(each.spec, self.hardware, self.dtype)]
+        chosen = [each for each in serving if not names or each.spec.op in names]
+        others = {each.spec.op for each in chosen if each.provider.plugin != BUILTIN}
+        return [each for each in chosen if each.provider.plugin != BUILTIN or each.spec.op not in others]
+
+    def backends(self, names: Collection[str] = ()) -> list[Provided[AttentionSpec]]:
+        """Return the attention backends to measure; the core's own where it is named, or nobody else serves here."""
+        _refuse_unknown("attention backend", names, {each.spec.name for each in self.registry.attention_backends})
+        serving = [e for e in self.registry.attention_backends if not why_not_here(e.spec, self.hardware, self.dtype)]
+        if names:
+            return [each for each in serving if each.spec.name in names]
+        return [each for each in serving if each.provider.plugin != BUILTIN] or serving
+
+    def without_cases(self, ops: Collection[Provided[OpSpec]]) -> list[str]:
+        """Return the ops no size is known for."""
+        return sorted({each.spec.op for each in ops if not self._op_cases(each.spec.op)})
+
+    def op_rows(self, provided: Provided[OpSpec]) -> Iterator[Row]:
+        """Yield a row a size of one implementation."""
+        spec = provided.spec
+        implementation, twin = resolve(spec.implementation), resolve(self._twin_of(spec.op))
+        best = library.OPS.get(spec.op)
+        for case in self._op_cases(spec.op):
+            row = Row(subject=spec.op, implementation=spec.implementation, plugin=provided.provider.plugin, case=case.name)
+            yield self._row(row, case, _OpMeasure(bench=self, op=spec.op, call=implementation, twin=twin, library=best))
+
+    def attention_rows(self, provided: Provided[AttentionSpec]) -> Iterator[Row]:
+        """Yield a row a step and KV type that the backend serves."""
+        spec = provided.spec
+        for step in SMALL_STEPS if self.quick else STEPS:
+            for kv in (self.dtype, "fp8"):
+                page = step.page or spec.page_sizes[0]
+                question = Question(hardware=self.hardware, dtype=self.dtype, needs=step.needs(), block_size=page)
+                if not question.why_not(spec, kv):
+                    laid = laid_out(step, page_size=page, kv_dtype=FP8 if kv == "fp8" else torch_dtype(kv), draw=self._draw)
+                    row = Row(subject=ATTENTION, implementation=spec.name, plugin=provided.provider.plugin, case=laid.case.name)
+                    yield self._row(row, laid.case, _AttentionMeasure(bench=self, laid=laid, step=step, spec=spec))
+
+    @torch.inference_mode()
+    def _row(self, row: Row, case: Case, measure: _OpMeasure | _AttentionMeasure) -> Row:
+        try:
+            verdict = measure.verdict(case)
+            error = verdict.error if math.isfinite(verdict.error) else None  # JSON has no infinity; `problem` says it
+            row = evolve(row, error=error, allowed=verdict.allowed)
+            if not verdict.right:
+                return evolve(row, problem=f"wrong: {verdict}")
+            return self._timed(row, case, measure)
+        except Exception as error:  # a plugin's kernel raises whatever it likes; the other rows still count
+            return evolve(row, problem=f"{type(error).__name__}: {error}"[:300])
+
+    def _timed(self, row: Row, case: Case, measure: _OpMeasure | _AttentionMeasure) -> Row:
+        sets = argument_sets(case, self.device)
+        taken = measure.seconds(sets)
+        limit = case.limit(self.ceilings)
+        computes = limit is not None and limit.computes
+        name, best = measure.library_seconds(sets)
+        return evolve(
+            row,
+            microseconds=taken * 1e6,
+            rate=(case.flops if computes else case.nbytes) / taken / 1e12,
+            unit="TFLOP/s" if computes else "TB/s",
+            percent_of_roof=None if limit is None else 100 * limit.seconds / taken,
+            limit_microseconds=None if limit is None else limit.seconds * 1e6,
+            twin_microseconds=_micro(measure.twin_seconds(sets)),
+            library_microseconds=_micro(best),
+            library=name,
+        )
+
+    def _op_cases(self, op: str) -> list[Case]:
+        return OpCases(table=SMALL if self.quick else FULL, draw=self._draw).of(op)
+
+    def _twin_of(self, op: str) -> str:
+        return next(e.spec.implementation for e in self.registry.ops if e.spec.op == op and e.provider.plugin == BUILTIN)
+
+    def twin_backend(self) -> AttentionSpec:
+        """Return the core's own attention backend, which defines what the others compute."""
+        return next(each.spec for each in self.registry.attention_backends if each.provider.plugin == BUILTIN)
+
+    @property
+    def _draw(self) -> Draw:
+        return Draw(device=self.device, dtype=torch_dtype(self.dtype))
+
+
+@frozen(eq=False, kw_only=True)
+class _OpMeasure:
+    """How an implementation of an op is judged and timed."""
+
+    bench: Bench
+    op: str
+    call: Callable[..., Any]
+    twin: Callable[..., Any]
+    library: library.Library | None
+
+    def verdict(self, case: Case) -> Verdict:
+        return op_verdict(self.op, self.call, self.twin, case.make)
+
+    def seconds(self, sets: Sets) -> float:
+        return seconds(self.call, sets, self.bench.device)
+
+    def twin_seconds(self, sets: Sets) -> float | None:
+        return _or_none(partial(seconds, self.twin, sets, self.bench.device))
+
+    def library_seconds(self, sets: Sets) -> tuple[str | None, float | None]:
+        best = self.library
+        return (None, None) if best is None else (best.name, _or_none(partial(seconds, best.call, sets, self.bench.device)))
+
+
+@frozen(eq=False, kw_only=True)
+class _AttentionMeasure:
+    """How a backend is judged and timed on one step. What `prepare` makes for a step is in no time: layers share it."""
+
+    bench: Bench
+    laid: Laid
+    step: Step
+    spec: AttentionSpec
+
+    def verdict(self, case: Case) -> Verdict:
+        return attention_verdict(self._attend(self.spec), self.laid)
+
+    def seconds(self, sets: Sets) -> float:
+        return seconds(self._attend(self.spec), sets, self.bench.device, captured=not self._is_twin)
+
+    def twin_seconds(self, sets: Sets) -> float | None:
+        twin = self.bench.twin_backend()
+        if self.laid.inputs.page_size not in twin.page_sizes:
+            return None
+        return _or_none(partial(seconds, self._attend(twin), sets, self.bench.device, captured=False))
+
+    def library_seconds(self, sets: Sets) -> tuple[str | None, float | None]:
+        calls = list(library.attention_calls(self.laid))
+        if not calls:
+            return None, None
+        plain = library.side_by_side(self.laid, sets)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch says why a backend does not take the step
+            timed = {each.name: _or_none(partial(seconds, each.call, plain, self.bench.device)) for each in calls}
+        found = {name: taken for name, taken in timed.items() if taken is not None}
+        best = min(found, key=lambda name: found[name], default=None)
+        return (None, None) if best is None else (best, found[best])
+
+    @property
+    def _is_twin(self) -> bool:
+        return self.spec == self.bench.twin_backend()
+
+    def _attend(self, spec: AttentionSpec) -> Callable[..., Any]:
+        backend = resolve(spec.factory)(self.step.needs(), self.bench.device)
+        inputs = evolve(self.laid.inputs, prepared=backend.prepare(self.laid.inputs))
+        return lambda q_THD, kv: backend.attend(q_THD, kv, inputs, self.laid.params)
+
+
+def _or_none(timed: Callable[[], float]) -> float | None:
+    """Return what a comparison takes, None where it cannot run: that says nothing about the kernel."""
+    try:
+        return timed()
+    except (RuntimeError, torch.OutOfMemoryError):
+        return None
+
+
+def _micro(taken: float | None) -> float | None:
+    return None if taken is None else taken * 1e6
+
+
+def _refuse_unknown(what: str, names: Collection[str], known: Collection[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise OptionError(f"no {what} is called {name!r}", fix=did_you_mean(name, known))

@@ -1,0 +1,161 @@
+"""Whether a kernel computes what its twin computes, by the bounds of `paddock.testing.oracle`: no time of a wrong one counts.
+
+T tokens, R rows, Q queries, L keys, H query heads, K KV heads, D head size, N pages, P tokens a page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from paddock.bench.kernels.attention_cases import Laid, rows_of
+from paddock.bench.kernels.case import Make
+from paddock.layers import LayerKV, QuantizedActivation
+from paddock.layers.reference import FP8
+from paddock.testing.oracle import ROUNDINGS, UNIT_ROUNDOFF, bound, dense_attention, poisoned, relative_rms
+
+# FP8 values a twin's arithmetic may tip to their neighbour where they lie on a tie: a GPU's torch divides by a reciprocal.
+TIPPED_SHARE = 1e-3
+_SCALE_UNITS = 4  # roundings of float32 between two ways to divide
+_QUERIES = 32  # of a prompt's start, middle and end, each compared with dense attention in float64
+_WIDENED = (torch.bfloat16, torch.float16)
+
+
+@frozen(kw_only=True)
+class Verdict:
+    """The worst of a comparison: what was compared, how far apart it is and may be."""
+
+    what: str
+    error: float
+    allowed: float
+
+    @property
+    def right(self) -> bool:
+        """Return whether it is as near as the bound asks."""
+        return self.error <= self.allowed
+
+    def __str__(self) -> str:
+        """Return `relative RMS error of y: 0.3, allowed 0.004`."""
+        return f"{self.what}: {self.error:.3g}, allowed {self.allowed:.3g}"
+
+
+def op_verdict(op: str, implementation: Callable[..., Any], twin: Callable[..., Any], make: Make) -> Verdict:
+    """Return how an implementation compares with its twin, run in float32 where the result is not in FP8."""
+    arguments, apart = make(0), make(0)
+    with poisoned():
+        found = implementation(*arguments)
+    return _worst(_compared(op, twin, arguments, apart, found))
+
+
+def attention_verdict(attend: Callable[[Tensor, LayerKV], Tensor], laid: Laid) -> Verdict:
+    """Return how attention compares with dense float64 attention: every decode, and queries of every prompt."""
+    q_THD, kv = laid.case.make(0)
+    with poisoned():
+        out_THD = attend(q_THD, kv)
+    found, expected = zip(*_attention_parts(laid, q_THD, kv, out_THD), strict=True)
+    whole = bool(out_THD.isfinite().all())
+    error = relative_rms(torch.cat(found), torch.cat(expected)) if whole else float("inf")
+    return Verdict(what="relative RMS error", error=error, allowed=bound("attention", q_THD.dtype))
+
+
+def _compared(
+    op: str, twin: Callable[..., Any], arguments: tuple[Any, ...], apart: tuple[Any, ...], found: Any
+) -> Iterator[Verdict]:
+    """Yield every comparison of what was found, for `arguments`, with what the twin makes of the same arguments `apart`."""
+    if op in ("rope_and_cache", "cache_kv"):
+        yield from _pages_compared(op, twin, arguments, apart, found)
+    elif op.startswith("add_"):
+        sum_TE, h_TE = found
+        x_TE, delta_TE, *rest = apart
+        yield _floats("add", "the sum", sum_TE, x_TE.float() + delta_TE.float())
+        norm_TE = twin(sum_TE.float(), torch.zeros_like(sum_TE, dtype=torch.float32), *_wide(rest))[1]  # of the sum as rounded
+        yield _floats(op.removeprefix("add_"), "its norm", h_TE, norm_TE)
+    elif isinstance(found, QuantizedActivation):
+        expected = twin(*apart)
+        scale_error = relative_rms(found.scale, expected.scale)
+        yield Verdict(what="relative error of scales", error=scale_error, allowed=_SCALE_UNITS * UNIT_ROUNDOFF[torch.float32])
+        yield _fp8(found.values_TI, expected.values_TI)
+    else:
+        wide = twin(*_wide(apart))
+        pairs = zip(found, wide, strict=True) if isinstance(found, tuple) else ((found, wide),)
+        for actual, expected in pairs:
+            yield _floats(op, "the result", actual, expected) if actual.is_floating_point() else _tokens(actual, expected)
+
+
+def _pages_compared(
+    op: str, twin: Callable[..., Any], arguments: tuple[Any, ...], apart: tuple[Any, ...], found: Any
+) -> Iterator[Verdict]:
+    """Yield the comparison of rotated queries, and of all pages, the rows beside the slots included."""
+    kv = next(each for each in arguments if isinstance(each, LayerKV))
+    fp8 = kv.k_pages_NPKD.dtype == FP8
+    wide = _wide(apart)
+    q_THD = twin(*wide)
+    if fp8:  # a key is rounded to the activations' type before it becomes FP8: the pages are what the narrow twin writes
+        twin(*apart)
+    expected_kv = next(each for each in (apart if fp8 else wide) if isinstance(each, LayerKV))
+    if op == "rope_and_cache":
+        yield _floats(op, "q", found, q_THD)
+    for half, row in (("k_pages_NPKD", op), ("v_pages_NPKD", "cache_kv")):
+        actual, wanted = getattr(kv, half), getattr(expected_kv, half)
+        yield _fp8(actual, wanted) if fp8 else _floats(row, half, actual, wanted)
+
+
+def _attention_parts(laid: Laid, q_THD: Tensor, kv: LayerKV, out_THD: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    start = 0
+    for s, (length, new) in enumerate(zip(laid.step.lens, laid.step.news, strict=True)):
+        k_LKD, v_LKD = (rows_of(laid, pages_NPKD, s) for pages_NPKD in (kv.k_pages_NPKD, kv.v_pages_NPKD))
+        for first, last in _spans(new):
+            here, seen = slice(start + first, start + last), length - new + last
+            yield out_THD[here], _dense(q_THD[here], k_LKD[:seen], v_LKD[:seen], scale=laid.params.scale)
+        start += new
+
+
+def _spans(new: int) -> list[tuple[int, int]]:
+    if new <= 3 * _QUERIES:
+        return [(0, new)]
+    return [(first, first + _QUERIES) for first in (0, new // 2, new - _QUERIES)]
+
+
+def _dense(q_QHD: Tensor, k_LKD: Tensor, v_LKD: Tensor, *, scale: float) -> Tensor:
+    """Return dense attention, one KV head after the other: float64 copies of all of a long sequence would not fit."""
+    group = q_QHD.shape[1] // k_LKD.shape[1]
+    heads = (
+        dense_attention(q_QHD[:, k * group : (k + 1) * group], k_LKD[:, k : k + 1], v_LKD[:, k : k + 1], scale=scale)
+        for k in range(k_LKD.shape[1])
+    )
+    return torch.cat(list(heads), dim=1)
+
+
+def _floats(row: str, what: str, actual: Tensor, expected: Tensor) -> Verdict:
+    allowed = bound(row, actual.dtype) if row in ROUNDINGS else 0.0  # what the table does not name moves values as they are
+    return Verdict(what=f"relative RMS error of {what}", error=relative_rms(actual, expected), allowed=allowed)
+
+
+def _fp8(actual: Tensor, expected: Tensor) -> Verdict:
+    unlike = (actual.view(torch.uint8) != expected.view(torch.uint8)).float().mean().item()
+    return Verdict(what="share of FP8 values unlike the twin's", error=unlike, allowed=TIPPED_SHARE)
+
+
+def _tokens(actual: Tensor, expected: Tensor) -> Verdict:
+    unlike = (actual != expected).float().mean().item()
+    return Verdict(what="share of tokens unlike the twin's", error=unlike, allowed=0.0)
+
+
+def _wide(arguments: Any) -> tuple[Any, ...]:
+    """Return the arguments in float32, pages too; FP8 pages and integers as they are."""
+    return tuple(_widened(each) for each in arguments)
+
+
+def _widened(value: Any) -> Any:
+    if isinstance(value, LayerKV):
+        return LayerKV(_widened(value.k_pages_NPKD), _widened(value.v_pages_NPKD))
+    return value.float() if isinstance(value, Tensor) and value.dtype in _WIDENED else value
+
+
+def _worst(verdicts: Iterator[Verdict]) -> Verdict:
+    """Return the one furthest beyond its bound, or nearest to it."""
+    return max(verdicts, key=lambda verdict: (not verdict.right, verdict.error / (verdict.allowed or 1.0)))

@@ -1,0 +1,78 @@
+"""The process whose start-up is measured: builds an engine, takes one request, gives one token, says a line at each step.
+
+Run as `python -m paddock.bench.started OPTIONS`, OPTIONS a JSON object of EngineConfig's fields. A line is one JSON object, its
+name in `event`; the reader takes the time a line arrives. An error a user can act on is the event `failed`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, MutableMapping
+from typing import Any, NoReturn
+
+from paddock.errors import PaddockError
+
+# What the engine logs on its way, and the event it is here.
+LOGGED = {"plan_resolved": "plan", "weights_ready": "weights", "engine_ready": "ready"}
+
+
+def main(arguments: list[str]) -> int:
+    """Return the exit code: 0, or 1 after the event `failed`."""
+    options = json.loads(arguments[0])
+    say("python")
+    try:
+        _run(options)
+    except PaddockError as error:
+        say("failed", message=error.message, fix=error.fix)
+        return 1
+    return 0
+
+
+def say(event: str, **values: Any) -> None:
+    """Write one event."""
+    sys.stdout.write(json.dumps({"event": event, **values}) + "\n")
+    sys.stdout.flush()
+
+
+def _run(options: Mapping[str, Any]) -> None:
+    _hear_the_log()
+    from paddock.assemble import assemble
+    from paddock.config import EngineConfig
+    from paddock.request import SamplingParams
+
+    say("imports")
+    engine = assemble(EngineConfig.from_options(**options))
+    try:
+        engine.add([0], SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True))
+        say("accepted")
+        while not any(output.finished for output in engine.step()):
+            pass
+        say("first_token")
+        _say_facts(engine.plan)
+    finally:
+        engine.close()
+
+
+def _hear_the_log() -> None:
+    """Turn what the engine logs into events, and log nothing."""
+    import structlog
+
+    def hear(_: object, __: str, values: MutableMapping[str, Any]) -> NoReturn:
+        if values.get("event") in LOGGED:
+            say(LOGGED[values["event"]])
+        raise structlog.DropEvent
+
+    structlog.configure(processors=[hear])
+
+
+def _say_facts(plan: Any) -> None:
+    from paddock.bench import conditions
+
+    versions = {**conditions.versions(), **dict(conditions.distributions_of(plan))}
+    weight_bytes = None if plan is None else plan.weight_bytes
+    say("facts", gpu=conditions.gpus(), plan=conditions.planned(plan), versions=versions, weight_bytes=weight_bytes)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,223 @@
+"""Kernels are judged before they are timed, chosen from what is installed, and held to the least they must move and compute."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from attrs import evolve
+from click.testing import CliRunner, Result
+
+from paddock.bench.kernels.attention_cases import RAGGED, SMALL_STEPS, STEPS, Step, laid_out, rows_of
+from paddock.bench.kernels.case import Case, Draw
+from paddock.bench.kernels.measuring import Bench, Row
+from paddock.bench.kernels.op_cases import FULL, SMALL, OpCases
+from paddock.bench.kernels.verdict import op_verdict
+from paddock.cli.bench import command
+from paddock.cli.session import Session
+from paddock.config import Environment
+from paddock.errors import OptionError
+from paddock.layers import reference, reference_attention
+from paddock.planning.hardware import this_cpu
+from paddock.planning.roofs import ceilings_of
+from paddock.plugins import AttentionNeeds, AttentionSpec, OpSpec, hookimpl
+from paddock.plugins.host import PluginHost
+
+CPU = torch.device("cpu")
+DRAW = Draw(device=CPU, dtype=torch.bfloat16)
+HERE = __name__
+
+
+def gelu(x_TF: torch.Tensor) -> torch.Tensor:
+    """Compute what the twin computes."""
+    return reference.gelu(x_TF)
+
+
+def silu_mul(x_T2F: torch.Tensor) -> torch.Tensor:
+    """Be wrong by a hundredth."""
+    return reference.silu_mul(x_T2F) * 1.01
+
+
+def cache_kv(*arguments: Any) -> None:
+    """Fail."""
+    raise ValueError("no such pages")
+
+
+def careless(needs: AttentionNeeds, device: torch.device) -> Any:
+    """Return a backend that mixes up the heads."""
+    backend = reference_attention.create(needs, device)
+    attend = backend.attend
+    backend.attend = lambda q_THD, *rest: attend(q_THD, *rest).flip(1)  # type: ignore[method-assign]
+    return backend
+
+
+class Kernels:
+    """Brings a right op, a wrong one, one that raises, one for GPUs, and a wrong attention backend."""
+
+    @hookimpl
+    def paddock_ops(self) -> list[OpSpec]:
+        """Return the ops."""
+        here = [OpSpec(op=op, implementation=f"{HERE}:{op}", devices=("cpu",), rank=1) for op in ("gelu", "silu_mul", "cache_kv")]
+        return [*here, OpSpec(op="rms_norm", implementation=f"{HERE}:absent", devices=("cuda",), rank=1)]
+
+    @hookimpl
+    def paddock_attention_backends(self) -> list[AttentionSpec]:
+        """Return the backend."""
+        return [
+            AttentionSpec(
+                name="careless",
+                factory=f"{HERE}:careless",
+                devices=("cpu",),
+                dtypes=("bfloat16",),
+                kv_cache_dtypes=("bfloat16",),
+                page_sizes=(16,),
+            )
+        ]
+
+
+def bench(*plugins: object) -> Bench:
+    """Return a quick bench on this CPU of what the core and some plugins bring."""
+    return Bench(registry=PluginHost(plugins=plugins, autoload=False).collect(), hardware=this_cpu(), quick=True)
+
+
+def op_rows(given: Bench, name: str) -> list[Row]:
+    """Return the rows of an op."""
+    (provided,) = given.ops([name])
+    return list(given.op_rows(provided))
+
+
+def test_every_op_of_the_core_is_right_at_every_size() -> None:
+    """Each definition passes its own check, in time; no op is without sizes."""
+    given = bench()
+    ops = given.ops()
+    assert not given.without_cases(ops)
+    rows = [row for each in ops for row in given.op_rows(each)]
+    assert not [row for row in rows if row.problem]
+    assert all(row.microseconds and row.twin_microseconds for row in rows)
+    assert {row.subject for row in rows} == {each.spec.op for each in given.registry.ops}
+
+
+def test_the_cores_attention_is_right_on_every_step() -> None:
+    """Decodes, prompts and both, KV in bf16 and FP8; torch's own is timed where one call can take the step."""
+    given = bench()
+    (backend,) = given.backends()
+    rows = list(given.attention_rows(backend))
+    assert not [row for row in rows if row.problem]
+    assert len(rows) == 2 * len(SMALL_STEPS)
+    assert [row.library is not None for row in rows] == [True, False, False, False, True, False, False, False]
+
+
+@pytest.mark.parametrize("op", ["rope_and_cache", "cache_kv", "quantize_fp8_static", "quantize_fp8_token"])
+def test_a_definition_writes_fp8_as_itself(op: str) -> None:
+    """Held against itself no value differs: keys are rounded to the activations' type on their way to FP8."""
+    twin, cases = getattr(reference, op), OpCases(table=evolve(SMALL, tokens=(64,)), draw=DRAW).of(op)
+    for verdict in (op_verdict(op, twin, twin, case.make) for case in cases):
+        assert verdict.error == 0 or "FP8" not in verdict.what
+
+
+def test_a_wrong_kernel_has_an_error_and_no_time() -> None:
+    """An op one percent off and attention with its heads mixed up are found out; their times are not told."""
+    given = bench(Kernels())
+    (backend,) = given.backends(["careless"])
+    for row in (*op_rows(given, "silu_mul"), *given.attention_rows(backend)):
+        assert row.problem is not None
+        assert row.problem.startswith("wrong: relative RMS error")
+        assert (row.error or 0) > (row.allowed or 0)
+        assert row.microseconds is None
+
+
+def test_a_kernel_that_raises_is_one_problem() -> None:
+    """Its rows say what it raised; a right kernel beside it is timed."""
+    given = bench(Kernels())
+    assert {row.problem for row in op_rows(given, "cache_kv")} == {"ValueError: no such pages"}
+    assert all(row.microseconds for row in op_rows(given, "gelu"))
+
+
+def test_who_is_measured() -> None:
+    """What serves this device: a plugin's kernel in place of the core's, and the core's own where nobody else serves."""
+    given = bench(Kernels())
+    chosen = {each.spec.op: each.spec.implementation for each in given.ops()}
+    assert chosen["gelu"] == f"{HERE}:gelu"
+    assert chosen["rms_norm"] == "paddock.layers.reference:rms_norm"
+    assert [each.spec.name for each in given.backends()] == ["careless"]
+    assert [each.spec.name for each in given.backends(["torch"])] == ["torch"]
+    with pytest.raises(OptionError, match="'gelo'"):
+        given.ops(["gelo"])
+    with pytest.raises(OptionError, match="'tritan'"):
+        given.backends(["tritan"])
+
+
+def test_a_call_is_bound_by_bytes_or_by_operations() -> None:
+    """The limit is whichever takes longer; without ceilings there is none."""
+    ceilings = ceilings_of("NVIDIA H200")
+    moving = Case(name="", make=lambda seed: (), nbytes=43_000_000, flops=690e4, kind="bf16")
+    computing = evolve(moving, flops=690e9)
+    slow, quick = computing.limit(ceilings), moving.limit(ceilings)
+    assert slow is not None
+    assert quick is not None
+    assert (quick.computes, slow.computes) == (False, True)
+    assert [quick.seconds, slow.seconds] == pytest.approx([1e-5, 1e-3])
+    assert moving.limit(None) is None
+
+
+def test_bytes_and_operations_are_counted_once() -> None:
+    """By hand: a norm's input and output, a product's weight, a causal prompt's pairs, a decode's keys and values."""
+    cases = OpCases(table=FULL, draw=DRAW)
+    assert next(case for case in cases.of("add_rms_norm") if case.name == "8B 64 x 4096").nbytes == 4 * 2 * 64 * 4096
+    linear = next(case for case in cases.of("linear") if case.name == "8B 2 x 4096 -> 6144")
+    assert (linear.nbytes, linear.flops) == (2 * (6144 * 4096 + 2 * (6144 + 4096)), 2 * 2 * 6144 * 4096)
+    prompt = Step(name="", heads=(4, 2, 16), prompts=(3,))
+    assert prompt.flops() == 4 * 4 * 16 * (1 + 2 + 3)
+    decode = Step(name="", heads=(4, 2, 16), decodes=(10, 20))
+    assert decode.nbytes(2, 1) == 2 * 30 * 2 * 16 * 1 + 2 * 2 * 4 * 16 * 2
+    assert decode.flops() == 4 * 4 * 16 * 30
+
+
+def test_the_same_seed_makes_the_same_arguments() -> None:
+    """A check may run a kernel and its twin on arguments made twice."""
+    for op in ("rms_norm", "rope_and_cache", "linear", "draw_filtered"):
+        for case in OpCases(table=SMALL, draw=DRAW).of(op):
+            pairs = zip(case.make(3), case.make(3), strict=True)
+            assert all(torch.equal(a, b) for a, b in pairs if isinstance(a, torch.Tensor))
+
+
+def test_a_step_is_laid_out_as_the_executor_lays_it() -> None:
+    """Pages are shuffled and belong to one sequence each; slots are where the rows of this step's tokens lie."""
+    laid = laid_out(SMALL_STEPS[-1], page_size=16, kv_dtype=torch.bfloat16, draw=DRAW)
+    inputs, (q_THD, kv) = laid.inputs, laid.case.make(0)
+    assert len(q_THD) == len(inputs.positions_T) == sum(laid.step.news)
+    assert (inputs.num_decodes, inputs.max_query_len, inputs.max_seq_len) == (2, 33, 33)
+    last = kv.k_pages_NPKD.flatten(0, 1)[inputs.slots_T[1]]
+    assert torch.equal(rows_of(laid, kv.k_pages_NPKD, 1)[-1], last)
+    used = [page for s, length in enumerate(laid.step.lens) for page in inputs.block_tables_SM[s, : -(-length // 16)].tolist()]
+    assert sorted(used) == list(range(len(kv.k_pages_NPKD)))
+
+
+def test_published_steps_are_there() -> None:
+    """Decodes of every shape, prompts, and both at once."""
+    assert sum(bool(step.decodes and step.prompts) for step in STEPS) == 1
+    assert len(set(RAGGED)) > 50
+    assert {step.heads for step in STEPS} == {(64, 8, 128), (32, 8, 128), (232, 8, 64), (71, 1, 64)}
+
+
+def run(*arguments: str) -> Result:
+    """Return what `paddock bench kernels --quick` on the CPU prints, with no plugin but the core."""
+    session = Session(environment=Environment(plugins=()))
+    words = ["kernels", "--quick", "--device", "cpu", *arguments]
+    return CliRunner().invoke(command, words, obj=session, catch_exceptions=False)
+
+
+def test_the_command_prints_one_json_object() -> None:
+    """Rows with definitions, ceilings, versions and the command."""
+    report = json.loads(run("--op", "gelu", "--op", "draw", "--json").stdout)
+    assert report["bench"] == "kernels"
+    assert {row["subject"] for row in report["rows"]} == {"gelu", "draw"}
+    assert {"definitions", "ceilings", "gpu", "versions", "commit", "date", "command"} <= set(report)
+
+
+def test_the_command_prints_a_line_a_case() -> None:
+    """A backend that is named is measured alone."""
+    lines = [line for line in run("--backend", "torch").stdout.splitlines() if line.startswith("torch ")]
+    assert len(lines) == 2 * len(SMALL_STEPS)
