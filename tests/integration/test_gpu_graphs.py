@@ -1,0 +1,130 @@
+"""Captured decodes against the same engine without graphs: the same tokens, whatever is in the batch and however it changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from paddock import LLM, SamplingParams
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
+
+KINDS: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0.0},
+    "seeded": {"temperature": 0.9},
+    "filtered": {"temperature": 1.1, "top_k": 40, "top_p": 0.9, "min_p": 0.01},
+    "penalised": {"temperature": 0.0, "repetition_penalty": 1.2, "presence_penalty": 0.3, "frequency_penalty": 0.2},
+    "edited": {"temperature": 0.7, "logit_bias": {5: 3.0, 9: -4.0}, "min_tokens": 4},
+    "logprobs": {"temperature": 0.0, "logprobs": 2, "prompt_logprobs": 1},
+}
+SIZES = range(1, 18)  # on, below and above every padded size up to 17
+LAYERS, KV_HEADS, PAGE = 2, 2, 64
+HEADS = (64, 128)
+
+
+@pytest.fixture(scope="module", params=HEADS, ids="heads of {}".format)
+def head(request: pytest.FixtureRequest) -> int:
+    """Return the head size."""
+    return int(request.param)
+
+
+@pytest.fixture(scope="module")
+def folder(head: int, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a tiny random Llama with 4 heads on 2."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=4 * head,
+        intermediate_size=384,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=KV_HEADS,
+        max_position_embeddings=512,
+        initializer_range=0.1,
+    )
+    path, model = tmp_path_factory.mktemp("llama"), LlamaForCausalLM(config)
+    model.bfloat16().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def page_bytes(head: int) -> int:
+    """Return the bytes of a page: keys and values of every layer, two bytes each."""
+    return PAGE * LAYERS * KV_HEADS * head * 2 * 2
+
+
+def _requests(count: int, *kinds: str, longer: int = 0) -> tuple[list[list[int]], list[SamplingParams]]:
+    """Return prompts of 1 to 134 tokens and how each is sampled, the kinds taking turns; each makes 9 to 39 and `longer` more."""
+    names = kinds or tuple(KINDS)
+    prompts = [[(7 * i + 3 * j) % 500 + 2 for j in range(1 + 19 * i % 134)] for i in range(count)]
+    params = [
+        SamplingParams(max_tokens=9 + 5 * (i % 7) + longer, ignore_eos=True, seed=100 + i, **KINDS[names[i % len(names)]])
+        for i in range(count)
+    ]
+    return prompts, params
+
+
+@contextmanager
+def _engines(folder: Path, **options: Any) -> Iterator[tuple[LLM, LLM]]:
+    """Yield the captured and the eager engine."""
+    given = {"device": "cuda", "dtype": "bfloat16", "tokenizer": "none", "max_model_len": 256, "kv_cache_memory_bytes": 1 << 26}
+    options = {**given, **options}
+    with LLM(str(folder), **options) as captured, LLM(str(folder), enforce_eager=True, **options) as eager:
+        yield captured, eager
+
+
+def _said(llm: LLM, requests: tuple[list[list[int]], list[SamplingParams]]) -> list[Any]:
+    """Return each request's tokens, why it ended and, where asked for, its logprobs."""
+    outputs = llm.generate(*requests)
+    return [
+        (part.token_ids, part.finish_reason, [sorted(entry) for entry in part.logprobs or []])
+        for output in outputs
+        for part in output.outputs
+    ]
+
+
+def test_a_batch_of_any_size_says_the_same(folder: Path) -> None:
+    """1 to 17 requests of every kind, run twice: what a first run captures, the second replays."""
+    with _engines(folder) as (captured, eager):
+        for count in (*SIZES, *SIZES):
+            requests = _requests(count)
+            assert _said(captured, requests) == _said(eager, requests), f"batch of {count}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_sampling_says_the_same_by_itself(folder: Path, kind: str) -> None:
+    """A batch that needs only one kind of sampling takes the quickest way to it, captured or not."""
+    with _engines(folder) as (captured, eager):
+        for count in (3, 8, 8, 3):
+            requests = _requests(count, kind)
+            assert _said(captured, requests) == _said(eager, requests), f"batch of {count}"
+
+
+def test_chunked_prompts_beside_decodes_say_the_same(folder: Path) -> None:
+    """With a budget of 24 tokens a step, steps of decodes alone and mixed ones follow each other."""
+    with _engines(folder, max_num_batched_tokens=24, max_num_seqs=9) as (captured, eager):
+        for _ in range(2):
+            assert _said(captured, _requests(17)) == _said(eager, _requests(17))
+
+
+def test_preempted_requests_say_the_same(folder: Path, page_bytes: int) -> None:
+    """Nine pages for 17 sequences that want up to four each: slots and pages change hands under the graphs."""
+    options = {"kv_cache_memory_bytes": 9 * page_bytes, "block_size": PAGE, "enable_prefix_caching": False}
+    with _engines(folder, **options) as (captured, eager):
+        for _ in range(2):
+            assert _said(captured, _requests(17, longer=70)) == _said(eager, _requests(17, longer=70))
+
+
+def test_a_request_does_not_depend_on_what_ran_before(folder: Path) -> None:
+    """After other batches have left their values in a graph's inputs, a request says what it said first."""
+    with _engines(folder) as (captured, _):
+        alone = _said(captured, _requests(1))
+        _said(captured, _requests(17))
+        assert _said(captured, _requests(1)) == alone
