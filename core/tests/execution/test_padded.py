@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paddock.execution.padded import padded_sizes
 from paddock.execution.runner import Decodes
+from paddock.planning.ledger import padded_sizes
 from paddock.request import SamplingParams
 from paddock.scheduling.step import PrefillChunk, Step
 

@@ -95,6 +95,12 @@ def test_the_backend_says_its_workspace() -> None:
     assert planned(attention_backend="torch").ledger.workspace.attention == 0
 
 
+def test_logits_come_when_a_layers_tensors_are_gone() -> None:
+    """The workspace is the larger of the two, with what attention needs beside the layers."""
+    space = planned(max_num_seqs=8).ledger.workspace
+    assert space.total == max(space.activations + space.attention, space.logits) < space.activations + space.logits
+
+
 def test_graphs_take_memory_only_where_they_are_captured() -> None:
     """Eager mode, a backend that cannot be captured, and a CPU have none."""
     assert planned().ledger.graph_bytes > 0

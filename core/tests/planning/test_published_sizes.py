@@ -127,3 +127,9 @@ def test_groups_that_would_straddle_gpus_are_found_before_any_gpu_is(installed: 
     with pytest.raises(PlanError, match=r"14\.5 groups of 128"):
         planned(installed, "falcon-180b-awq", "8xH200", tensor_parallel_size=8)
     assert planned(installed, "falcon-180b-awq", "8xH200").tensor_parallel_size == 4
+
+
+def test_activations_are_what_a_layer_holds_at_its_widest(installed: Any) -> None:
+    """8B, in bf16, a token: gate and up 28,672, their product 14,336, q, k and v 6,144, and five residual streams of 4,096."""
+    plan = planned(installed, "llama-3.1-8b", max_num_batched_tokens=8192)
+    assert plan.ledger.workspace.activations == 8192 * 2 * (28_672 + 14_336 + 6_144 + 5 * 4_096)

@@ -288,7 +288,7 @@ def test_a_pool_larger_than_memory_is_an_error() -> None:
 
 def test_errors_are_raised_together() -> None:
     """One error says everything that keeps a plan from running."""
-    plan = planned({}, gpus(2, gib=0.25), max_model_len=256)
+    plan = planned({}, gpus(2, gib=0.01), max_model_len=256)
     assert codes(plan) == ["no_tp_plugin", "out_of_memory"]
     with pytest.raises(PlanError) as caught:
         require_runnable(plan)

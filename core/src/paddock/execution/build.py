@@ -14,6 +14,7 @@ from paddock import axes, layers, log
 from paddock.checkpoint.load import load
 from paddock.errors import PlanError
 from paddock.execution.kvcache import allocate_kv
+from paddock.execution.memory import NOTHING_LOADED, Loaded
 from paddock.execution.runner import Decodes, Runner
 from paddock.execution.sampling_ops import SAMPLING_OP_NAMES, SamplingOps
 from paddock.execution.sizing import LargestStep, pages_with_room, run_largest
@@ -38,11 +39,9 @@ def build_runner(plan: Plan, folder: Path, *, device: torch.device, progress: Pr
     model = build_model(plan, backend, device)
     fill_model(plan, model, folder, device, progress=progress)
     ops = SamplingOps.bind(_implementations(plan, SAMPLING_OP_NAMES))
-    weight_bytes, num_pages = plan.weight_bytes, plan.num_pages
+    loaded, num_pages = NOTHING_LOADED, plan.num_pages
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        weight_bytes = torch.cuda.memory_allocated(device)
-        _run_largest(plan, cast(layers.Model, model), backend, ops, device)
+        loaded = _run_largest(plan, cast(layers.Model, model), backend, ops, device)
         num_pages = _pages_with_room(plan, device)
     decodes = _decodes(plan)
     padding = 0 if decodes is Decodes.AS_THEY_COME else 1
@@ -57,7 +56,7 @@ def build_runner(plan: Plan, folder: Path, *, device: torch.device, progress: Pr
         seed=plan.asked.seed,
         sampling_ops=ops,
         decodes=decodes,
-        weight_bytes=weight_bytes,
+        loaded=loaded,
     )
     log.get_logger().info(
         "kv_cache_sized",
@@ -91,8 +90,10 @@ def _allocate(plan: Plan, num_pages: int, device: torch.device) -> list[layers.L
 
 def _run_largest(
     plan: Plan, model: layers.Model, backend: layers.AttentionBackend, ops: SamplingOps, device: torch.device
-) -> None:
-    """Run the largest step over a page that is thrown away; raise PlanError where not even that fits."""
+) -> Loaded:
+    """Run the largest step over a page that is thrown away, and return what it took; raise PlanError where not even that fits."""
+    torch.cuda.reset_peak_memory_stats(device)
+    weight_bytes = torch.cuda.memory_allocated(device)
     step = LargestStep(tokens=plan.max_num_batched_tokens, sequences=plan.max_num_seqs, max_model_len=plan.max_model_len)
     started = time.monotonic()
     try:
@@ -102,7 +103,11 @@ def _run_largest(
             f"{device} has too little memory for weights and a step of {step.tokens} tokens, {step.sequences} sequences",
             fix="lower max_num_batched_tokens or max_num_seqs, use more GPUs, or a checkpoint in fewer bits",
         ) from error
-    log.get_logger().info("largest_step_run", tokens=step.tokens, seconds=round(time.monotonic() - started, 2))
+    workspace_bytes = torch.cuda.max_memory_allocated(device) - weight_bytes
+    torch.cuda.reset_peak_memory_stats(device)
+    seconds = round(time.monotonic() - started, 2)
+    log.get_logger().info("largest_step_run", tokens=step.tokens, gib=_gib(workspace_bytes), seconds=seconds)
+    return Loaded(weight_bytes=weight_bytes, workspace_bytes=workspace_bytes)
 
 
 def _pages_with_room(plan: Plan, device: torch.device) -> int:

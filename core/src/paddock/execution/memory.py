@@ -6,6 +6,17 @@ from attrs import frozen
 
 
 @frozen(kw_only=True)
+class Loaded:
+    """Bytes handed out once the weights were loaded, and the most the largest step took beside them."""
+
+    weight_bytes: int
+    workspace_bytes: int
+
+
+NOTHING_LOADED = Loaded(weight_bytes=0, workspace_bytes=0)
+
+
+@frozen(kw_only=True)
 class MemoryUse:
     """Bytes of one device. `workspace_bytes` is the most a step has had beside weights, KV pages and graphs.
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from paddock.execution.batch import HostBatch
 from paddock.execution.packing import HostArray, pack, unpack
+from paddock.planning.ledger import padded_sizes
 
 
 @frozen(eq=False, kw_only=True)
@@ -53,12 +54,6 @@ class _Capturing:
 
     stream: torch.cuda.Stream = field(factory=torch.cuda.Stream)
     pool: Any = field(factory=torch.cuda.graph_pool_handle)
-
-
-def padded_sizes(most: int) -> list[int]:
-    """Return the sizes steps are padded to: powers of two to 8, then at most 7 rows too many, 15 above 256, 31 above 512."""
-    steps = [1, 2, 4, *range(8, 256, 8), *range(256, 512, 16), *range(512, most, 32)]
-    return [*(size for size in steps if size < most), most]
 
 
 class PaddedDecodes:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from paddock.execution.batch import PICKED, Batch, HostBatch, SampleRows, lay_out, send
 from paddock.execution.logprobs import TopLogprobs, to_host
-from paddock.execution.memory import MemoryUse
+from paddock.execution.memory import NOTHING_LOADED, Loaded, MemoryUse
 from paddock.execution.packing import to_device
 from paddock.execution.padded import DecodeInputs, PaddedDecodes
 from paddock.execution.prompt_logprobs import ChunkLogprobs, PromptLogprobs
@@ -76,12 +76,12 @@ class Runner:
         seed: int,
         sampling_ops: SamplingOps = REFERENCE_OPS,
         decodes: Decodes = Decodes.AS_THEY_COME,
-        weight_bytes: int = 0,
+        loaded: Loaded = NOTHING_LOADED,
     ) -> None:
         """Take a loaded model on `device`, its layers' pages and the attention backend it was built with.
 
         `seed` is the engine's, from which sequences without one get theirs. Where `decodes` are padded, the last of the pages is
-        padding's. `weight_bytes` is what the device had handed out once the weights were loaded, for `memory_use`.
+        padding's. `loaded` is what the device's allocator counted before there were pages, for `memory_use`.
         """
         self.overlaps = device.type == "cuda"
         self.vocab_size, self._max_model_len = vocab_size, max_model_len
@@ -91,7 +91,7 @@ class Runner:
         self._prompt_logprobs = PromptLogprobs(vocab_size, device)
         self._last_token_S = torch.zeros(num_slots + 1, dtype=torch.int64, device=device)
         self.num_pages = len(kv[0].k_pages_NPKD) - (decodes is not Decodes.AS_THEY_COME)
-        self._weight_bytes = weight_bytes
+        self._loaded = loaded
         self._padded = None if decodes is Decodes.AS_THEY_COME else self._padding(num_slots, decodes)
 
     def _padding(self, num_slots: int, decodes: Decodes) -> PaddedDecodes:
@@ -138,9 +138,9 @@ class Runner:
         kv_bytes = sum(pages.nbytes for kv in self._kv for pages in (kv.k_pages_NPKD, kv.v_pages_NPKD))
         peak = torch.cuda.max_memory_allocated(self._device)
         return MemoryUse(
-            weight_bytes=self._weight_bytes,
+            weight_bytes=self._loaded.weight_bytes,
             kv_bytes=kv_bytes,
-            workspace_bytes=max(0, peak - self._weight_bytes - kv_bytes),
+            workspace_bytes=max(self._loaded.workspace_bytes, peak - self._loaded.weight_bytes - kv_bytes),
             graph_bytes=0 if self._padded is None else self._padded.graph_bytes,
             peak_bytes=peak,
             reserved_bytes=torch.cuda.memory_reserved(self._device),

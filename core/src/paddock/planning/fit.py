@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 from attrs import evolve, frozen
 
@@ -54,15 +55,15 @@ class Sized:
         space = workspace(
             table=table, shard=shard, dtype=dtype, vocab_size=self.vocab_size, attention=spec, needs=needs, batch=self.batch
         )
-        captured = graph_bytes(
-            table=table, shard=shard, dtype=dtype, vocab_size=self.vocab_size, max_num_seqs=self.batch.sequences
+        captured = partial(
+            graph_bytes, table=table, shard=shard, dtype=dtype, vocab_size=self.vocab_size, max_num_seqs=self.batch.sequences
         )
         return tuple(
             StageCost(
                 stage=stage,
                 weights=weigher.weigh(stage),
                 workspace=space if stage.is_last else evolve(space, logits=0),
-                graph_bytes=captured if self.graphs else 0,
+                graph_bytes=captured(num_layers=stage.end - stage.first) if self.graphs else 0,
                 kv_bytes_per_token=kv_bytes_per_token(needs, shard, stage.end - stage.first, kv_dtype),
                 page_size=self.attention.page_size,
             )

@@ -11,6 +11,7 @@ from attrs import field, frozen, validators
 
 from paddock.errors import OptionError, did_you_mean
 
+KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
 

@@ -86,7 +86,7 @@ class WeightBytes:
 
 @frozen(kw_only=True)
 class Workspace:
-    """Estimated bytes a step needs beside weights and KV: activations, logits with sampling, attention."""
+    """Estimated bytes a step needs beside weights and KV: activations and attention; after them, logits with sampling."""
 
     activations: int
     logits: int
@@ -94,8 +94,8 @@ class Workspace:
 
     @property
     def total(self) -> int:
-        """Return all of them."""
-        return self.activations + self.logits + self.attention
+        """Return the most that is held at once: a layer's tensors are gone before the logits come."""
+        return max(self.activations + self.attention, self.logits)
 
 
 @frozen(kw_only=True)

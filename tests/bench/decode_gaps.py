@@ -1,0 +1,116 @@
+"""What the GPU and the host do between decode steps: python -m tests.bench.decode_gaps MODEL [--batch 1 --batch 256].
+
+A profile of the GPU's kernels gives the time nothing runs, in each step and in percent of it; the engine's own clock gives the
+host's microseconds a step: scheduling, launching, committing, and waiting for tokens, which is the time it has to spare. Weights
+are random; config.json is enough. A step goes from one reading of the embedding table to the next.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from itertools import pairwise
+from typing import Any
+
+import click
+from attrs import asdict, frozen
+from torch.profiler import ProfilerActivity, profile
+
+from paddock import LLM, EngineConfig, SamplingParams
+from paddock.assemble import assemble
+from paddock.execution.stats import StepStats
+from paddock.plugins import ObserverSpec, hookimpl
+
+ISL = 128
+SETTLED = 10  # steps left out at either end: prefills, the capture of this size, and the last steps of the run
+STATS: list[StepStats] = []
+
+
+@frozen(kw_only=True)
+class Gaps:
+    """Medians over the settled decode steps of one batch size, in microseconds."""
+
+    batch: int
+    step: float
+    idle: float
+    idle_percent: float
+    schedule: float
+    launch: float
+    commit: float
+    wait: float
+
+
+class Watcher:
+    """A plugin that keeps every step's numbers."""
+
+    @hookimpl
+    def paddock_observers(self) -> list[ObserverSpec]:
+        """Return the observer."""
+        return [ObserverSpec(name="decode_gaps", factory=f"{__name__}:observer")]
+
+
+def observer(plan: Any) -> Any:
+    """Return what is called with each step."""
+    return STATS.append
+
+
+def measured(llm: LLM, batch: int, steps: int) -> Gaps:
+    """Return the gaps of `batch` requests that decode together."""
+    host, cuts, kernels = _host(llm, batch, steps), [], []
+    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+        _run(llm, batch, steps)
+    for event in trace.events():
+        if event.device_type.name == "CUDA" and not event.name.startswith("Mem"):
+            kernels.append((event.time_range.start, event.time_range.end))
+            cuts += [event.time_range.start] if "embed" in event.name else []
+    cuts = sorted(cuts)[-steps + SETTLED : -SETTLED]
+    idle = [_idle(kernels, begin, end) for begin, end in pairwise(cuts)]
+    lengths = [end - begin for begin, end in pairwise(cuts)]
+    return Gaps(
+        batch=batch,
+        step=statistics.median(lengths),
+        idle=statistics.median(idle),
+        idle_percent=100 * sum(idle) / sum(lengths),
+        **host,
+    )
+
+
+def _run(llm: LLM, batch: int, steps: int) -> None:
+    prompts = [[(7 * i + 3 * j) % (llm.vocab_size - 2) + 2 for j in range(ISL)] for i in range(batch)]
+    llm.generate(prompts, SamplingParams(temperature=0.0, max_tokens=steps, ignore_eos=True), progress=False)
+
+
+def _host(llm: LLM, batch: int, steps: int) -> dict[str, float]:
+    """Return the host's part of a step, measured without the profiler; this run also captures the batch's size."""
+    STATS.clear()
+    _run(llm, batch, steps)
+    settled = [stats for stats in STATS if not stats.num_prefills][SETTLED:-SETTLED]
+    names = ("schedule", "launch", "commit", "wait")
+    return {name: 1e6 * statistics.median(getattr(stats, f"{name}_seconds") for stats in settled) for name in names}
+
+
+def _idle(kernels: list[tuple[float, float]], begin: float, end: float) -> float:
+    """Return how long no kernel ran between two moments."""
+    idle, busy_until = 0.0, begin
+    for start, stop in sorted(kernel for kernel in kernels if kernel[1] > begin and kernel[0] < end):
+        idle += max(0.0, start - busy_until)
+        busy_until = max(busy_until, stop)
+    return idle + max(0.0, end - busy_until)
+
+
+@click.command()
+@click.argument("model")
+@click.option("--batch", "batches", type=int, multiple=True, default=(1, 256), show_default=True)
+@click.option("--steps", type=int, default=60, show_default=True)
+@click.option("--max-model-len", type=int, default=2048, show_default=True)
+def main(model: str, batches: tuple[int, ...], steps: int, max_model_len: int) -> None:
+    """Print the gaps of every batch size as JSON."""
+    options: dict[str, Any] = {"load_format": "dummy", "tokenizer": "none", "enable_prefix_caching": False}
+    config = EngineConfig.from_options(model, max_model_len=max_model_len, observers=("decode_gaps",), **options)
+    with LLM.from_engine(assemble(config, plugins=[Watcher()])) as llm:
+        for batch in batches:
+            click.echo(json.dumps(asdict(measured(llm, batch, steps))))
+
+
+if __name__ == "__main__":
+    main()
