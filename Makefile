@@ -19,7 +19,7 @@ DISTRIBUTIONS := $(shell sed -n '/^distributions = \[/,/\]/p' pyproject.toml | g
 INSTALLED := $(DISTRIBUTIONS:%=$(STAMPS)/installed/%)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PYTEST_ARGS ?= --numprocesses 2 --dist loadfile
-PYTEST := $(BIN)/python -m pytest
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 GPU_ARGS ?= --numprocesses 8 --dist worksteal
 SANITIZER ?= compute-sanitizer
 
@@ -37,15 +37,15 @@ demo: models ## let a real model answer a few prompts at once
 	@$(BIN)/python docs/examples/demo.py
 
 test: models ## run every test
-	OMP_NUM_THREADS=1 $(PYTEST) $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 gpu-test: models ## run every test that needs a GPU, and every test of the kernels, on this machine's GPU
 	$(PYTEST) -m gpu $(GPU_ARGS) plugins/triton
 	$(PYTEST) -m gpu --ignore plugins/triton
 
 memcheck: setup ## run a small slice of the kernels' tests under compute-sanitizer
-	PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --tool memcheck --target-processes application-only --error-exitcode 1 \
-	  $(PYTEST) -m memcheck plugins/triton
+	OMP_NUM_THREADS=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --tool memcheck --target-processes application-only \
+	  --error-exitcode 1 $(BIN)/python -m pytest -m memcheck plugins/triton
 
 lint: setup ## check style, formatting and who imports whom
 	$(BIN)/ruff check .

@@ -5,10 +5,15 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paddock.execution.batch import lay_out
+from paddock.execution.padded import DecodeInputs, PaddedDecodes
 from paddock.execution.runner import Decodes
+from paddock.execution.slots import SlotTable
 from paddock.planning.ledger import padded_sizes
 from paddock.request import SamplingParams
 from paddock.scheduling.step import PrefillChunk, Step
@@ -66,3 +71,31 @@ def test_a_page_granted_twice_in_a_step_belongs_to_the_later_holder(rig: Any, ad
     tokens = made.runner.launch(step).result().token_ids
     tokens += made.runner.launch(Step(0, decode_slots=[1], decode_positions=[3])).result().token_ids
     assert tokens == made.model.greedy(prompt, 2)
+
+
+def test_a_size_too_large_to_capture_runs_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where memory is too short for a graph the step has run already; it is tried once, and again after memory was given back."""
+    tried: list[int] = []
+
+    def too_large(self: Any, inputs: DecodeInputs, kind: int | None, capturing: Any) -> Any:
+        tried.append(len(inputs.slots))
+        raise torch.OutOfMemoryError("no room for a graph")
+
+    monkeypatch.setattr(PaddedDecodes, "_captured", too_large)
+    monkeypatch.setattr("paddock.execution.padded._Capturing", object)
+    padded = PaddedDecodes(
+        lambda inputs, kind: inputs.positions * 10,
+        most=8,
+        scratch_slot=8,
+        scratch_kv_slot=0,
+        device=torch.device("cpu"),
+        capture=True,
+    )
+    table = SlotTable(8, 64, 4)
+    host = lay_out(Step(0, decode_slots=[4, 2, 6], decode_positions=[7, 0, 11]), table)
+    for _ in range(2):
+        assert padded.run(host, 0)[1].tolist() == [70, 0, 110]
+    assert tried == [4]
+    padded.forget()
+    padded.run(host, 0)
+    assert tried == [4, 4]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from attrs import field, frozen
 from torch import Tensor
 
+from paddock import log
 from paddock.execution.batch import HostBatch
 from paddock.execution.packing import HostArray, pack, unpack
 from paddock.planning.ledger import padded_sizes
@@ -74,6 +76,7 @@ class PaddedDecodes:
         self._starts_S1 = torch.arange(most + 1, dtype=torch.int32, device=device)
         self._inputs: dict[int, DecodeInputs] = {}
         self._graphs: dict[tuple[int, int | None], _Captured] = {}
+        self._too_large: set[tuple[int, int | None]] = set()
         self._capturing = _Capturing() if capture else None
         self.graph_bytes = 0  # taken from the device by captures, as the driver counts it
 
@@ -88,13 +91,15 @@ class PaddedDecodes:
             found.graph.replay()
             return inputs, found.out[:rows]
         out = self._body(inputs, kind)
-        if self._capturing is not None:
-            self._graphs[size, kind] = self._captured(inputs, kind, self._capturing)
+        if self._capturing is not None and (size, kind) not in self._too_large:
+            self._capture(size, kind, self._capturing)
         return inputs, out[:rows]
 
     def forget(self) -> None:
         """Drop every captured step, and with them their memory; each is captured anew when it is met."""
         self._graphs.clear()
+        self._too_large.clear()
+        self._capturing = None if self._capturing is None else _Capturing()
         self.graph_bytes = 0
 
     def _inputs_of(self, size: int) -> DecodeInputs:
@@ -114,6 +119,14 @@ class PaddedDecodes:
         staged = pack(arrays, pinned=self._device.type == "cuda")  # the allocator keeps it from reuse until the copy has run
         self._buffer[: len(staged)].copy_(staged, non_blocking=True)
 
+    def _capture(self, size: int, kind: int | None, capturing: _Capturing) -> None:
+        """Keep a step that has just run as a graph; where memory is too short for it, say so and go on without."""
+        try:
+            self._graphs[size, kind] = self._captured(self._inputs[size], kind, capturing)
+        except torch.OutOfMemoryError:
+            self._too_large.add((size, kind))
+            log.get_logger().warning("decodes_not_captured", size=size, fix="lower gpu_memory_utilization or max_num_seqs")
+
     def _captured(self, inputs: DecodeInputs, kind: int | None, capturing: _Capturing) -> _Captured:
         """Return the step as a graph; nothing runs. Unlike `torch.cuda.graph` it does not wait for what does."""
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
@@ -123,8 +136,11 @@ class PaddedDecodes:
             graph.capture_begin(pool=capturing.pool, capture_error_mode="thread_local")
             try:
                 out = self._body(inputs, kind)
-            finally:
-                graph.capture_end()
+            except BaseException:
+                with suppress(RuntimeError):  # a capture that broke off ends with an error of its own
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         current.wait_stream(capturing.stream)
         self.graph_bytes += max(0, free - torch.cuda.mem_get_info(self._device)[0])
         return _Captured(graph, out)

@@ -91,13 +91,21 @@ def _launch(
         group,
         PIECE=piece,
         LEAST=_LEAST_TILES,
-        BLOCK_S=triton.next_power_of_2(count),
+        BLOCK_S=_lanes(count),
         BLOCK_J=128,
         PREFILL=group > 0,
         num_warps=4,
         **DEPENDENT,
     )
     return Units(units_U8, torch.zeros(counters, dtype=torch.int32, device=device))
+
+
+def _lanes(count: int) -> int:
+    """Return 64, 256, 1024, ...: few sizes, for each is a kernel of its own, compiled amid serving when it is first met."""
+    lanes = 64
+    while lanes < count:
+        lanes *= 4
+    return lanes
 
 
 @triton.jit
