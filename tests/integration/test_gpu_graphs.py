@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,10 @@ KINDS: dict[str, dict[str, Any]] = {
 SIZES = range(1, 18)  # on, below and above every padded size up to 17
 LAYERS, KV_HEADS, PAGE = 2, 2, 64
 HEADS = (64, 128)
+QUANTIZED: dict[str, dict[str, Any]] = {
+    "awq": {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"},
+    "fp8": {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]},
+}
 
 
 @pytest.fixture(scope="module", params=HEADS, ids="heads of {}".format)
@@ -120,6 +125,28 @@ def test_preempted_requests_say_the_same(folder: Path, page_bytes: int) -> None:
     with _engines(folder, **options) as (captured, eager):
         for _ in range(2):
             assert _said(captured, _requests(17, longer=70)) == _said(eager, _requests(17, longer=70))
+
+
+@pytest.mark.parametrize("quantization", QUANTIZED.values(), ids=list(QUANTIZED))
+def test_quantised_models_are_captured_too(tmp_path: Path, quantization: dict[str, Any]) -> None:
+    """A format's products run inside a graph as outside, and nothing in them needs the host."""
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 512,
+        "intermediate_size": 1024,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": KV_HEADS,
+        "vocab_size": 512,
+        "max_position_embeddings": 512,
+        "torch_dtype": "bfloat16",
+        "eos_token_id": 1,
+        "quantization_config": quantization,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with _engines(tmp_path, load_format="dummy", enable_prefix_caching=False) as (captured, eager):
+        for count in (3, 8, 8, 3):
+            assert _said(captured, _requests(count)) == _said(eager, _requests(count)), f"batch of {count}"
 
 
 def test_a_request_does_not_depend_on_what_ran_before(folder: Path) -> None:

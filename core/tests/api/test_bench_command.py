@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from core.tests.api.conftest import Make, Run
 
-from paddock.bench.measure import DEFINITIONS, Workload, summary, warm_up
+from paddock.bench.measure import DEFINITIONS, Workload, summary, thinning, warm_up
 from paddock.bench.measure import Run as TimedRun
 from paddock.errors import PaddockError
+from paddock.planning.ledger import padded_sizes
 from paddock.request import CompletionOutput, Request, RequestOutput, Timings
 
 
@@ -94,6 +95,31 @@ def test_the_warm_up_runs_what_the_timed_run_uses(make: Make) -> None:
     seen.clear()
     warm_up(make(remembering), Workload(requests=3, isl=20, osl=50, seed=0, at_once=False))
     assert list(seen.values()) == [20] * 3
+
+
+@pytest.mark.parametrize("requests", [1, 2, 7, 100, 300])
+def test_the_warm_up_meets_every_size_of_a_step(requests: int) -> None:
+    """Requests that start together end so that every padded size decodes once: a timed run has none left to capture."""
+    lengths = thinning(requests)
+    assert len(lengths) == requests
+    decoding = [sum(length > token for length in lengths) for token in range(1, max(lengths))]
+    assert sorted(decoding) == padded_sizes(requests)
+
+
+def test_the_warm_up_stays_within_the_length_of_the_timed_run(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred requests would thin out over more tokens than there is room for."""
+    outputs: list[int] = []
+    llm = make(_counting)
+    generate = llm.generate
+
+    def remembering(*given: Any, **how: Any) -> Any:
+        found = generate(*given, **how)
+        outputs.extend(len(output.token_ids) for output in found)
+        return found
+
+    monkeypatch.setattr(llm, "generate", remembering)
+    warm_up(llm, Workload(requests=100, isl=4, osl=5, seed=0, at_once=True))
+    assert max(outputs) == 5
 
 
 def test_every_run_is_shown_and_a_ledger_needs_a_plan(make: Make, run: Run) -> None:

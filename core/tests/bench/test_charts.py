@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from paddock.bench.charts import charts_of, read_reports
+from paddock.bench.charts import charts_of, draw, read_reports
 from paddock.cli.bench import command
 from paddock.errors import OptionError
 
@@ -70,7 +70,14 @@ def test_a_chart_without_matplotlib_says_what_to_install(tmp_path: Path, monkeyp
     assert "paddock[charts]" in result.exception.fix
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"bench": "startup"}'])
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """A folder that is not there is the user's to make."""
+    pytest.importorskip("matplotlib")
+    with pytest.raises(OptionError, match=r"absent.x\.png"):
+        draw(charts_of([SPEED]), tmp_path / "absent" / "x")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"bench": "startup"}', '{"bench": "kernels"}', '{"bench": "latency", "isl": 1}'])
 def test_a_file_without_a_report_is_named(tmp_path: Path, text: str) -> None:
     """So is one of a kind that has nothing to draw."""
     path = tmp_path / "odd.json"

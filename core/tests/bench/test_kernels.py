@@ -149,6 +149,13 @@ def test_who_is_measured() -> None:
         given.backends(["tritan"])
 
 
+def test_a_backend_that_is_named_and_does_not_serve_is_an_error() -> None:
+    """It says why, and what would let the backend serve; an empty table would say neither."""
+    with pytest.raises(OptionError, match="'careless' does not serve here: takes bfloat16, not float32") as caught:
+        evolve(bench(Kernels()), dtype="float32").backends(["torch", "careless"])
+    assert caught.value.fix == "set dtype to bfloat16"
+
+
 def test_a_call_is_bound_by_bytes_or_by_operations() -> None:
     """The limit is whichever takes longer; without ceilings there is none."""
     ceilings = ceilings_of("NVIDIA H200")
@@ -221,3 +228,12 @@ def test_the_command_prints_a_line_a_case() -> None:
     """A backend that is named is measured alone."""
     lines = [line for line in run("--backend", "torch").stdout.splitlines() if line.startswith("torch ")]
     assert len(lines) == 2 * len(SMALL_STEPS)
+
+
+@pytest.mark.parametrize("words", [("--op", "gelo"), ("--backend", "tritan")])
+def test_a_wrong_name_is_all_the_command_says(words: tuple[str, str]) -> None:
+    """No head of a table is printed before it."""
+    session = Session(environment=Environment(plugins=()))
+    result = CliRunner().invoke(command, ["kernels", "--quick", "--device", "cpu", *words], obj=session)
+    assert isinstance(result.exception, OptionError)
+    assert result.stdout == ""

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paddock.errors import KernelError
 from paddock.execution.batch import lay_out
 from paddock.execution.padded import DecodeInputs, PaddedDecodes
 from paddock.execution.runner import Decodes
@@ -73,16 +74,25 @@ def test_a_page_granted_twice_in_a_step_belongs_to_the_later_holder(rig: Any, ad
     assert tokens == made.model.greedy(prompt, 2)
 
 
-def test_a_size_too_large_to_capture_runs_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where memory is too short for a graph the step has run already; it is tried once, and again after memory was given back."""
-    tried: list[int] = []
+class Recorded:
+    """Stands for a captured step whose graph nobody replays."""
 
-    def too_large(self: Any, inputs: DecodeInputs, kind: int | None, capturing: Any) -> Any:
-        tried.append(len(inputs.slots))
-        raise torch.OutOfMemoryError("no room for a graph")
 
-    monkeypatch.setattr(PaddedDecodes, "_captured", too_large)
-    monkeypatch.setattr("paddock.execution.padded._Capturing", object)
+@pytest.fixture
+def captures(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Give a runner of steps on the CPU, what each of its captures is to come to, and what they were given: size and pool."""
+    outcomes: list[Exception | None] = []
+    given: list[tuple[int, Any]] = []
+
+    def captured(self: Any, inputs: DecodeInputs, kind: int | None, capturing: Any) -> Any:
+        given.append((len(inputs.slots), capturing))
+        outcome = outcomes.pop(0)
+        if outcome is not None:
+            raise outcome
+        return Recorded()
+
+    monkeypatch.setattr(PaddedDecodes, "_captured", captured)
+    monkeypatch.setattr("paddock.execution.padded._Capturing", Recorded)
     padded = PaddedDecodes(
         lambda inputs, kind: inputs.positions * 10,
         most=8,
@@ -91,11 +101,45 @@ def test_a_size_too_large_to_capture_runs_all_the_same(monkeypatch: pytest.Monke
         device=torch.device("cpu"),
         capture=True,
     )
-    table = SlotTable(8, 64, 4)
-    host = lay_out(Step(0, decode_slots=[4, 2, 6], decode_positions=[7, 0, 11]), table)
+    return padded, outcomes, given
+
+
+def _decodes_of(slots: list[int]) -> Any:
+    """Return a step of decodes at positions that are their slots."""
+    return lay_out(Step(0, decode_slots=slots, decode_positions=slots), SlotTable(8, 64, 4))
+
+
+@pytest.mark.parametrize(
+    "shortage", [torch.OutOfMemoryError("no room for a graph"), torch.AcceleratorError("CUDA error: out of memory")]
+)
+def test_a_size_too_large_to_capture_runs_all_the_same(captures: Any, shortage: Exception) -> None:
+    """Where memory is too short for a graph the step has run already; it is tried once, and again after memory was given back."""
+    padded, outcomes, given = captures
+    outcomes += [shortage, shortage]
+    host = _decodes_of([4, 2, 6])
     for _ in range(2):
-        assert padded.run(host, 0)[1].tolist() == [70, 0, 110]
-    assert tried == [4]
+        assert padded.run(host, 0)[1].tolist() == [40, 20, 60]
+    assert [size for size, _ in given] == [4]
     padded.forget()
     padded.run(host, 0)
-    assert tried == [4, 4]
+    assert [size for size, _ in given] == [4, 4]
+
+
+def test_any_other_fault_of_a_capture_is_told(captures: Any) -> None:
+    """A step that cannot be a graph for another reason is an error, not a warning, and says what to do."""
+    padded, outcomes, _ = captures
+    outcomes.append(torch.AcceleratorError("operation not permitted when stream is capturing"))
+    with pytest.raises(KernelError, match=r"1 sequences cannot be captured: .*not permitted") as caught:
+        padded.run(_decodes_of([1]), 0)
+    assert "--enforce-eager" in caught.value.fix
+
+
+def test_a_pool_without_graphs_is_not_captured_into(captures: Any) -> None:
+    """Once its only graph has failed torch takes it no more; while another lives in it, it serves."""
+    padded, outcomes, given = captures
+    outcomes += [torch.OutOfMemoryError("none"), None, torch.OutOfMemoryError("none"), None]
+    for count in (1, 2, 4, 8):
+        padded.run(_decodes_of(list(range(count))), 0)
+    first, second, third, fourth = (pool for _, pool in given)
+    assert first is not second
+    assert second is third is fourth

@@ -122,3 +122,20 @@ def test_a_row_of_unusable_logits_has_no_logprobs(rig: Any, admit: Any, monkeypa
     result = runner.launch(step).result()
     assert result.token_ids == [*healthy, -1]
     assert list(result.logprobs) == [0]
+
+
+@pytest.mark.parametrize(
+    ("said", "becomes"), [("out of memory", torch.OutOfMemoryError), ("an illegal access", torch.AcceleratorError)]
+)
+def test_a_shortage_of_the_drivers_is_one_the_engine_knows(
+    rig: Any, admit: Any, monkeypatch: pytest.MonkeyPatch, said: str, becomes: type[Exception]
+) -> None:
+    """Too little memory to launch a graph is taken as the allocator's own; another fault of the device stays what it is."""
+    made = rig()
+
+    def fails(*_: object) -> None:
+        raise torch.AcceleratorError(f"CUDA error: {said}")
+
+    monkeypatch.setattr(made.model, "forward", fails)
+    with pytest.raises(becomes, match=said):
+        made.runner.launch(prefill(0, 0, [1, 2], admissions=[admit(0, GREEDY, prompt=[1, 2])], pages=[(0, 0, [0])]))

@@ -163,3 +163,24 @@ def test_a_slot_forgets_its_last_holder(sampler_bench: Any, admit: Any) -> None:
     sampled = bench.sample(logits)
     assert sampled.token_R.tolist() == logits.argmax(-1).tolist()
     assert sampled.logprobs is None
+
+
+def test_counts_that_found_no_memory_are_made_again(sampler_bench: Any, admit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where memory ran out half way, the sequence admitted anew is penalised like any other."""
+    bench, cat, left = sampler_bench(VOCAB), torch.cat, [1]
+
+    def cat_once(*given: Any, **how: Any) -> Any:
+        if not left:
+            raise torch.OutOfMemoryError("no room for a second table")
+        left.pop()
+        return cat(*given, **how)
+
+    penalised = admit(3, SamplingParams(temperature=0.0, repetition_penalty=1e6), prompt=(7,))
+    with monkeypatch.context() as cramped:
+        cramped.setattr(torch, "cat", cat_once)
+        with pytest.raises(torch.OutOfMemoryError):
+            bench.admit(penalised)
+    bench.admit(penalised)
+    logits = torch.zeros(1, VOCAB)
+    logits[0, 7], logits[0, 9] = 2.0, 1.0
+    assert bench.tokens(logits) == [9]

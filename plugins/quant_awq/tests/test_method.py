@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from paddock.axes import EMBED, FFN, PLAIN, VOCAB, Linear, Part
 from paddock.errors import CheckpointError
@@ -58,6 +60,27 @@ def test_packing_and_unpacking_undo_each_other() -> None:
     assert numbers.shape == (50, 24)
     assert (numbers.min().item(), numbers.max().item()) == (0, 15)
     assert torch.equal(pack(numbers), words)
+
+
+class HostValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the tensors made of values on the host."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation."""
+        self.count += function is torch.ops.aten.lift_fresh.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_product_takes_no_values_from_the_host() -> None:
+    """A copy from the host would break off the capture of a decode step as a CUDA graph."""
+    layer, x = made(32), torch.ones(2, 64)
+    with HostValues() as seen:  # type: ignore[no-untyped-call]
+        torch.tensor([1, 2])
+        assert seen.count == 1
+        layer(x)
+    assert seen.count == 1
 
 
 @pytest.mark.parametrize("group", [16, 32, 64, -1])

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 FORMATS = ("png", "svg")
 FULL_ROOF = 100.0
 SPEED, KERNELS = ("throughput", "latency"), "kernels"
+_SPEED_NEEDS = frozenset({"model", "requests", "at_once", "isl", "osl", "output_tokens_per_second", "percent_of_roof"})
+_NEEDS = {**dict.fromkeys(SPEED, _SPEED_NEEDS), KERNELS: frozenset({"rows", "dtype"})}  # of a report, by kind
 _BAR_INCHES, _FRAME_INCHES, _WIDTH_INCHES = 0.32, 1.4, 12.0
 
 
@@ -59,7 +61,10 @@ def charts_of(reports: Sequence[Mapping[str, Any]]) -> list[Chart]:
 
 
 def draw(charts: Sequence[Chart], out: Path) -> list[Path]:
-    """Write the charts one below the other as `out` with each of FORMATS' endings; return the files."""
+    """Write the charts one below the other as `out` with each of FORMATS' endings; return the files.
+
+    Raises OptionError where a file cannot be written.
+    """
     figure_class = _figure_class()
     heights = [_FRAME_INCHES + _BAR_INCHES * len(chart.bars) for chart in charts]
     figure = figure_class(figsize=(_WIDTH_INCHES, sum(heights)), layout="constrained")
@@ -67,11 +72,13 @@ def draw(charts: Sequence[Chart], out: Path) -> list[Path]:
     for (values, shares), chart in zip(halves, charts, strict=True):
         _draw_values(values, chart)
         _draw_shares(shares, chart)
-    written = []
-    for ending in FORMATS:
-        written.append(out.with_name(f"{out.name}.{ending}"))
-        figure.savefig(written[-1], dpi=150)
-    return written
+    files = [out.with_name(f"{out.name}.{ending}") for ending in FORMATS]
+    for file in files:
+        try:
+            figure.savefig(file, dpi=150)
+        except OSError as error:
+            raise OptionError(f"{file} cannot be written: {error.strerror}", fix="give --out a place that can") from error
+    return files
 
 
 def _draw_values(axes: Axes, chart: Chart) -> None:
@@ -124,6 +131,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise OptionError(
             f"{path} holds a report of {kind!r}", fix=f"give reports of paddock bench {', '.join(SPEED)} or {KERNELS}"
         )
+    missing = sorted(_NEEDS[kind] - report.keys())
+    if missing:
+        raise OptionError(f"{path} lacks {', '.join(missing)}", fix="give files that `paddock bench ... --json` wrote")
     found: dict[str, Any] = report
     return found
 

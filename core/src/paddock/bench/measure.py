@@ -13,9 +13,10 @@ from attrs import evolve, frozen
 
 from paddock.errors import PaddockError
 from paddock.llm import LLM
+from paddock.planning.ledger import padded_sizes
 from paddock.request import RequestOutput, SamplingParams
 
-WARM_UP_ISL, WARM_UP_OSL = 32, 8  # tokens in and out of each request of the first warm-up
+WARM_UP_ISL, WARM_UP_OSL = 32, 8  # tokens in and out of each request of the first warm-up, where they come one after another
 WARM_UP_LONG = 2  # requests of the second, as long as the timed ones: kernels compile for lengths too
 
 DEFINITIONS = {
@@ -89,16 +90,35 @@ class Run:
 
 
 def warm_up(llm: LLM, work: Workload) -> None:
-    """Run what the timed run will use: as many requests, a few tokens each; then a few as long as they will be."""
+    """Run what the timed run will use: as many requests, with steps of every size; then a few as long as they will be."""
     short = evolve(work, isl=min(work.isl, WARM_UP_ISL), osl=min(work.osl, WARM_UP_OSL), seed=work.seed + 1)
-    timed_run(llm, short)
+    if work.at_once:
+        _thin_out(llm, short, room=work.isl + work.osl - short.isl)
+    else:
+        timed_run(llm, short)
     if work.isl > short.isl:
         timed_run(llm, evolve(short, requests=min(work.requests, WARM_UP_LONG), isl=work.isl, seed=work.seed + 2))
 
 
+def thinning(requests: int) -> list[int]:
+    """Return tokens out of each of `requests` that start together: as they end, steps of decodes are of every padded size once.
+
+    A size is captured when it is first met. In a timed run prompts that started in different steps end in different ones too.
+    """
+    sizes = padded_sizes(requests)
+    return [1 + sum(size > number for size in sizes) for number in range(requests)]
+
+
+def _thin_out(llm: LLM, work: Workload, *, room: int) -> None:
+    """Run as many of the requests as run at once, thinning out, none longer than `room`."""
+    together = work.requests if llm.plan is None else min(work.requests, llm.plan.max_num_seqs)
+    params = [_greedy(min(tokens, room)) for tokens in thinning(together)]
+    llm.generate(evolve(work, requests=together).prompts(llm.vocab_size), params, progress=False)
+
+
 def timed_run(llm: LLM, work: Workload) -> Run:
     """Return one run; raise PaddockError when a request failed or gave another number of tokens than asked for."""
-    params = SamplingParams(temperature=0.0, max_tokens=work.osl, ignore_eos=True)
+    params = _greedy(work.osl)
     prompts = work.prompts(llm.vocab_size)
     batches = [prompts] if work.at_once else [[prompt] for prompt in prompts]
     began = time.perf_counter()
@@ -111,6 +131,10 @@ def timed_run(llm: LLM, work: Workload) -> Run:
                 f"request {output.request_id} failed: {reason}", fix="raise --max-model-len, or lower --isl or --osl"
             )
     return Run(wall=wall, outputs=tuple(outputs))
+
+
+def _greedy(tokens: int) -> SamplingParams:
+    return SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True)
 
 
 def summary(runs: Sequence[Run]) -> dict[str, float | None]:

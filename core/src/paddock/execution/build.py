@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -22,6 +23,7 @@ from paddock.layers import unquantized
 from paddock.layers.parameters import torch_dtype
 from paddock.planning import rebuild
 from paddock.planning.hardware import GIB
+from paddock.planning.ledger import decode_bytes
 from paddock.planning.plan import Plan
 from paddock.plugins import resolve as imported
 
@@ -36,8 +38,9 @@ def build_runner(plan: Plan, folder: Path, *, device: torch.device, progress: Pr
     """
     needs = rebuild.attention_needs(plan)
     backend: layers.AttentionBackend = imported(plan.attention.factory)(needs, device)
-    model = build_model(plan, backend, device)
-    fill_model(plan, model, folder, device, progress=progress)
+    with _room_for(f"the {_gib(plan.weight_bytes)} GiB of weights", device):
+        model = build_model(plan, backend, device)
+        fill_model(plan, model, folder, device, progress=progress)
     ops = SamplingOps.bind(_implementations(plan, SAMPLING_OP_NAMES))
     loaded, num_pages = NOTHING_LOADED, plan.num_pages
     if device.type == "cuda":
@@ -57,6 +60,7 @@ def build_runner(plan: Plan, folder: Path, *, device: torch.device, progress: Pr
         sampling_ops=ops,
         decodes=decodes,
         loaded=loaded,
+        buffer_bytes=_decode_bytes(plan),
     )
     log.get_logger().info(
         "kv_cache_sized",
@@ -66,6 +70,16 @@ def build_runner(plan: Plan, folder: Path, *, device: torch.device, progress: Pr
         gib=_gib(num_pages * plan.ledger.page_bytes),
     )
     return runner
+
+
+def _decode_bytes(plan: Plan) -> int:
+    return decode_bytes(
+        table=rebuild.weight_table(plan),
+        shard=rebuild.shard(plan),
+        dtype=plan.dtype,
+        vocab_size=plan.vocab_size,
+        sequences=plan.max_num_seqs,
+    )
 
 
 def _decodes(plan: Plan) -> Decodes:
@@ -96,18 +110,25 @@ def _run_largest(
     weight_bytes = torch.cuda.memory_allocated(device)
     step = LargestStep(tokens=plan.max_num_batched_tokens, sequences=plan.max_num_seqs, max_model_len=plan.max_model_len)
     started = time.monotonic()
-    try:
+    with _room_for(f"weights and a step of {step.tokens} tokens, {step.sequences} sequences", device):
         run_largest(model, backend, _allocate(plan, 1, device), ops, step, device)
-    except torch.OutOfMemoryError as error:
-        raise PlanError(
-            f"{device} has too little memory for weights and a step of {step.tokens} tokens, {step.sequences} sequences",
-            fix="lower max_num_batched_tokens or max_num_seqs, use more GPUs, or a checkpoint in fewer bits",
-        ) from error
     workspace_bytes = torch.cuda.max_memory_allocated(device) - weight_bytes
     torch.cuda.reset_peak_memory_stats(device)
     seconds = round(time.monotonic() - started, 2)
     log.get_logger().info("largest_step_run", tokens=step.tokens, gib=_gib(workspace_bytes), seconds=seconds)
     return Loaded(weight_bytes=weight_bytes, workspace_bytes=workspace_bytes)
+
+
+@contextmanager
+def _room_for(what: str, device: torch.device) -> Iterator[None]:
+    """Turn too little memory into a PlanError that says for what."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise PlanError(
+            f"{device} has too little memory for {what}: less is free than when the plan was made",
+            fix="free it of other programs, lower max_num_batched_tokens or max_num_seqs, or use more GPUs or fewer bits",
+        ) from error
 
 
 def _pages_with_room(plan: Plan, device: torch.device) -> int:

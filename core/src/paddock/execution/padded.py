@@ -21,6 +21,7 @@ from attrs import field, frozen
 from torch import Tensor
 
 from paddock import log
+from paddock.errors import KernelError
 from paddock.execution.batch import HostBatch
 from paddock.execution.packing import HostArray, pack, unpack
 from paddock.planning.ledger import padded_sizes
@@ -62,14 +63,23 @@ class PaddedDecodes:
     """Runs decode steps of up to `most` sequences through `body`.
 
     `body(inputs, kind)` computes a step from its inputs alone, all on the device, and returns what is wanted of it, a row for
-    each of its own; `kind` is its variant. `scratch_slot` and `scratch_kv_slot` are padding's.
+    each of its own; `kind` is its variant. `scratch_slot` and `scratch_kv_slot` are padding's. `buffer_bytes` is about what
+    the body allocates for `most` sequences: graphs share one block of that size, whichever size is met first.
     """
 
     def __init__(
-        self, body: Body, *, most: int, scratch_slot: int, scratch_kv_slot: int, device: torch.device, capture: bool
+        self,
+        body: Body,
+        *,
+        most: int,
+        scratch_slot: int,
+        scratch_kv_slot: int,
+        device: torch.device,
+        capture: bool,
+        buffer_bytes: int = 0,
     ) -> None:
         """Capture nothing yet; `capture` False never does."""
-        self._body, self._device = body, device
+        self._body, self._device, self._buffer_bytes = body, device, buffer_bytes
         self._padding = {"slots": scratch_slot, "positions": 0, "kv_slots": scratch_kv_slot, "seq_lens": 1, "output_index": 0}
         self._sizes = padded_sizes(most)
         self._buffer = pack(self._blank(most), pinned=False).to(device)
@@ -123,8 +133,14 @@ class PaddedDecodes:
         """Keep a step that has just run as a graph; where memory is too short for it, say so and go on without."""
         try:
             self._graphs[size, kind] = self._captured(self._inputs[size], kind, capturing)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_shortage(error):
+                raise KernelError(
+                    f"a decode step of {size} sequences cannot be captured: {error}", fix="set enforce_eager (--enforce-eager)"
+                ) from error
             self._too_large.add((size, kind))
+            if not self._graphs:  # the pool's only graph is gone with the error, and torch captures into no such pool
+                self._capturing = _Capturing()
             log.get_logger().warning("decodes_not_captured", size=size, fix="lower gpu_memory_utilization or max_num_seqs")
 
     def _captured(self, inputs: DecodeInputs, kind: int | None, capturing: _Capturing) -> _Captured:
@@ -135,6 +151,8 @@ class PaddedDecodes:
         with torch.cuda.stream(capturing.stream):
             graph.capture_begin(pool=capturing.pool, capture_error_mode="thread_local")
             try:
+                if not self._graphs:  # a block of the allocator's that smaller steps split, instead of one for every size
+                    torch.empty(self._buffer_bytes, dtype=torch.uint8, device=self._device)
                 out = self._body(inputs, kind)
             except BaseException:
                 with suppress(RuntimeError):  # a capture that broke off ends with an error of its own
@@ -144,3 +162,8 @@ class PaddedDecodes:
         current.wait_stream(capturing.stream)
         self.graph_bytes += max(0, free - torch.cuda.mem_get_info(self._device)[0])
         return _Captured(graph, out)
+
+
+def is_shortage(error: RuntimeError) -> bool:
+    """Return whether memory was too short: the allocator's, or the driver's where it makes or first launches a graph."""
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)

@@ -53,8 +53,8 @@ class TokenCounts:
         row = self._rows[slot]
         if row >= len(self._outputs_CV):
             more = max(8, row)
-            self._outputs_CV = torch.cat((self._outputs_CV, self._outputs_CV.new_zeros((more, self._vocab_size))))
-            self._prompt_CV = torch.cat((self._prompt_CV, self._prompt_CV.new_zeros((more, self._vocab_size))))
+            grown = (torch.cat((old, old.new_zeros((more, self._vocab_size)))) for old in (self._outputs_CV, self._prompt_CV))
+            self._outputs_CV, self._prompt_CV = grown  # both or, where memory is short, neither
         return row
 
     def apply(self, logits_RV: Tensor, slot_R: Tensor, penalties_R3: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from paddock.execution.batch import PICKED, Batch, HostBatch, SampleRows, lay_ou
 from paddock.execution.logprobs import TopLogprobs, to_host
 from paddock.execution.memory import NOTHING_LOADED, Loaded, MemoryUse
 from paddock.execution.packing import to_device
-from paddock.execution.padded import DecodeInputs, PaddedDecodes
+from paddock.execution.padded import DecodeInputs, PaddedDecodes, is_shortage
 from paddock.execution.prompt_logprobs import ChunkLogprobs, PromptLogprobs
 from paddock.execution.sampler import Sampled, Sampler
 from paddock.execution.sampling_ops import REFERENCE_OPS, SamplingOps
@@ -77,11 +77,13 @@ class Runner:
         sampling_ops: SamplingOps = REFERENCE_OPS,
         decodes: Decodes = Decodes.AS_THEY_COME,
         loaded: Loaded = NOTHING_LOADED,
+        buffer_bytes: int = 0,
     ) -> None:
         """Take a loaded model on `device`, its layers' pages and the attention backend it was built with.
 
         `seed` is the engine's, from which sequences without one get theirs. Where `decodes` are padded, the last of the pages is
-        padding's. `loaded` is what the device's allocator counted before there were pages, for `memory_use`.
+        padding's, and `buffer_bytes` what a captured step of all slots allocates. `loaded` is what the device's allocator counted
+        before there were pages, for `memory_use`.
         """
         self.overlaps = device.type == "cuda"
         self.vocab_size, self._max_model_len = vocab_size, max_model_len
@@ -92,9 +94,9 @@ class Runner:
         self._last_token_S = torch.zeros(num_slots + 1, dtype=torch.int64, device=device)
         self.num_pages = len(kv[0].k_pages_NPKD) - (decodes is not Decodes.AS_THEY_COME)
         self._loaded = loaded
-        self._padded = None if decodes is Decodes.AS_THEY_COME else self._padding(num_slots, decodes)
+        self._padded = None if decodes is Decodes.AS_THEY_COME else self._padding(num_slots, decodes, buffer_bytes)
 
-    def _padding(self, num_slots: int, decodes: Decodes) -> PaddedDecodes:
+    def _padding(self, num_slots: int, decodes: Decodes, buffer_bytes: int) -> PaddedDecodes:
         self._slots.pad_with(self.num_pages)
         return PaddedDecodes(
             self._decode,
@@ -103,11 +105,20 @@ class Runner:
             scratch_kv_slot=self.num_pages * self._slots.page_size,
             device=self._device,
             capture=decodes is Decodes.CAPTURED,
+            buffer_bytes=buffer_bytes,
         )
 
     @torch.inference_mode()
     def launch(self, step: Step) -> Launched:
         """Start the step, after all earlier ones, and return it in flight."""
+        try:
+            return self._launch(step)
+        except torch.AcceleratorError as error:
+            if not is_shortage(error):
+                raise
+            raise torch.OutOfMemoryError(str(error)) from error  # the driver's, which the engine knows how to live with
+
+    def _launch(self, step: Step) -> Launched:
         self._admit(step.admissions)
         self._slots.grant(step.pages)
         host = lay_out(step, self._slots)

@@ -43,7 +43,10 @@ class LinearMethod(Protocol):
         """Return the static scale [] of an `FP8_STATIC` input, after `finalise`; None for the other formats."""
 
     def apply(self, layer: LinearLayer, x_TI: Activation) -> Tensor:
-        """Return x W^T [T, O] in the model's dtype, bias excluded. A plain x is always taken, and quantised here if need be."""
+        """Return x W^T [T, O] in the model's dtype, bias excluded. A plain x is always taken, and quantised here if need be.
+
+        A CUDA graph holds it: nothing is copied from or to the host, and no value decides what is launched.
+        """
 
     def dequantise(self, layer: LinearLayer) -> Tensor:
         """Return W [O, I] in float32, the definition of what `apply` multiplies with."""

@@ -101,12 +101,14 @@ def workspace(
 
 
 def graph_bytes(*, table: WeightTable, shard: Shard, dtype: str, vocab_size: int, max_num_seqs: int, num_layers: int) -> int:
-    """Return an estimate of what captured decode steps keep: the graphs of every size, and buffers for the largest.
+    """Return an estimate of what captured decode steps keep: the graphs of every size, and buffers for the largest."""
+    graphs = len(padded_sizes(max_num_seqs)) * num_layers * GRAPH_BYTES_PER_LAYER
+    return graphs + decode_bytes(table=table, shard=shard, dtype=dtype, vocab_size=vocab_size, sequences=max_num_seqs)
 
-    Logits are there as the head gives them and in float32.
-    """
-    per_sequence = activation_bytes_per_token(table, shard, dtype) + (dtype_bytes(dtype) + 4) * vocab_size
-    return len(padded_sizes(max_num_seqs)) * num_layers * GRAPH_BYTES_PER_LAYER + max_num_seqs * per_sequence
+
+def decode_bytes(*, table: WeightTable, shard: Shard, dtype: str, vocab_size: int, sequences: int) -> int:
+    """Return an estimate of what a decode step allocates; logits are there as the head gives them and in float32."""
+    return sequences * (activation_bytes_per_token(table, shard, dtype) + (dtype_bytes(dtype) + 4) * vocab_size)
 
 
 def padded_sizes(most: int) -> list[int]:

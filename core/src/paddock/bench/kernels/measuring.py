@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from paddock.layers import torch_dtype
 from paddock.layers.reference import FP8
 from paddock.planning.backends import Question
 from paddock.planning.hardware import Hardware
-from paddock.planning.notes import why_not_here
+from paddock.planning.notes import Obstacle, reasons, ways_around, why_not_here
 from paddock.planning.roofs import Ceilings, ceilings_of
 from paddock.plugins import AttentionSpec, OpSpec, resolve
 from paddock.plugins.discovery import BUILTIN
@@ -98,10 +98,16 @@ class Bench:
         return [each for each in chosen if each.provider.plugin != BUILTIN or each.spec.op not in others]
 
     def backends(self, names: Collection[str] = ()) -> list[Provided[AttentionSpec]]:
-        """Return the attention backends to measure; the core's own where it is named, or nobody else serves here."""
+        """Return the attention backends to measure; the core's own where it is named, or nobody else serves here.
+
+        Raises OptionError for a name that is not known, and for a backend that is named and does not serve.
+        """
         _refuse_unknown("attention backend", names, {each.spec.name for each in self.registry.attention_backends})
-        serving = [e for e in self.registry.attention_backends if not why_not_here(e.spec, self.hardware, self.dtype)]
+        why_not = [(each, why_not_here(each.spec, self.hardware, self.dtype)) for each in self.registry.attention_backends]
+        serving = [each for each, obstacles in why_not if not obstacles]
         if names:
+            absent = set(names) - {each.spec.name for each in serving}
+            _refuse_unfit([(each.spec.name, obstacles) for each, obstacles in why_not if each.spec.name in absent])
             return [each for each in serving if each.spec.name in names]
         return [each for each in serving if each.provider.plugin != BUILTIN] or serving
 
@@ -258,3 +264,11 @@ def _refuse_unknown(what: str, names: Collection[str], known: Collection[str]) -
     for name in names:
         if name not in known:
             raise OptionError(f"no {what} is called {name!r}", fix=did_you_mean(name, known))
+
+
+def _refuse_unfit(named: Iterable[tuple[str, Iterable[Obstacle]]]) -> None:
+    for name, obstacles in named:
+        raise OptionError(
+            f"attention backend {name!r} does not serve here: {reasons(obstacles)}",
+            fix=ways_around(obstacles) or f"leave out --backend {name}",
+        )

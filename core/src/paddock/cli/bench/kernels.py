@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -51,9 +52,10 @@ def kernels(
     """
     bench = _bench(session, device, dtype, quick=quick)
     rows: list[Row] = []
+    coming = _rows(bench, ops, backends)
     if not as_json:
         click.echo(f"kernels on {bench.hardware.name}, {dtype}\n{_HEAD}")
-    for row in _rows(bench, ops, backends):
+    for row in coming:
         rows.append(row)
         if not as_json:
             click.echo(_line(row))
@@ -74,11 +76,10 @@ def _bench(session: Session, device: str, dtype: str, *, quick: bool) -> Bench:
 
 
 def _rows(bench: Bench, ops: tuple[str, ...], backends: tuple[str, ...]) -> Iterator[Row]:
-    """Yield all rows, or those of what was named."""
-    for backend in bench.backends(backends) if backends or not ops else ():
-        yield from bench.attention_rows(backend)
-    for op in bench.ops(ops) if ops or not backends else ():
-        yield from bench.op_rows(op)
+    """Return all rows, or those of what was named, each measured when it is asked for; raise OptionError for a wrong name."""
+    attention = bench.backends(backends) if backends or not ops else []
+    others = bench.ops(ops) if ops or not backends else []
+    return chain.from_iterable((*map(bench.attention_rows, attention), *map(bench.op_rows, others)))
 
 
 def _report(bench: Bench, rows: list[Row], commit: str | None, *, unsized: list[str]) -> dict[str, Any]:
