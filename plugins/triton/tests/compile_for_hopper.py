@@ -1,4 +1,4 @@
-"""Compile the kernels for compute capability 9.0 on a machine that may have no GPU; print the kernels of each example as JSON.
+"""Compile the kernels for compute capability 9.0 on a machine that may have no GPU; print what each example compiled as JSON.
 
 Run as a script, in a process of its own: what it does to Triton's driver and launches stays there. Triton brings the assembler.
 """
@@ -29,6 +29,7 @@ STEPS: dict[str, tuple[tuple[int, int, int], torch.dtype, int, dict[str, Any]]] 
     "attention, 29 query heads a KV head, FP8 pages of 16, softcap": ((29, 1, 64), FP8, 16, {"softcap": 2.0}),
     "attention, heads of 256, window": ((6, 2, 256), HALF, 64, {"window": 100}),
 }
+TOKENS, OTHER_TOKENS = 20, (21, 32)  # of a step: rows that begin at multiples of 16 bytes, rows that do not, a power of two
 
 
 class Hopper:
@@ -47,38 +48,39 @@ class Hopper:
         return 0
 
 
-def _attend(heads: tuple[int, int, int], kv_dtype: torch.dtype, page: int, features: dict[str, Any]) -> None:
+def _attend(heads: tuple[int, int, int], kv_dtype: torch.dtype, page: int, features: dict[str, Any], *, tokens: int) -> None:
     """Launch a decode and a prefill, as one step has them."""
     num_heads, num_kv_heads, head = heads
     (spec,), device = plugin.paddock_attention_backends(), torch.device("cpu")
     backend = resolve(spec.factory)(AttentionNeeds(num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head), device)
     pages = torch.zeros(2, 8, page, num_kv_heads, head).to(kv_dtype)
     inputs = AttentionInputs(
-        positions_T=torch.arange(6),
-        slots_T=torch.arange(6),
-        query_start_S1=torch.tensor([0, 1, 6], dtype=torch.int32),
-        seq_lens_S=torch.tensor([3, 5], dtype=torch.int32),
-        block_tables_SM=torch.zeros(2, 4, dtype=torch.int32),
+        positions_T=torch.arange(tokens),
+        slots_T=torch.arange(tokens),
+        query_start_S1=torch.tensor([0, 1, tokens], dtype=torch.int32),
+        seq_lens_S=torch.tensor([3, tokens - 1], dtype=torch.int32),
+        block_tables_SM=torch.zeros(2, tokens, dtype=torch.int32),
         page_size=page,
         num_decodes=1,
-        max_query_len=5,
-        max_seq_len=5,
+        max_query_len=tokens - 1,
+        max_seq_len=tokens - 1,
     )
     scales = dict.fromkeys(("k_scale", "v_scale"), torch.ones(()) if kv_dtype == FP8 else None)
     params = AttentionParams(scale=head**-0.5, **scales, **features)
-    q_THD = torch.zeros(6, num_heads, head, dtype=HALF)
+    q_THD = torch.zeros(tokens, num_heads, head, dtype=HALF)
     backend.attend(q_THD, LayerKV(*pages), evolve(inputs, prepared=backend.prepare(inputs)), params)
 
 
-def _examples() -> dict[str, tuple[Any, ...]]:
+def _examples(tokens: int) -> dict[str, tuple[Any, ...]]:
     """Return arguments for every op, as a layer or the sampler gives them."""
-    x_TE, weight_E = torch.zeros(3, 512, dtype=HALF), torch.zeros(512, dtype=HALF)
-    table_LD, index_T = torch.zeros(64, 64), torch.arange(3)
-    q_THD, k_TKD = torch.zeros(3, 8, 64, dtype=HALF), torch.zeros(3, 2, 64, dtype=HALF)
+    x_TE, weight_E = torch.zeros(tokens, 512, dtype=HALF), torch.zeros(512, dtype=HALF)
+    table_LD, index_T = torch.zeros(64, 64), torch.arange(tokens)
+    q_THD, k_TKD = torch.zeros(tokens, 8, 64, dtype=HALF), torch.zeros(tokens, 2, 64, dtype=HALF)
     kv, one = LayerKV(*torch.zeros(2, 4, 16, 2, 64).to(FP8)), torch.ones(())
-    logits_RV, row_R, count_R = torch.zeros(3, 5000), torch.ones(3), torch.ones(3, dtype=torch.int32)
-    draw = (logits_RV, row_R, index_T, row_R)
-    seeds = (torch.zeros(3, 2, dtype=torch.int32), count_R)
+    logits_RV, top_R, index_R = torch.zeros(tokens, 128_256), torch.zeros(tokens), torch.zeros(tokens, dtype=torch.int32)
+    temperature_R, top_p_R, min_p_R = torch.ones(3, tokens)  # the sampler's: slices of one tensor, at any address
+    integers_3R = torch.ones(3, tokens, dtype=torch.int32)
+    draw, noise = (logits_RV, top_R, index_T, temperature_R), (integers_3R[1:].T, index_R)
     return {
         "embed": (index_T, x_TE),
         "linear": (x_TE, torch.zeros(256, 512, dtype=HALF)),
@@ -93,35 +95,44 @@ def _examples() -> dict[str, tuple[Any, ...]]:
         "quantize_fp8_static": (x_TE, one),
         "quantize_fp8_token": (x_TE, None),
         "most_likely": (logits_RV,),
-        "draw": (*draw, *seeds),
-        "draw_filtered": (*draw, count_R, row_R, row_R, *seeds),
+        "draw": (*draw, *noise),
+        "draw_filtered": (*draw, integers_3R[0], top_p_R, min_p_R, *noise),
     }
 
 
 def _only_compile() -> list[str]:
-    """Make every launch compile and stop there; return the list that their kernels' names go to."""
+    """Make every launch compile and stop there; return the list that the names of kernels go to, each when it is new."""
     names: list[str] = []
+    known: list[Any] = []
     run = JITFunction.run
 
     def compiled(self: Any, *args: Any, warmup: bool, **options: Any) -> Any:
         kernel = run(self, *args, warmup=True, **options)
         assert kernel.asm["cubin"], self.fn.__name__
-        names.append(self.fn.__name__)
+        if all(kernel is not one for one in known):
+            known.append(kernel)
+            names.append(self.fn.__name__)
         return kernel
 
     JITFunction.run = compiled
     return names
 
 
+def _calls(tokens: int) -> dict[str, Callable[[], Any]]:
+    """Return a call of every op and every step of attention."""
+    ops: dict[str, Callable[[], Any]] = {
+        spec.op: partial(resolve(spec.implementation), *_examples(tokens)[spec.op]) for spec in plugin.paddock_ops()
+    }
+    return ops | {name: partial(_attend, *step, tokens=tokens) for name, step in STEPS.items()}
+
+
 def main() -> None:
-    """Compile everything and print {example: [kernel, ...]}."""
+    """Compile everything and print {example: [new kernel, ...]}; with other numbers of tokens after all else."""
     driver.set_active(Hopper())
     torch.Tensor.is_cuda = property(lambda self: True)  # type: ignore[assignment]
     names, found = _only_compile(), {}
-    examples: dict[str, Callable[[], Any]] = {
-        spec.op: partial(resolve(spec.implementation), *_examples()[spec.op]) for spec in plugin.paddock_ops()
-    }
-    examples |= {name: partial(_attend, *step) for name, step in STEPS.items()}
+    examples = _calls(TOKENS)
+    examples |= {f"{name}, {tokens} tokens": call for tokens in OTHER_TOKENS for name, call in _calls(tokens).items()}
     for name, example in examples.items():
         example()
         found[name] = [*names]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import pytest
 import torch
 from attrs import evolve
@@ -61,6 +64,39 @@ def test_uneven_and_long_sequences_are_split_and_joined(lens: list[int], dtypes:
         prepared = evolve(inputs, prepared=backend.prepare(inputs))
         for _ in range(2):  # the second finds the counters as the first left them
             _check(backend.attend(q_THD, kv, prepared, AttentionParams(scale=0.125)), q_THD, kv, inputs, str(dtype))
+
+
+def test_a_chunk_without_tokens_is_nobodys_work(device: torch.device) -> None:
+    """Its tile would read a page beyond the sequence's last; the others' tiles are what they are without it."""
+    from paddock_triton.attention_schedule import prefill_units
+
+    inputs = _inputs([64, 70, 128], 128, device)
+    starts = torch.tensor([0, 0, 33, 33], dtype=torch.int32, device=device)
+    units = prefill_units(evolve(inputs, query_start_S1=starts, num_decodes=0), num_tokens=33, group=2, tile=16)
+    live = [row[:3] for row in units.units_U8.tolist() if row[0] >= 0]
+    assert live == [[1, 64, 66], [1, 48, 64], [1, 32, 48], [1, 16, 32], [1, 0, 16]]
+
+
+def test_a_prefill_of_very_many_tiles_is_one_launch(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """65,536 tokens of 71 query heads are 72,704 tiles: a grid holds 65,535 in its second and third dimension."""
+    from paddock_triton import attention_prefill
+    from paddock_triton.attention_schedule import UNIT, Units
+    from paddock_triton.attention_tuning import prefill_tile
+
+    grids: list[tuple[int, ...]] = []
+
+    class Kernel:
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            grids.append(grid)
+            return lambda *_, **__: None
+
+    monkeypatch.setattr(attention_prefill, "_prefill", Kernel())
+    inputs, (num_heads, num_kv_heads, head) = _inputs([1], 1, device), (142, 2, 16)
+    kv, q_THD = _kv(inputs, num_kv_heads, head, torch.float16), torch.zeros(1, num_heads, head, device=device).half()
+    units = Units(torch.zeros(72_704, UNIT.value, dtype=torch.int32, device=device), torch.zeros(0, device=device))
+    attention_prefill.prefill(q_THD, q_THD, kv, inputs, units, AttentionParams(scale=1.0), prefill_tile(q_THD, kv))
+    assert [math.prod(grid) for grid in grids] == [72_704 * num_kv_heads]
+    assert max(grids[0][1:], default=0) <= 65_535
 
 
 @gpu

@@ -17,6 +17,7 @@ from paddock.execution import randomness
 from paddock.execution.sampling_reference import most_likely
 from paddock_triton import ops_sampling
 
+BLOCK = 1024  # of tokens whose noise a program writes: a row of 65,536 would take the compiler half a minute
 SIZES = ((0, 100), (1, 1), (7, 4095), (3, 4097), (1, 12_345), (300, 63))
 
 
@@ -49,7 +50,7 @@ def test_noise_has_the_bits_the_core_defines(device: torch.device) -> None:
     expected_RV = randomness.noise_bits(seed_R2, position_R, randomness.token_terms(vocab, torch.device("cpu")))
     bits_RV = torch.empty(4, vocab, dtype=torch.int32, device=device)
     noise_RV = torch.empty(4, vocab, dtype=torch.float32, device=device)
-    _noise_kernel[(4,)](seed_R2.to(device), position_R.to(device), bits_RV, noise_RV, VOCAB=vocab)
+    _noise_kernel[(4, vocab // BLOCK)](seed_R2.to(device), position_R.to(device), bits_RV, noise_RV, vocab, BLOCK=BLOCK)
     assert torch.equal(bits_RV.cpu(), expected_RV)
     assert (noise_RV.cpu() - randomness.gumbel(expected_RV)).abs().max() < 4e-6
 
@@ -57,9 +58,10 @@ def test_noise_has_the_bits_the_core_defines(device: torch.device) -> None:
 def test_the_smallest_noise_arguments_keep_their_detail(device: torch.device) -> None:
     """Where 1 - u rounds to 1 the winners of long races are told apart."""
     seed_R2, position_R = torch.zeros(1, 2, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
-    bits_RV = torch.empty(1, 1 << 16, dtype=torch.int32, device=device)
-    noise_RV = torch.empty(1, 1 << 16, dtype=torch.float32, device=device)
-    _noise_kernel[(1,)](seed_R2.to(device), position_R.to(device), bits_RV, noise_RV, VOCAB=1 << 16)
+    vocab = 1 << 16
+    bits_RV = torch.empty(1, vocab, dtype=torch.int32, device=device)
+    noise_RV = torch.empty(1, vocab, dtype=torch.float32, device=device)
+    _noise_kernel[(1, vocab // BLOCK)](seed_R2.to(device), position_R.to(device), bits_RV, noise_RV, vocab, BLOCK=BLOCK)
     expected_RV = randomness.gumbel(bits_RV.cpu())
     assert noise_RV.isfinite().all()
     assert torch.equal(noise_RV.cpu().topk(20).indices, expected_RV.topk(20).indices)
@@ -107,15 +109,15 @@ def test_rows_of_temperature_0_keep_their_token(device: torch.device) -> None:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _noise_kernel(seed_ptr, position_ptr, bits_ptr, noise_ptr, VOCAB: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Write a row of bits and of noise."""
-    row, token_B = tl.program_id(0), tl.arange(0, VOCAB)
+def _noise_kernel(seed_ptr, position_ptr, bits_ptr, noise_ptr, vocab, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Write a block of a row of bits and of noise."""
+    row, token_B = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     low = tl.load(seed_ptr + row * 2).to(tl.uint32, bitcast=True)
     high = tl.load(seed_ptr + row * 2 + 1).to(tl.uint32, bitcast=True)
     position = tl.load(position_ptr + row).to(tl.uint32, bitcast=True)
     bits_B = ops_sampling._bits(low, high, position, token_B)
-    tl.store(bits_ptr + row * VOCAB + token_B, bits_B.to(tl.int32, bitcast=True))
-    tl.store(noise_ptr + row * VOCAB + token_B, ops_sampling._gumbel(bits_B))
+    tl.store(bits_ptr + row * vocab + token_B, bits_B.to(tl.int32, bitcast=True))
+    tl.store(noise_ptr + row * vocab + token_B, ops_sampling._gumbel(bits_B))
 
 
 def _same(found: tuple[torch.Tensor, torch.Tensor], expected: tuple[torch.Tensor, torch.Tensor]) -> None:

@@ -23,7 +23,7 @@ def prefill(
 ) -> None:
     """Write the attention of the prefills, whose tokens follow the decodes', into `out_THD`."""
     spec = Spec.of(q_THD, kv, params, tile)
-    _prefill[(spec.num_kv_heads, units.count)](
+    _prefill[(spec.num_kv_heads * units.count,)](  # in one: a second dimension ends at 65,535
         out_THD,
         q_THD,
         *spec.sources(kv),
@@ -49,7 +49,7 @@ def _prefill(
     table_stride: tl.tensor, spec: tl.constexpr,
 ) -> None:  # fmt: skip
     start_next()
-    kv_head, unit = tl.program_id(0), tl.program_id(1)
+    kv_head, unit = tl.program_id(0) % spec.num_kv_heads, tl.program_id(0) // spec.num_kv_heads
     wait()
     seq = tl.load(units_ptr + unit * UNIT)
     if seq < 0:

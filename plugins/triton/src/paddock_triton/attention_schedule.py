@@ -147,12 +147,15 @@ def _cut(
     if not PREFILL:  # of equal length: 65 tiles in pieces of 64 would be one of 64 and one of 1
         piece = tl.cdiv(tl.cdiv(size, pieces), PIECE) * PIECE
     first_unit = tl.sum(tl.where(s_S < me, pieces_S, 0))
+    owner = first + me
+    if PREFILL:
+        owner = tl.where(size > 0, owner, -1)
     lane_J = tl.arange(0, BLOCK_J)
     for start in range(0, pieces, BLOCK_J):
         j_J = start + lane_J
         part_J = pieces - 1 - j_J if PREFILL else j_J
         at_J, inside_J = units_ptr + (first_unit + j_J) * UNIT, j_J < pieces
-        tl.store(at_J, j_J * 0 + first + me, mask=inside_J)
+        tl.store(at_J, j_J * 0 + owner, mask=inside_J)
         tl.store(at_J + 1, begin + part_J * piece, mask=inside_J)
         tl.store(at_J + 2, begin + tl.minimum((part_J + 1) * piece, size), mask=inside_J)
         tl.store(at_J + 3, j_J * 0 + pieces, mask=inside_J)

@@ -29,7 +29,7 @@ from paddock_triton.filter_search import (
     whole,
 )
 from paddock_triton.ops_sampling import race
-from paddock_triton.rows import blocks_of, unit_stride
+from paddock_triton.rows import blocks_of, pieces_of, unit_stride
 
 # 256 rows of 128,256 normal logits on an H100, us for top-k 50 and top-p 0.9, the draw left out. 8 pivots with 32, 16, 8 warps:
 # 287 and 542, 361 and 687, 396 and 803; 16 pivots with 16 warps 459 and 852, and 484 and 866 where 1024 are found. Since pivots
@@ -40,6 +40,7 @@ _PROGRAMS = 264  # two a multiprocessor of an H200
 _J = tl.constexpr(16)
 _LOWEST = tl.constexpr(-3.4028234663852886e38)
 _LOG2_E = tl.constexpr(1.4426950408889634)
+_PARAMETERS = ["top_ptr", "temperature_ptr", "top_k_ptr", "top_p_ptr", "min_p_ptr"]  # slices, which begin anywhere
 
 
 @triton.jit
@@ -68,7 +69,7 @@ def _sought(
     return known(start, pivots_ptr, sums_ptr, row, rows, top, need_count, need_mass, STEPS, STEPS, PIVOTS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=_PARAMETERS)
 def _step_kernel(
     logits_ptr: tl.tensor, top_ptr: tl.tensor, temperature_ptr: tl.tensor, top_k_ptr: tl.tensor, top_p_ptr: tl.tensor,
     min_p_ptr: tl.tensor, pivots_ptr: tl.tensor, sums_ptr: tl.tensor, found_ptr: tl.tensor, size_ptr: tl.tensor,
@@ -175,7 +176,7 @@ def _edge(
     return low, low_count, low_mass, tl.where((high_count == 0) & (size <= FOUND), size, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=_PARAMETERS)
 def _least_kernel(
     logits_ptr: tl.tensor, top_ptr: tl.tensor, temperature_ptr: tl.tensor, top_k_ptr: tl.tensor, top_p_ptr: tl.tensor,
     min_p_ptr: tl.tensor, pivots_ptr: tl.tensor, sums_ptr: tl.tensor, found_ptr: tl.tensor, size_ptr: tl.tensor,
@@ -242,7 +243,7 @@ def least_scaled(
     least_R = torch.empty(rows, dtype=torch.float32, device=device)
     if not rows:
         return least_R
-    chunks = min(blocks_of(vocab, lanes * EACH.value), max(1, _PROGRAMS // rows))
+    chunks = pieces_of(blocks_of(vocab, lanes * EACH.value), _PROGRAMS // rows)
     pivots_SRK = torch.empty((_STEPS, rows, _PIVOTS), dtype=torch.float32, device=device)
     sums_SR2K = torch.zeros((_STEPS, rows, 2, _PIVOTS), dtype=torch.int64, device=device)
     found_RF = torch.empty((rows, _FOUND), dtype=torch.float32, device=device)

@@ -94,7 +94,7 @@ def _one_kernel(
     tl.store(out_ptr + o_B, tl.sum(sum_BJ, 1).to(out_ptr.dtype.element_ty), mask=o_B < OUT)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])  # 16, 32 and 64 tokens would each be a kernel more, compiled amid serving
 def _few_kernel(
     x_ptr: tl.tensor, weight_ptr: tl.tensor, out_ptr: tl.tensor, tokens: tl.tensor, x_stride: tl.tensor, OUT: tl.constexpr,
     IN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_J: tl.constexpr, STAGES: tl.constexpr,

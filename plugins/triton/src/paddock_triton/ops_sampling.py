@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from paddock_triton.rows import blocks_of, power_of_2, unit_stride
+from paddock_triton.rows import blocks_of, pieces_of, power_of_2, unit_stride
 
 _BLOCK, _WARPS = 2048, 8
 # Programs to spread few rows over: eight a multiprocessor of an H200 fill it. With two, 1, 64 and 256 rows of 128,256 took
@@ -60,7 +60,10 @@ def rank_of(x_B: tl.tensor) -> tl.tensor:
     return tl.where(x_B != x_B, above_B, tl.where(bits_B < 0, bits_B ^ _LAST, bits_B))
 
 
-@triton.jit
+@triton.jit(  # parameters of rows are slices: where they begin, as the number of rows, is no part of a kernel
+    do_not_specialize=["seed_stride", "word_stride"],
+    do_not_specialize_on_alignment=["top_ptr", "temperature_ptr", "least_ptr", "seed_ptr", "position_ptr"],
+)
 def _race_kernel(
     logits_ptr: tl.tensor, top_ptr: tl.tensor, temperature_ptr: tl.tensor, least_ptr: tl.tensor, seed_ptr: tl.tensor,
     position_ptr: tl.tensor, best_ptr: tl.tensor, stride: tl.tensor, seed_stride: tl.tensor, word_stride: tl.tensor,
@@ -94,7 +97,7 @@ def _race_kernel(
     tl.store(best_ptr + tl.program_id(0), tl.max((rank_B.to(tl.int64) << 32) | (token_B ^ _LAST).to(tl.int64)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["kept_ptr", "temperature_ptr"])
 def _finish_kernel(
     best_ptr: tl.tensor, top_ptr: tl.tensor, kept_ptr: tl.tensor, temperature_ptr: tl.tensor, token_ptr: tl.tensor,
     CHUNKS: tl.constexpr, LANES: tl.constexpr,
@@ -143,7 +146,7 @@ def race(
     rows, vocab = logits_RV.shape
     token_R = torch.empty(rows, dtype=torch.int64, device=logits_RV.device)
     if rows:
-        chunks = min(blocks_of(vocab, _BLOCK), max(1, _PROGRAMS // rows))
+        chunks = pieces_of(blocks_of(vocab, _BLOCK), _PROGRAMS // rows)
         best_RC = torch.empty((rows, chunks), dtype=torch.int64, device=logits_RV.device)
         seed_strides = (0, 0) if seed_R2 is None else seed_R2.stride()
         _race_kernel[(rows * chunks,)](

@@ -20,6 +20,14 @@ def blocks_of(size: int, block: int) -> int:
     return -(-size // block)
 
 
+def pieces_of(blocks: int, most: int) -> int:
+    """Return how many programs share a row of `blocks`: all it can, or the power of two from `most` (1 at least) down.
+
+    Each number is a kernel of its own, compiled amid serving when it is first met; so there are few, whatever rows a step has.
+    """
+    return blocks if blocks <= most else 1 << max(most, 1).bit_length() - 1
+
+
 def row_warps(block: int) -> int:
     """Return the warps for a row of `block` elements in registers; it depends on nothing else, so no token on its neighbours.
 
