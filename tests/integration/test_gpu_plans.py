@@ -121,6 +121,6 @@ def test_too_little_memory_is_refused_in_bytes() -> None:
     tiny = evolve(H200, name="Small GPU", memory_bytes=GIB // 64, available_bytes=GIB // 64)
     plan = planned(tiny)
     assert plan.attention.name == "triton"
-    with pytest.raises(PlanError, match=r"Small GPU needs .* GiB too little") as caught:
+    with pytest.raises(PlanError, match=r"Small GPU needs .* MiB too little") as caught:
         require_runnable(plan)
     assert caught.value.fix
