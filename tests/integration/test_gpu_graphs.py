@@ -119,6 +119,16 @@ def test_chunked_prompts_beside_decodes_say_the_same(folder: Path) -> None:
             assert _said(captured, _requests(17)) == _said(eager, _requests(17))
 
 
+def test_steps_with_prompts_in_them_are_replayed_too(folder: Path) -> None:
+    """A shape that is met again is captured; replayed with other prompts, slots and pages it says what an eager step says."""
+    with _engines(folder, enable_prefix_caching=False, max_num_batched_tokens=64) as (captured, eager):
+        for longer in range(4):
+            requests = _requests(7, "greedy", "filtered", longer=longer)
+            assert _said(captured, requests) == _said(eager, requests)
+        graphs: Any = captured._engine._engine._runner._padded._graphs  # type: ignore[attr-defined]
+        assert any(shape.chunks for shape, _ in graphs)
+
+
 def test_preempted_requests_say_the_same(folder: Path, page_bytes: int) -> None:
     """Nine pages for 17 sequences that want up to four each: slots and pages change hands under the graphs."""
     options = {"kv_cache_memory_bytes": 9 * page_bytes, "block_size": PAGE, "enable_prefix_caching": False}

@@ -11,7 +11,7 @@ from core.tests.api.conftest import Make, Run
 from paddock.bench.measure import DEFINITIONS, Workload, summary, thinning, warm_up
 from paddock.bench.measure import Run as TimedRun
 from paddock.errors import PaddockError
-from paddock.planning.ledger import padded_sizes
+from paddock.planning.padding import padded_sizes
 from paddock.request import CompletionOutput, Request, RequestOutput, Timings
 
 
@@ -83,7 +83,7 @@ def test_a_commit_may_be_said(make: Make, run: Run) -> None:
 
 
 def test_the_warm_up_runs_what_the_timed_run_uses(make: Make) -> None:
-    """As many requests with short prompts, then a few as long as the timed ones; short workloads need no second."""
+    """As many requests with short prompts, then a few as long as the timed ones, twice."""
     seen: dict[str, int] = {}  # by request: the script is asked again at each of its tokens
 
     def remembering(request: Request) -> list[int]:
@@ -91,10 +91,10 @@ def test_the_warm_up_runs_what_the_timed_run_uses(make: Make) -> None:
         return _counting(request)
 
     warm_up(make(remembering), Workload(requests=5, isl=100, osl=50, seed=0, at_once=True))
-    assert list(seen.values()) == [32] * 5 + [100] * 2
+    assert list(seen.values()) == [32] * 5 + [100] * 4
     seen.clear()
     warm_up(make(remembering), Workload(requests=3, isl=20, osl=50, seed=0, at_once=False))
-    assert list(seen.values()) == [20] * 3
+    assert list(seen.values()) == [20] * 4
 
 
 @pytest.mark.parametrize("requests", [1, 2, 7, 100, 300])

@@ -14,7 +14,7 @@ import torch
 
 from paddock.execution.batch import assemble
 from paddock.execution.kvcache import allocate_kv
-from paddock.execution.runner import Decodes, Runner
+from paddock.execution.runner import Runner, SmallSteps
 from paddock.execution.sampler import Sampled, Sampler
 from paddock.execution.slots import SlotTable
 from paddock.layers.attention import AttentionInputs, LayerKV
@@ -153,9 +153,9 @@ class Rig:
     runner: Runner
 
 
-def paged_runner(decodes: Decodes, *, vocab_size: int = 32, num_slots: int = 8, num_pages: int = 64) -> Rig:
+def paged_runner(small_steps: SmallSteps, *, vocab_size: int = 32, num_slots: int = 8, num_pages: int = 64) -> Rig:
     """Return a runner on a small paged model: pages of 4 tokens and one for padding, sequences up to 64."""
-    pages = num_pages + (decodes is Decodes.PADDED)
+    pages = num_pages + (small_steps is SmallSteps.PADDED)
     kv = allocate_kv(num_layers=1, num_pages=pages, page_size=4, num_kv_heads=1, head_dim=1, dtype="float32", device=CPU)
     model = PagedModel(vocab_size)
     runner = Runner(
@@ -167,7 +167,7 @@ def paged_runner(decodes: Decodes, *, vocab_size: int = 32, num_slots: int = 8, 
         vocab_size=vocab_size,
         device=CPU,
         seed=0,
-        decodes=decodes,
+        small_steps=small_steps,
     )
     assert runner.num_pages == num_pages
     return Rig(model, runner)
@@ -185,7 +185,7 @@ def sampler_bench() -> Any:
     return SamplerBench
 
 
-@pytest.fixture(scope="session", params=[Decodes.AS_THEY_COME, Decodes.PADDED], ids=lambda decodes: decodes.value)
+@pytest.fixture(scope="session", params=[SmallSteps.AS_THEY_COME, SmallSteps.PADDED], ids=lambda way: way.value)
 def rig(request: Any) -> Any:
-    """Give tests the factory of runners on a paged model, whose decodes run at their own size or at padded ones."""
+    """Give tests the factory of runners on a paged model, whose small steps run at their own size or at padded ones."""
     return partial(paged_runner, request.param)

@@ -13,7 +13,7 @@ from attrs import evolve, frozen
 
 from paddock.errors import PaddockError
 from paddock.llm import LLM
-from paddock.planning.ledger import padded_sizes
+from paddock.planning.padding import padded_sizes
 from paddock.request import RequestOutput, SamplingParams
 
 WARM_UP_ISL, WARM_UP_OSL = 32, 8  # tokens in and out of each request of the first warm-up, where they come one after another
@@ -90,14 +90,15 @@ class Run:
 
 
 def warm_up(llm: LLM, work: Workload) -> None:
-    """Run what the timed run will use: as many requests, with steps of every size; then a few as long as they will be."""
+    """Run what the timed run will use: as many requests, with steps of every size; then a few as long as they will be.
+
+    These twice: a step with a prompt in it is captured when its shape is met again.
+    """
     short = evolve(work, isl=min(work.isl, WARM_UP_ISL), osl=min(work.osl, WARM_UP_OSL), seed=work.seed + 1)
     if work.at_once:
         _thin_out(llm, short, room=work.isl + work.osl - short.isl)
-    else:
-        timed_run(llm, short)
-    if work.isl > short.isl:
-        timed_run(llm, evolve(short, requests=min(work.requests, WARM_UP_LONG), isl=work.isl, seed=work.seed + 2))
+    for seed in (work.seed + 2, work.seed + 3):
+        timed_run(llm, evolve(short, requests=min(work.requests, WARM_UP_LONG), isl=work.isl, seed=seed))
 
 
 def thinning(requests: int) -> list[int]:

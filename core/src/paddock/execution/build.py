@@ -16,7 +16,7 @@ from paddock.checkpoint.load import load
 from paddock.errors import PlanError
 from paddock.execution.kvcache import allocate_kv
 from paddock.execution.memory import NOTHING_LOADED, Loaded
-from paddock.execution.runner import Decodes, Runner
+from paddock.execution.runner import Runner, SmallSteps
 from paddock.execution.sampling_ops import SAMPLING_OP_NAMES, SamplingOps
 from paddock.execution.sizing import LargestStep, pages_with_room, run_largest
 from paddock.layers import unquantized
@@ -46,8 +46,8 @@ def build_runner(plan: Plan, folder: Path, *, device: torch.device, progress: Pr
     if device.type == "cuda":
         loaded = _run_largest(plan, cast(layers.Model, model), backend, ops, device)
         num_pages = _pages_with_room(plan, device)
-    decodes = _decodes(plan)
-    padding = 0 if decodes is Decodes.AS_THEY_COME else 1
+    small_steps = _small_steps(plan)
+    padding = 0 if small_steps is SmallSteps.AS_THEY_COME else 1
     runner = Runner(
         cast(layers.Model, model),
         _allocate(plan, num_pages + padding, device),
@@ -58,7 +58,7 @@ def build_runner(plan: Plan, folder: Path, *, device: torch.device, progress: Pr
         device=device,
         seed=plan.asked.seed,
         sampling_ops=ops,
-        decodes=decodes,
+        small_steps=small_steps,
         loaded=loaded,
         buffer_bytes=_decode_bytes(plan),
     )
@@ -82,11 +82,12 @@ def _decode_bytes(plan: Plan) -> int:
     )
 
 
-def _decodes(plan: Plan) -> Decodes:
-    """Return how decodes run: captured where the plan says so; else padded all the same where they could be."""
+def _small_steps(plan: Plan) -> SmallSteps:
+    """Return how small steps run: captured where the plan says so; else padded all the same where they could be."""
     if plan.graphs:
-        return Decodes.CAPTURED
-    return Decodes.PADDED if plan.hardware.device == "cuda" and plan.attention.graph_capturable else Decodes.AS_THEY_COME
+        return SmallSteps.CAPTURED
+    can = plan.hardware.device == "cuda" and plan.attention.graph_capturable
+    return SmallSteps.PADDED if can else SmallSteps.AS_THEY_COME
 
 
 def _allocate(plan: Plan, num_pages: int, device: torch.device) -> list[layers.LayerKV]:

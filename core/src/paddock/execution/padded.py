@@ -1,21 +1,18 @@
-"""Decode steps at a few padded sizes, each captured as a CUDA graph when it is first met.
+"""Small steps at a few padded shapes, each captured as a CUDA graph when it is met.
 
-A captured step costs the host one launch instead of hundreds. Its addresses are fixed: what changes from step to step comes in
-through one buffer, and padding takes part as a sequence of its own slot and page that nobody looks at. The first step of a size
-runs uncaptured, which compiles what it needs; then it is captured, so nothing is captured at start-up. Without capture the same
-steps run at the same sizes, and give the same tokens.
+A captured step costs the host one launch instead of hundreds. The first step of a shape runs uncaptured, which compiles what it
+needs; nothing is captured at start-up. A shape of decodes alone is captured right after, one with prompts in it when it is met
+again: those are many. Without capture the same steps run at the same shapes, and give the same tokens.
 
-n rows of a padded step, R rows of it that are a step's.
+R rows of a step that are sampled.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-import numpy as np
 import torch
 from attrs import field, frozen
 from torch import Tensor
@@ -23,26 +20,11 @@ from torch import Tensor
 from paddock import log
 from paddock.errors import KernelError
 from paddock.execution.batch import HostBatch
-from paddock.execution.packing import HostArray, pack, unpack
-from paddock.planning.ledger import padded_sizes
+from paddock.execution.padded_inputs import InputBuffer, Scratch, StepInputs
+from paddock.planning.padding import MIXED_GRAPHS, Padding, StepShape
 
-
-@frozen(eq=False, kw_only=True)
-class DecodeInputs:
-    """What a padded decode step reads, at fixed addresses: slot, position, place of K and V, length, and tokens put out [n].
-
-    `query_start_S1` counts 0 to n.
-    """
-
-    slots: Tensor
-    positions: Tensor
-    kv_slots: Tensor
-    seq_lens: Tensor
-    output_index: Tensor
-    query_start_S1: Tensor
-
-
-Body = Callable[[DecodeInputs, int | None], Tensor]
+Body = Callable[[StepInputs, int | None], Tensor]
+Key = tuple[StepShape, int | None]
 
 
 @frozen(eq=False)
@@ -59,91 +41,87 @@ class _Capturing:
     pool: Any = field(factory=torch.cuda.graph_pool_handle)
 
 
-class PaddedDecodes:
-    """Runs decode steps of up to `most` sequences through `body`.
+class PaddedSteps:
+    """Runs small steps of up to `most` sequences through `body`.
 
     `body(inputs, kind)` computes a step from its inputs alone, all on the device, and returns what is wanted of it, a row for
-    each of its own; `kind` is its variant. `scratch_slot` and `scratch_kv_slot` are padding's. `buffer_bytes` is about what
-    the body allocates for `most` sequences: graphs share one block of that size, whichever size is met first.
+    each sequence, those that are sampled first; `kind` is its variant. `buffer_bytes` is about what the body allocates at most:
+    graphs share one block of that size, whichever is met first.
     """
 
     def __init__(
-        self,
-        body: Body,
-        *,
-        most: int,
-        scratch_slot: int,
-        scratch_kv_slot: int,
-        device: torch.device,
-        capture: bool,
-        buffer_bytes: int = 0,
+        self, body: Body, *, most: int, scratch: Scratch, device: torch.device, capture: bool, buffer_bytes: int = 0
     ) -> None:
         """Capture nothing yet; `capture` False never does."""
         self._body, self._device, self._buffer_bytes = body, device, buffer_bytes
-        self._padding = {"slots": scratch_slot, "positions": 0, "kv_slots": scratch_kv_slot, "seq_lens": 1, "output_index": 0}
-        self._sizes = padded_sizes(most)
-        self._buffer = pack(self._blank(most), pinned=False).to(device)
-        self._starts_S1 = torch.arange(most + 1, dtype=torch.int32, device=device)
-        self._inputs: dict[int, DecodeInputs] = {}
-        self._graphs: dict[tuple[int, int | None], _Captured] = {}
-        self._too_large: set[tuple[int, int | None]] = set()
+        self._padding = Padding(most)
+        self._buffer = InputBuffer(self._padding, scratch, device)
+        self._graphs: dict[Key, _Captured] = {}
+        self._met: set[Key] = set()
+        self._left_alone: set[Key] = set()
         self._capturing = _Capturing() if capture else None
         self.graph_bytes = 0  # taken from the device by captures, as the driver counts it
 
-    def run(self, host: HostBatch, kind: int | None) -> tuple[DecodeInputs, Tensor]:
-        """Start a step of decodes alone; return its padded inputs and the rows [R, ...] of what the body gives."""
-        rows = len(host.sampled_slots)
-        size = self._sizes[bisect_left(self._sizes, rows)]
-        inputs = self._inputs_of(size)
-        self._send(host, rows, size)
-        found = self._graphs.get((size, kind))
+    def shape_for(self, host: HostBatch) -> StepShape | None:
+        """Return the shape a laid out step is padded to, None where it is to run as it comes: as when it samples nothing."""
+        if not len(host.sampled_slots):
+            return None
+        ids = host.arrays.get("prefill_ids")
+        chunks, tokens = len(host.arrays["slots"]) - host.num_decodes, 0 if ids is None else len(ids)
+        return self._padding.padded(StepShape(decodes=host.num_decodes, chunks=chunks, chunk_tokens=tokens))
+
+    def run(self, host: HostBatch, shape: StepShape, kind: int | None) -> tuple[StepInputs, Tensor]:
+        """Start a step; return its padded inputs and the rows [R, ...] of what the body gives."""
+        inputs, key, rows = self._buffer.inputs_of(shape), (shape, kind), len(host.sampled_slots)
+        self._buffer.send(host, shape)
+        found = self._graphs.get(key)
         if found is not None:
             found.graph.replay()
             return inputs, found.out[:rows]
         out = self._body(inputs, kind)
-        if self._capturing is not None and (size, kind) not in self._too_large:
-            self._capture(size, kind, self._capturing)
+        if self._capturing is not None and self._is_due(key):
+            self._capture(key, self._capturing)
+        self._met.add(key)
         return inputs, out[:rows]
 
     def forget(self) -> None:
         """Drop every captured step, and with them their memory; each is captured anew when it is met."""
         self._graphs.clear()
-        self._too_large.clear()
+        self._left_alone.clear()
         self._capturing = None if self._capturing is None else _Capturing()
         self.graph_bytes = 0
 
-    def _inputs_of(self, size: int) -> DecodeInputs:
-        if size not in self._inputs:
-            views = unpack(self._buffer, self._blank(size))
-            self._inputs[size] = DecodeInputs(**views, query_start_S1=self._starts_S1[: size + 1])
-        return self._inputs[size]
+    def _is_due(self, key: Key) -> bool:
+        """Return whether a step that has just run is to be captured."""
+        shape, _ = key
+        if key in self._left_alone:
+            return False
+        if not shape.chunks:
+            return True
+        return key in self._met and sum(captured.chunks > 0 for captured, _ in self._graphs) < MIXED_GRAPHS
 
-    def _blank(self, size: int) -> dict[str, HostArray]:
-        wide = {name: np.full(size, self._padding[name], dtype=np.int64) for name in ("slots", "positions", "kv_slots")}
-        return {**wide, **{name: np.full(size, self._padding[name], dtype=np.int32) for name in ("seq_lens", "output_index")}}
-
-    def _send(self, host: HostBatch, rows: int, size: int) -> None:
-        arrays = self._blank(size)
-        for name, array in arrays.items():
-            array[:rows] = host.arrays[name]
-        staged = pack(arrays, pinned=self._device.type == "cuda")  # the allocator keeps it from reuse until the copy has run
-        self._buffer[: len(staged)].copy_(staged, non_blocking=True)
-
-    def _capture(self, size: int, kind: int | None, capturing: _Capturing) -> None:
+    def _capture(self, key: Key, capturing: _Capturing) -> None:
         """Keep a step that has just run as a graph; where memory is too short for it, say so and go on without."""
+        shape, kind = key
         try:
-            self._graphs[size, kind] = self._captured(self._inputs[size], kind, capturing)
+            self._graphs[key] = self._captured(self._buffer.inputs_of(shape), kind, capturing)
         except RuntimeError as error:
             if not is_shortage(error):
                 raise KernelError(
-                    f"a decode step of {size} sequences cannot be captured: {error}", fix="set enforce_eager (--enforce-eager)"
+                    f"a step of {shape.sequences} sequences and {shape.tokens} tokens cannot be captured: {error}",
+                    fix="set enforce_eager (--enforce-eager)",
                 ) from error
-            self._too_large.add((size, kind))
+            self._left_alone.add(key)
             if not self._graphs:  # the pool's only graph is gone with the error, and torch captures into no such pool
                 self._capturing = _Capturing()
-            log.get_logger().warning("decodes_not_captured", size=size, fix="lower gpu_memory_utilization or max_num_seqs")
+            log.get_logger().warning(
+                "step_not_captured",
+                sequences=shape.sequences,
+                tokens=shape.tokens,
+                fix="lower gpu_memory_utilization or max_num_seqs",
+            )
 
-    def _captured(self, inputs: DecodeInputs, kind: int | None, capturing: _Capturing) -> _Captured:
+    def _captured(self, inputs: StepInputs, kind: int | None, capturing: _Capturing) -> _Captured:
         """Return the step as a graph; nothing runs. Unlike `torch.cuda.graph` it does not wait for what does."""
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
         free, _ = torch.cuda.mem_get_info(self._device)
@@ -151,7 +129,7 @@ class PaddedDecodes:
         with torch.cuda.stream(capturing.stream):
             graph.capture_begin(pool=capturing.pool, capture_error_mode="thread_local")
             try:
-                if not self._graphs:  # a block of the allocator's that smaller steps split, instead of one for every size
+                if not self._graphs:  # a block of the allocator's that smaller steps split, instead of one for every shape
                     torch.empty(self._buffer_bytes, dtype=torch.uint8, device=self._device)
                 out = self._body(inputs, kind)
             except BaseException:

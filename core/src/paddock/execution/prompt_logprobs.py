@@ -47,6 +47,10 @@ class PromptLogprobs:
         if width is not None:
             self._prompts[admission.slot] = (admission.token_ids[: admission.prompt_len], width)
 
+    def wants(self, step: Step) -> bool:
+        """Return whether a chunk of the step has logprobs to give."""
+        return bool(self._prompts) and any(chunk.slot in self._prompts for chunk in step.prefills)
+
     def launch(self, step: Step, x_TE: Tensor, logits: Callable[[Tensor], Tensor]) -> dict[int, ChunkLogprobs]:
         """Return the logprobs of the chunks that want them, by index in the step, given the step's residual stream."""
         if not self._prompts:

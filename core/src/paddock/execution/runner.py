@@ -11,22 +11,24 @@ import attrs
 import torch
 from torch import Tensor
 
-from paddock.execution.batch import PICKED, Batch, HostBatch, SampleRows, lay_out, send
+from paddock.execution.batch import PICKED, Batch, HostBatch, Pick, SampleRows, lay_out, send
 from paddock.execution.logprobs import TopLogprobs, to_host
 from paddock.execution.memory import NOTHING_LOADED, Loaded, MemoryUse
 from paddock.execution.packing import to_device
-from paddock.execution.padded import DecodeInputs, PaddedDecodes, is_shortage
+from paddock.execution.padded import PaddedSteps, is_shortage
+from paddock.execution.padded_inputs import Scratch, StepInputs
 from paddock.execution.prompt_logprobs import ChunkLogprobs, PromptLogprobs
 from paddock.execution.sampler import Sampled, Sampler
 from paddock.execution.sampling_ops import REFERENCE_OPS, SamplingOps
 from paddock.execution.sampling_state import plain_kind
 from paddock.execution.slots import SlotTable
 from paddock.layers.attention import AttentionBackend, AttentionInputs, LayerKV, Model
+from paddock.planning.padding import StepShape
 from paddock.scheduling.step import Admission, Step, StepResult
 
 
-class Decodes(Enum):
-    """How steps of decodes alone run: at their own size, or at a few padded ones, those captured as graphs or not."""
+class SmallSteps(Enum):
+    """How small steps run: at their own size, or at a few padded ones, those captured as graphs or not."""
 
     AS_THEY_COME = "as they come"
     PADDED = "padded"
@@ -75,15 +77,15 @@ class Runner:
         device: torch.device,
         seed: int,
         sampling_ops: SamplingOps = REFERENCE_OPS,
-        decodes: Decodes = Decodes.AS_THEY_COME,
+        small_steps: SmallSteps = SmallSteps.AS_THEY_COME,
         loaded: Loaded = NOTHING_LOADED,
         buffer_bytes: int = 0,
     ) -> None:
         """Take a loaded model on `device`, its layers' pages and the attention backend it was built with.
 
-        `seed` is the engine's, from which sequences without one get theirs. Where `decodes` are padded, the last of the pages is
-        padding's, and `buffer_bytes` what a captured step of all slots allocates. `loaded` is what the device's allocator counted
-        before there were pages, for `memory_use`.
+        `seed` is the engine's, from which sequences without one get theirs. Where small steps are padded, the last of the
+        pages is padding's, and `buffer_bytes` what a captured step of all slots allocates. `loaded` is what the device's
+        allocator counted before there were pages, for `memory_use`.
         """
         self.overlaps = device.type == "cuda"
         self.vocab_size, self._max_model_len = vocab_size, max_model_len
@@ -92,19 +94,19 @@ class Runner:
         self._sampler = Sampler(num_slots=num_slots, vocab_size=vocab_size, device=device, seed=seed, ops=sampling_ops)
         self._prompt_logprobs = PromptLogprobs(vocab_size, device)
         self._last_token_S = torch.zeros(num_slots + 1, dtype=torch.int64, device=device)
-        self.num_pages = len(kv[0].k_pages_NPKD) - (decodes is not Decodes.AS_THEY_COME)
+        as_they_come = small_steps is SmallSteps.AS_THEY_COME
+        self.num_pages = len(kv[0].k_pages_NPKD) - (not as_they_come)
         self._loaded = loaded
-        self._padded = None if decodes is Decodes.AS_THEY_COME else self._padding(num_slots, decodes, buffer_bytes)
+        self._padded = None if as_they_come else self._padding(num_slots, small_steps, buffer_bytes)
 
-    def _padding(self, num_slots: int, decodes: Decodes, buffer_bytes: int) -> PaddedDecodes:
+    def _padding(self, num_slots: int, small_steps: SmallSteps, buffer_bytes: int) -> PaddedSteps:
         self._slots.pad_with(self.num_pages)
-        return PaddedDecodes(
-            self._decode,
+        return PaddedSteps(
+            self._padded_step,
             most=num_slots,
-            scratch_slot=self._slots.scratch_slot,
-            scratch_kv_slot=self.num_pages * self._slots.page_size,
+            scratch=Scratch(slot=self._slots.scratch_slot, kv_slot=self.num_pages * self._slots.page_size),
             device=self._device,
-            capture=decodes is Decodes.CAPTURED,
+            capture=small_steps is SmallSteps.CAPTURED,
             buffer_bytes=buffer_bytes,
         )
 
@@ -122,8 +124,10 @@ class Runner:
         self._admit(step.admissions)
         self._slots.grant(step.pages)
         host = lay_out(step, self._slots)
-        if self._padded is not None and not step.prefills:
-            return self._launch_padded(step, host, self._padded)
+        if self._padded is not None and not self._prompt_logprobs.wants(step):
+            shape = self._padded.shape_for(host)
+            if shape is not None:
+                return self._launch_padded(step, host, shape, self._padded)
         batch = send(host, step, self._slots, self._last_token_S)
         x_TE = self._forward(batch.token_ids_T, batch.inputs)
         prompt_logprobs = self._prompt_logprobs.launch(step, x_TE, self._model.logits)
@@ -169,43 +173,44 @@ class Runner:
         inputs = attrs.evolve(inputs, prepared=self._backend.prepare(inputs))
         return self._model.forward(self._model.embed(token_ids_T), inputs, self._kv)
 
-    def _decode(self, padded: DecodeInputs, kind: int | None) -> Tensor:
-        """Return the tokens [n] of a padded decode step, sampled as `kind` says; for None its residual stream [n, E].
+    def _padded_step(self, padded: StepInputs, kind: int | None) -> Tensor:
+        """Return the tokens [R] of a padded step, sampled as `kind` says; for None the sampled rows' residual stream [R, E].
 
         Reads nothing but the device's memory at fixed addresses: a graph can hold it.
         """
+        shape = padded.shape
+        token_ids_T = self._last_token_S.index_select(0, padded.slots_S[: shape.decodes])
+        if shape.chunks:
+            token_ids_T = torch.cat((token_ids_T, padded.chunk_ids_C))
         inputs = AttentionInputs(
-            positions_T=padded.positions,
-            slots_T=padded.kv_slots,
+            positions_T=padded.positions_T,
+            slots_T=padded.kv_slots_T,
             query_start_S1=padded.query_start_S1,
-            seq_lens_S=padded.seq_lens,
-            block_tables_SM=self._slots.device_tables_SM.index_select(0, padded.slots),
+            seq_lens_S=padded.seq_lens_S,
+            block_tables_SM=self._slots.device_tables_SM.index_select(0, padded.slots_S),
             page_size=self._slots.page_size,
-            num_decodes=len(padded.slots),
-            max_query_len=1,
+            num_decodes=shape.decodes,
+            max_query_len=max(1, shape.chunk_tokens),
             max_seq_len=self._max_model_len,
         )
-        x_TE = self._forward(self._last_token_S.index_select(0, padded.slots), inputs)
+        x_TE = self._forward(token_ids_T, inputs)
+        x_RE = x_TE.index_select(0, padded.sampled_R) if shape.chunks else x_TE
         if kind is None:
-            return x_TE
-        token_T = self._sampler.plain(self._model.logits(x_TE), padded.slots, padded.output_index, kind=kind)
-        self._last_token_S.index_copy_(0, padded.slots, token_T.clamp(min=0))
-        return token_T
+            return x_RE
+        token_R = self._sampler.plain(self._model.logits(x_RE), padded.sampled_slots_R, padded.output_index_R, kind=kind)
+        self._last_token_S.index_copy_(0, padded.sampled_slots_R, token_R.clamp(min=0))
+        return token_R
 
-    def _launch_padded(self, step: Step, host: HostBatch, padded: PaddedDecodes) -> Launched:
+    def _launch_padded(self, step: Step, host: HostBatch, shape: StepShape, padded: PaddedSteps) -> Launched:
         kind = plain_kind(host.picks)
-        inputs, out = padded.run(host, kind)
-        if kind is not None:
-            rows = SampleRows(slots=host.sampled_slots, slot_R=inputs.slots, output_index_R=inputs.output_index)
-            return self._send(step, rows, Sampled(out), {})
-        picked = {name: array for name, array in host.arrays.items() if name.startswith(PICKED)}
-        rows = SampleRows(
-            slots=host.sampled_slots,
-            slot_R=inputs.slots[: len(out)],
-            output_index_R=inputs.output_index[: len(out)],
-            picks=host.picks_from(to_device(picked, self._device)),
-        )
-        return self._send(step, rows, self._sample_rows(rows, out), {})
+        inputs, out = padded.run(host, shape, kind)
+        slot_R, output_index_R = inputs.sampled_slots_R[: len(out)], inputs.output_index_R[: len(out)]
+        picks: dict[int, Pick] = {}
+        if kind is None:
+            picked = {name: array for name, array in host.arrays.items() if name.startswith(PICKED)}
+            picks = host.picks_from(to_device(picked, self._device))
+        rows = SampleRows(slots=host.sampled_slots, slot_R=slot_R, output_index_R=output_index_R, picks=picks)
+        return self._send(step, rows, Sampled(out) if kind is not None else self._sample_rows(rows, out), {})
 
     def _sample(self, batch: Batch, x_TE: Tensor) -> Sampled:
         if not len(batch.sample.slots):

@@ -8,6 +8,7 @@ from attrs import frozen
 
 from paddock.axes import KV_HEADS, Embedding, Linear, Part, Shard, WeightTable
 from paddock.planning.hardware import GIB, KIB, Hardware
+from paddock.planning.padding import MIXED_GRAPHS, padded_sizes
 from paddock.planning.plan import Ledger, WeightBytes, Workspace
 from paddock.planning.weights import Stage, dtype_bytes
 from paddock.plugins.descriptors import AttentionNeeds, AttentionSpec, resolve
@@ -102,22 +103,13 @@ def workspace(
 
 def graph_bytes(*, table: WeightTable, shard: Shard, dtype: str, vocab_size: int, max_num_seqs: int, num_layers: int) -> int:
     """Return an estimate of what captured decode steps keep: the graphs of every size, and buffers for the largest."""
-    graphs = len(padded_sizes(max_num_seqs)) * num_layers * GRAPH_BYTES_PER_LAYER
+    graphs = (len(padded_sizes(max_num_seqs)) + MIXED_GRAPHS) * num_layers * GRAPH_BYTES_PER_LAYER
     return graphs + decode_bytes(table=table, shard=shard, dtype=dtype, vocab_size=vocab_size, sequences=max_num_seqs)
 
 
 def decode_bytes(*, table: WeightTable, shard: Shard, dtype: str, vocab_size: int, sequences: int) -> int:
     """Return an estimate of what a decode step allocates; logits are there as the head gives them and in float32."""
     return sequences * (activation_bytes_per_token(table, shard, dtype) + (dtype_bytes(dtype) + 4) * vocab_size)
-
-
-def padded_sizes(most: int) -> list[int]:
-    """Return the sizes decode steps are padded to.
-
-    Powers of two to 8, then at most 7 rows too many, 15 above 256, 31 above 512.
-    """
-    steps = [1, 2, 4, *range(8, 256, 8), *range(256, 512, 16), *range(512, most, 32)]
-    return [*(size for size in steps if size < most), most]
 
 
 @frozen(kw_only=True)
