@@ -23,7 +23,7 @@ from paddock.layers import unquantized
 from paddock.layers.parameters import torch_dtype
 from paddock.planning import rebuild
 from paddock.planning.hardware import GIB
-from paddock.planning.ledger import decode_bytes
+from paddock.planning.ledger import small_step_bytes
 from paddock.planning.plan import Plan
 from paddock.plugins import resolve as imported
 
@@ -60,7 +60,7 @@ def build_runner(plan: Plan, folder: Path, *, device: torch.device, progress: Pr
         sampling_ops=ops,
         small_steps=small_steps,
         loaded=loaded,
-        buffer_bytes=_decode_bytes(plan),
+        buffer_bytes=_buffer_bytes(plan),
     )
     log.get_logger().info(
         "kv_cache_sized",
@@ -72,8 +72,8 @@ def build_runner(plan: Plan, folder: Path, *, device: torch.device, progress: Pr
     return runner
 
 
-def _decode_bytes(plan: Plan) -> int:
-    return decode_bytes(
+def _buffer_bytes(plan: Plan) -> int:
+    return small_step_bytes(
         table=rebuild.weight_table(plan),
         shard=rebuild.shard(plan),
         dtype=plan.dtype,

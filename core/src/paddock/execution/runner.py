@@ -84,7 +84,7 @@ class Runner:
         """Take a loaded model on `device`, its layers' pages and the attention backend it was built with.
 
         `seed` is the engine's, from which sequences without one get theirs. Where small steps are padded, the last of the
-        pages is padding's, and `buffer_bytes` what a captured step of all slots allocates. `loaded` is what the device's
+        pages is padding's, and `buffer_bytes` what the largest captured step allocates. `loaded` is what the device's
         allocator counted before there were pages, for `memory_use`.
         """
         self.overlaps = device.type == "cuda"

@@ -8,7 +8,7 @@ from attrs import frozen
 
 from paddock.axes import KV_HEADS, Embedding, Linear, Part, Shard, WeightTable
 from paddock.planning.hardware import GIB, KIB, Hardware
-from paddock.planning.padding import MIXED_GRAPHS, padded_sizes
+from paddock.planning.padding import CHUNK_COUNTS, LARGEST_CHUNKS, MIXED_GRAPHS, padded_sizes
 from paddock.planning.plan import Ledger, WeightBytes, Workspace
 from paddock.planning.weights import Stage, dtype_bytes
 from paddock.plugins.descriptors import AttentionNeeds, AttentionSpec, resolve
@@ -104,12 +104,17 @@ def workspace(
 def graph_bytes(*, table: WeightTable, shard: Shard, dtype: str, vocab_size: int, max_num_seqs: int, num_layers: int) -> int:
     """Return an estimate of what captured decode steps keep: the graphs of every size, and buffers for the largest."""
     graphs = (len(padded_sizes(max_num_seqs)) + MIXED_GRAPHS) * num_layers * GRAPH_BYTES_PER_LAYER
-    return graphs + decode_bytes(table=table, shard=shard, dtype=dtype, vocab_size=vocab_size, sequences=max_num_seqs)
+    return graphs + small_step_bytes(table=table, shard=shard, dtype=dtype, vocab_size=vocab_size, sequences=max_num_seqs)
 
 
-def decode_bytes(*, table: WeightTable, shard: Shard, dtype: str, vocab_size: int, sequences: int) -> int:
-    """Return an estimate of what a decode step allocates; logits are there as the head gives them and in float32."""
-    return sequences * (activation_bytes_per_token(table, shard, dtype) + (dtype_bytes(dtype) + 4) * vocab_size)
+def small_step_bytes(*, table: WeightTable, shard: Shard, dtype: str, vocab_size: int, sequences: int) -> int:
+    """Return an estimate of what the largest padded step allocates: a layer's tensors, or logits of every row.
+
+    Logits are there as the head gives them and in float32, beside what is left of the last layer's.
+    """
+    a_token = activation_bytes_per_token(table, shard, dtype)
+    logits = (sequences + CHUNK_COUNTS[-1]) * (dtype_bytes(dtype) + 4) * vocab_size
+    return sequences * a_token + max(LARGEST_CHUNKS * a_token, logits)
 
 
 @frozen(kw_only=True)

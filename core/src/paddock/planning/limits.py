@@ -1,4 +1,4 @@
-"""How much one step takes: tokens and sequences; and whether decode steps are captured as graphs."""
+"""How much one step takes: tokens and sequences; and whether small steps are captured as graphs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def choose_batch(config: EngineConfig, hardware: Hardware, notes: Notes) -> Batc
 
 
 def choose_graphs(config: EngineConfig, hardware: Hardware, attention: AttentionSpec, notes: Notes) -> bool:
-    """Return whether decode steps are captured as CUDA graphs."""
+    """Return whether decodes, and small steps with prompts in them, are captured as CUDA graphs."""
     reasons = [f"a {hardware.device} has no graphs"] if hardware.device != "cuda" else []
     reasons += ["enforce_eager was asked for"] if config.enforce_eager else []
     reasons += [] if attention.graph_capturable else [f"attention {attention.name} cannot be captured"]
