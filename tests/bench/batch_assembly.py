@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from paddock.execution.batch import assemble
+from paddock.execution.batch import lay_out, send
 from paddock.execution.sampling_state import DRAWN, FILTERED, LOGPROBS
 from paddock.execution.slots import SlotTable
 from paddock.scheduling.step import PrefillChunk, Step
@@ -32,7 +32,7 @@ def microseconds(num_sequences: int, *, length: int, features: tuple[int, ...], 
             step.prefills.append(PrefillChunk(num_sequences, 0, [1] * chunk, samples=True))
         began = time.perf_counter()
         slots.grant(step.pages)
-        assemble(step, slots, last_token_S)
+        send(lay_out(step, slots), slots, last_token_S)
         times.append(time.perf_counter() - began)
     return statistics.median(times) * 1e6
 

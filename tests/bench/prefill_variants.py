@@ -20,13 +20,17 @@ import click
 import torch
 import triton
 import triton.language as tl
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from paddock.bench.kernels.attention_cases import Step, laid_out
+from paddock.bench.kernels.case import Draw
+from paddock.bench.kernels.timing import graph_seconds
 from paddock.layers import AttentionInputs, AttentionParams, LayerKV
-from paddock.layers.reference import FP8
+from paddock.layers.reference import FP8, cache_kv
 from paddock.testing.oracle import bound, dense_attention, relative_rms
+from paddock.testing.paging import Pages
 from paddock_triton.attention_prefill import prefill
 from paddock_triton.attention_schedule import UNIT, Units, prefill_units
 from paddock_triton.attention_tile import LOG2E, Tile
@@ -34,9 +38,12 @@ from paddock_triton.dependence import DEPENDENT, start_next, wait
 
 H, K, D, P = 64, 8, 128, 64
 GROUP = H // K
-LAUNCHES, REPLAYS = 10, 5
+LAUNCHES = 10
 SMALL = [(0, 1), (0, 300), (37, 200), (511, 130), (0, 64), (1000, 9)]  # (tokens there, new tokens)
-LARGE = {"1 x 8k": [(0, 8192)], "4 x 2k": [(0, 2048)] * 4}
+LARGE = (
+    Step(name="1 x 8k", heads=(H, K, D), prompts=(8192,)),
+    Step(name="4 x 2k", heads=(H, K, D), prompts=(2048,) * 4),
+)
 
 Launch = Callable[[Tensor, Tensor, LayerKV, AttentionInputs, Units], Any]
 
@@ -219,42 +226,29 @@ class Candidate:
     kept: torch.dtype = torch.bfloat16
 
     def error(self) -> float:
-        """Return the relative RMS error on the small case."""
-        q_THD, kv, inputs = laid_out(SMALL, torch.device("cuda"), self.kept)
+        """Return the relative RMS error on the small case: scattered pages whose unused rows are NaN."""
+        q_THD, pages, inputs = small_case(torch.device("cuda"), self.kept)
+        (kv,) = pages.layers
         out_THD = torch.full_like(q_THD, torch.nan)
         self.launch(out_THD, q_THD, kv, inputs, self._units(q_THD, inputs))
-        expected, start = [], 0
-        for s, (there, new) in enumerate(SMALL):
-            rows = [x[inputs.block_tables_SM[s].long()].flatten(0, 1)[: there + new] for x in (kv.k_pages_NPKD, kv.v_pages_NPKD)]
-            k_LKD, v_LKD = (x_LKD.to(q_THD.dtype) for x_LKD in rows)
-            expected.append(dense_attention(q_THD[start : start + new], k_LKD, v_LKD, scale=D**-0.5))
-            start += new
+        expected = []
+        for name, q_LHD in enumerate(torch.split(q_THD, [new for _, new in SMALL])):
+            k_LKD, v_LKD = (pages.rows(str(name), x_NPKD).to(q_THD.dtype) for x_NPKD in (kv.k_pages_NPKD, kv.v_pages_NPKD))
+            expected.append(dense_attention(q_LHD, k_LKD, v_LKD, scale=D**-0.5))
         return relative_rms(out_THD, torch.cat(expected))
 
-    def teraflops(self, batch: list[tuple[int, int]]) -> float:
-        """Return TFLOP/s, the best of several replays of a graph of several launches."""
-        q_THD, kv, inputs = laid_out(batch, torch.device("cuda"), self.kept)
-        out_THD, units = torch.empty_like(q_THD), self._units(q_THD, inputs)
-        self.launch(out_THD, q_THD, kv, inputs, units)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for _ in range(LAUNCHES):
-                self.launch(out_THD, q_THD, kv, inputs, units)
-        found = []
-        for _ in range(REPLAYS):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-            begin.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            found.append(float(begin.elapsed_time(end)) / LAUNCHES)
-        pairs = sum(new * there + new * (new + 1) // 2 for there, new in batch)
-        return 4 * H * D * pairs / min(found) / 1e9
+    def teraflops(self, step: Step) -> float:
+        """Return TFLOP/s of a launch in a captured graph of several."""
+        draw = Draw(device=torch.device("cuda"), dtype=torch.bfloat16)
+        laid = laid_out(step, page_size=P, kv_dtype=self.kept, draw=draw)
+        q_THD, kv = laid.case.make(0)
+        given = (torch.empty_like(q_THD), q_THD, kv, laid.inputs, self._units(q_THD, laid.inputs))
+        return step.flops() / graph_seconds(self.launch, [given] * LAUNCHES) / 1e12
 
     def compiled(self) -> None:
         """Launch once on tensors of a CPU, where launches only compile."""
-        q_THD, kv, inputs = laid_out([(0, 70)], torch.device("cpu"), self.kept)
-        self.launch(q_THD, q_THD, kv, inputs, self._units(q_THD, inputs))
+        q_THD, pages, inputs = small_case(torch.device("cpu"), self.kept)
+        self.launch(q_THD, q_THD, pages.layers[0], inputs, self._units(q_THD, inputs))
 
     def _units(self, q_THD: Tensor, inputs: AttentionInputs) -> Units:
         return prefill_units(inputs, num_tokens=len(q_THD), group=GROUP, tile=self.rows)
@@ -267,30 +261,17 @@ CANDIDATES = {
 }
 
 
-def laid_out(batch: list[tuple[int, int]], device: torch.device, kept: torch.dtype) -> tuple[Tensor, LayerKV, AttentionInputs]:
-    """Return (q, pages, inputs) for sequences of (tokens there, new tokens), pages shuffled; unused rows of pages are NaN."""
-    lens, new = [there + more for there, more in batch], [more for _, more in batch]
-    widest = max(-(-length // P) for length in lens)
-    order = torch.randperm(len(lens) * widest, generator=torch.Generator().manual_seed(1), dtype=torch.int32)
-    tables_SM = order.view(len(lens), widest)
-    pages_2NPKD = torch.full((2, order.numel(), P, K, D), torch.nan, dtype=torch.bfloat16, device=device)
-    for table_M, length in zip(tables_SM.tolist(), lens, strict=True):
-        for i, page in enumerate(table_M):
-            used = max(0, min(P, length - i * P))
-            pages_2NPKD[:, page, :used] = torch.randn(2, used, K, D, device=device).bfloat16()
-    starts = [sum(new[:i]) for i in range(len(new) + 1)]
-    inputs = AttentionInputs(
-        positions_T=torch.zeros(1),
-        slots_T=torch.zeros(1),
-        query_start_S1=torch.tensor(starts, dtype=torch.int32, device=device),
-        seq_lens_S=torch.tensor(lens, dtype=torch.int32, device=device),
-        block_tables_SM=tables_SM.to(device),
-        page_size=P,
-        num_decodes=0,
-        max_query_len=max(new),
-        max_seq_len=max(lens),
-    )
-    return torch.randn(sum(new), H, D, device=device).bfloat16(), LayerKV(*pages_2NPKD.to(kept)), inputs
+def small_case(device: torch.device, kept: torch.dtype) -> tuple[Tensor, Pages, AttentionInputs]:
+    """Return random q, the pages with random keys and values written, and the inputs of the ragged step."""
+    pages = Pages(num_layers=1, num_kv_heads=K, head_dim=D, page_size=P, dtype=kept, device=device)
+    draw, one = Draw(device=device, dtype=torch.bfloat16), torch.ones((), device=device) if kept == FP8 else None
+    there = [(name, length) for name, (length, _) in enumerate(SMALL) if length]
+    before = pages.inputs([(str(name), length) for name, length in there])
+    inputs = pages.inputs([(str(name), new) for name, (_, new) in enumerate(SMALL)])
+    for seed, step in enumerate((before, inputs)):
+        k_TKD, v_TKD = draw.normal(seed, 2, len(step.positions_T), K, D)
+        cache_kv(k_TKD, v_TKD, pages.layers[0], step.slots_T, one, one)
+    return draw.normal(2, len(inputs.positions_T), H, D), pages, evolve(inputs, num_decodes=0)
 
 
 def measure(name: str) -> None:
@@ -300,7 +281,7 @@ def measure(name: str) -> None:
     if error > bound("attention", torch.bfloat16):
         click.echo(f"{name:28} error {error:.2e}: wrong")
         return
-    speeds = (f"{case} {candidate.teraflops(batch):6.1f}" for case, batch in LARGE.items())
+    speeds = (f"{step.name} {candidate.teraflops(step):6.1f}" for step in LARGE)
     click.echo(f"{name:28} error {error:.2e}   {'   '.join(speeds)} TFLOP/s")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from paddock.execution.batch import assemble
+from paddock.execution.batch import lay_out, send
 from paddock.execution.kvcache import allocate_kv
 from paddock.execution.runner import Runner, SmallSteps
 from paddock.execution.sampler import Sampled, Sampler
@@ -65,7 +65,7 @@ class SamplerBench:
         """Return what the slots (all, in order) sample; each then counts one token more."""
         chosen = list(self.lengths) if slots is None else list(slots)
         step = Step(0, decode_slots=chosen, decode_positions=[self.lengths[slot] - 1 for slot in chosen])
-        batch = assemble(step, self.slots, torch.zeros(64, dtype=torch.int64))
+        batch = send(lay_out(step, self.slots), self.slots, torch.zeros(64, dtype=torch.int64))
         for slot in chosen:
             self.lengths[slot] += 1
         return self.sampler.sample(logits_RV.clone(), batch.sample)

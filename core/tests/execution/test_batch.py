@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paddock.execution.batch import assemble, lay_out
+from paddock.execution.batch import lay_out, send
 from paddock.execution.packing import pack, unpack
 from paddock.execution.sampling_state import DRAWN, FEATURES, LOGPROBS
 from paddock.execution.slots import SlotTable
@@ -68,7 +68,7 @@ def test_batches_equal_their_naive_construction(drawn: Any) -> None:
             sampled.append(len(ids) - 1)
             sampled_slots.append(slots[s])
             index.append(lens[-1] - parts["prompt_len"])
-    batch = assemble(step, table, last_token)
+    batch = send(lay_out(step, table), table, last_token)
     inputs = batch.inputs
     assert batch.token_ids_T.tolist() == ids
     assert inputs.positions_T.tolist() == positions
@@ -107,10 +107,10 @@ def test_a_batch_without_features_picks_nothing() -> None:
     """Plain greedy decodes carry no picks, and a feature of every row needs no indices."""
     table = SlotTable(4, 16, PAGE)
     step = Step(0, decode_slots=[0, 2], decode_positions=[3, 3])
-    assert assemble(step, table, torch.zeros(4, dtype=torch.int64)).sample.picks == {}
+    assert send(lay_out(step, table), table, torch.zeros(4, dtype=torch.int64)).sample.picks == {}
     for slot in range(4):
         table.admit(slot, prompt_len=1, features=DRAWN | (LOGPROBS if slot else 0))
-    picks = assemble(step, table, torch.zeros(4, dtype=torch.int64)).sample.picks
+    picks = send(lay_out(step, table), table, torch.zeros(4, dtype=torch.int64)).sample.picks
     assert picks[DRAWN].row_R is None
     row_R = picks[LOGPROBS].row_R
     assert row_R is not None

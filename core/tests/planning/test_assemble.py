@@ -13,6 +13,7 @@ import pytest
 import torch
 from core.tests.planning.made import ComplainingPlugin
 
+from paddock.assemble import _length_with_room as length_with_room
 from paddock.assemble import assemble, detect_hardware, plan
 from paddock.config import EngineConfig
 from paddock.errors import CheckpointError, OptionError, PlanError
@@ -192,3 +193,12 @@ def test_as_many_gpus_are_taken_as_were_asked_for_and_are_there(
     assert (found.device, found.name, found.count) == ("cuda", "NVIDIA H200", count)
     assert (found.compute_capability, found.bandwidth) == ((9, 0), 4.8e12)
     assert found.available_bytes == 140_000_000_000 - (count - 1)
+
+
+def test_an_automatic_length_shrinks_to_the_pages_there_really_are(folder: Path) -> None:
+    """Fewer pages than planned shorten a length nobody asked for, never one that was asked for."""
+    automatic, asked = plan(tiny(folder)), plan(tiny(folder, max_model_len=64))
+    enough, few = automatic.max_model_len // automatic.page_size, 2
+    assert length_with_room(automatic, enough) == automatic.max_model_len
+    assert length_with_room(automatic, few) == few * automatic.page_size
+    assert length_with_room(asked, few) == 64

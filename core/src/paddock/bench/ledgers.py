@@ -59,10 +59,3 @@ def ledger_report(plan: Plan | None, use: MemoryUse | None) -> dict[str, Any] | 
         "peak_bytes": use.peak_bytes if use else None,
         "reserved_bytes": use.reserved_bytes if use else None,
     }
-
-
-def memory_use_of(llm: object) -> MemoryUse | None:
-    """Return what an LLM says it took, None where it does not measure."""
-    ask = getattr(llm, "memory_use", None)
-    use = ask() if ask is not None else None
-    return use if isinstance(use, MemoryUse) else None

@@ -16,8 +16,8 @@ from paddock.llm import LLM
 from paddock.planning.padding import padded_sizes
 from paddock.request import RequestOutput, SamplingParams
 
-WARM_UP_ISL, WARM_UP_OSL = 32, 8  # tokens in and out of each request of the first warm-up, where they come one after another
-WARM_UP_LONG = 2  # requests of the second, as long as the timed ones: kernels compile for lengths too
+WARM_UP_ISL = 32  # tokens in of each request of the first warm-up, all at once
+WARM_UP_LONG, WARM_UP_OSL = 2, 8  # requests of the second, as long as the timed ones, and tokens out of each
 
 DEFINITIONS = {
     "wall_seconds": ("wall", "s", "from the first request given to the last token of the last one"),
@@ -141,10 +141,11 @@ def _greedy(tokens: int) -> SamplingParams:
 def summary(runs: Sequence[Run]) -> dict[str, float | None]:
     """Return the median over runs of every figure."""
     each = [run.figures() for run in runs]
-    return {name: _median([figures[name] for figures in each]) for name in each[0]}
+    return {name: median_known([figures[name] for figures in each]) for name in each[0]}
 
 
-def _median(values: Sequence[float | None]) -> float | None:
+def median_known(values: Sequence[float | None]) -> float | None:
+    """Return the median of the values that are known, None where none is."""
     known = [value for value in values if value is not None]
     return statistics.median(known) if known else None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from typing import Any
 
 from attrs import field, frozen
 
+from paddock.bench.measure import median_known
 from paddock.errors import PaddockError
 
 CACHE_VARIABLE = "TRITON_CACHE_DIR"
@@ -117,8 +117,7 @@ def measured(
 def summary(runs: Sequence[Started]) -> dict[str, float | None]:
     """Return the median over runs of every figure."""
     each = [run.figures() for run in runs]
-    known = {name: [figures[name] for figures in each if figures[name] is not None] for name in DEFINITIONS}
-    return {name: statistics.median(v for v in values if v is not None) if values else None for name, values in known.items()}
+    return {name: median_known([figures[name] for figures in each]) for name in DEFINITIONS}
 
 
 def _between(before: float | None, after: float | None) -> float | None:

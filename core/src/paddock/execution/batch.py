@@ -80,16 +80,11 @@ class HostBatch:
         return {feature: Pick(rows, sent.get(f"{PICKED}{feature}")) for feature, rows in self.picks.items()}
 
 
-def assemble(step: Step, slots: SlotTable, last_token_S: Tensor) -> Batch:
-    """Return the step's batch on the device of `last_token_S`, which holds the tokens that decodes feed in."""
-    return send(lay_out(step, slots), step, slots, last_token_S)
-
-
-def send(host: HostBatch, step: Step, slots: SlotTable, last_token_S: Tensor) -> Batch:
-    """Return a laid out step's batch on the device."""
+def send(host: HostBatch, slots: SlotTable, last_token_S: Tensor) -> Batch:
+    """Return a laid out step's batch on the device of `last_token_S`, which holds the tokens that decodes feed in."""
     sent = to_device(host.arrays, last_token_S.device)
     token_ids_T = last_token_S.index_select(0, sent["slots"][: host.num_decodes])
-    if step.prefills:
+    if "prefill_ids" in sent:
         token_ids_T = torch.cat((token_ids_T, sent["prefill_ids"]))
     inputs = AttentionInputs(
         positions_T=sent["positions"],
@@ -104,7 +99,7 @@ def send(host: HostBatch, step: Step, slots: SlotTable, last_token_S: Tensor) ->
     )
     sample = SampleRows(
         slots=host.sampled_slots,
-        slot_R=sent["sampled_slots" if step.prefills else "slots"],
+        slot_R=sent.get("sampled_slots", sent["slots"]),
         output_index_R=sent["output_index"],
         picks=host.picks_from(sent),
     )

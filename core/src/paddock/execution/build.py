@@ -46,6 +46,8 @@ def build_runner(plan: Plan, folder: Path, *, device: torch.device, progress: Pr
     if device.type == "cuda":
         loaded = _run_largest(plan, cast(layers.Model, model), backend, ops, device)
         num_pages = _pages_with_room(plan, device)
+        if plan.asked.kv_cache_memory_bytes is not None and num_pages < plan.num_pages:
+            log.get_logger().warning("fewer_pages_than_asked", pages=num_pages, asked=plan.num_pages)
     small_steps = _small_steps(plan)
     padding = 0 if small_steps is SmallSteps.AS_THEY_COME else 1
     runner = Runner(
@@ -113,6 +115,7 @@ def _run_largest(
     started = time.monotonic()
     with _room_for(f"weights and a step of {step.tokens} tokens, {step.sequences} sequences", device):
         run_largest(model, backend, _allocate(plan, 1, device), ops, step, device)
+        torch.cuda.synchronize(device)
     workspace_bytes = torch.cuda.max_memory_allocated(device) - weight_bytes
     torch.cuda.reset_peak_memory_stats(device)
     seconds = round(time.monotonic() - started, 2)

@@ -128,7 +128,7 @@ class Runner:
             shape = self._padded.shape_for(host)
             if shape is not None:
                 return self._launch_padded(step, host, shape, self._padded)
-        batch = send(host, step, self._slots, self._last_token_S)
+        batch = send(host, self._slots, self._last_token_S)
         x_TE = self._forward(batch.token_ids_T, batch.inputs)
         prompt_logprobs = self._prompt_logprobs.launch(step, x_TE, self._model.logits)
         return self._send(step, batch.sample, self._sample(batch, x_TE), prompt_logprobs)

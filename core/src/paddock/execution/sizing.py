@@ -11,6 +11,7 @@ from attrs import evolve, frozen
 from paddock.errors import PlanError
 from paddock.execution.sampling_ops import SamplingOps
 from paddock.layers.attention import AttentionBackend, AttentionInputs, LayerKV, Model
+from paddock.planning.hardware import GIB
 from paddock.planning.plan import Ledger
 
 
@@ -56,14 +57,14 @@ def run_largest(
     x_TE = model.embed(torch.zeros(tokens, dtype=torch.int64, device=device))
     x_TE = model.forward(x_TE, evolve(inputs, prepared=backend.prepare(inputs)), kv)
     ops.most_likely(model.logits(x_TE.index_select(0, ends_S - 1)))
-    torch.cuda.synchronize(device)
 
 
 def pages_with_room(ledger: Ledger, *, available_bytes: int, asked_bytes: int | None, device: torch.device) -> int:
     """Return the pages that fit what is free now, what captured steps will take set aside; no more than were asked for.
 
     `available_bytes` were free when the plan was made: what is gone of them since is the weights, the allocator's reserve for the
-    largest step, and the driver's own. One page is kept for padding. Raises PlanError where one sequence would not fit.
+    largest step, and the driver's own. One page is kept for padding. Raises PlanError where no page fits; whether the pages hold
+    a sequence is for the scheduler's limits to say.
     """
     free, _ = torch.cuda.mem_get_info(device)
     room = ledger.budget_bytes - max(0, available_bytes - free) - ledger.graph_bytes
@@ -71,9 +72,9 @@ def pages_with_room(ledger: Ledger, *, available_bytes: int, asked_bytes: int | 
         room = min(room, asked_bytes + ledger.page_bytes)
     pages = room // ledger.page_bytes - 1
     if pages < 1:
-        taken = (available_bytes - free) / 2**30
+        taken, budget = (size / GIB for size in (available_bytes - free, ledger.budget_bytes))
         raise PlanError(
-            f"weights and the largest step take {taken:.2f} GiB of the {ledger.budget_bytes / 2**30:.2f} GiB that may be used: "
+            f"weights and the largest step take {taken:.2f} GiB of the {budget:.2f} GiB that may be used: "
             "no KV page fits what is left",
             fix="lower max_num_batched_tokens or max_num_seqs, or raise gpu_memory_utilization",
         )

@@ -18,8 +18,8 @@ from paddock.plugins.descriptors import AttentionNeeds, AttentionSpec, resolve
 CPU_KV_BYTES = 4 * GIB
 # Bytes a row of logits needs while a token is sampled: float32 logits, sorted values, int64 order, probabilities, running sum.
 SAMPLING_BYTES_PER_LOGIT = 4 + 4 + 8 + 4 + 4
-# What a captured step of one size keeps for each layer, beside its buffers: nine sizes of Llama-3.1-8B took 325 MB on an H100, of
-# which 232 MB are the buffers of the largest.
+# What a captured step of one shape keeps for each layer, beside its buffers: batches of 1, 2, 4, ... 256 of Llama-3.1-8B took
+# 325 MB of an H100, of which by arithmetic 232 MB are the buffers of the largest. Other sizes met on the way are not told apart.
 GRAPH_BYTES_PER_LAYER = 320 * KIB
 
 

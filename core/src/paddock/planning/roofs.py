@@ -8,7 +8,7 @@ token; F, FA and BW the operations a second of the device in matmuls and in atte
 
 from __future__ import annotations
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from paddock.axes import Linear
 from paddock.planning import rebuild
@@ -49,25 +49,16 @@ class Ceilings:
 
 
 _H200_CHIP = "bf16 and FP8 GEMMs and causal attention (torch, cuDNN) of random data as measured on an H200"
-# By the name torch gives the device.
-MEASURED = {
-    "NVIDIA H200": Ceilings(
-        name="NVIDIA H200",
-        bytes_per_second=4.3e12,
-        bf16_flops=690e12,
-        fp8_flops=1300e12,
-        attention_flops=570e12,
-        source=f"bytes: device-to-device copy, measured; operations: {_H200_CHIP}",
-    ),
-    "NVIDIA H100 80GB HBM3": Ceilings(
-        name="NVIDIA H100 80GB HBM3",
-        bytes_per_second=3.0e12,
-        bf16_flops=690e12,
-        fp8_flops=1300e12,
-        attention_flops=570e12,
-        source=f"bytes: device-to-device copy, measured; operations: {_H200_CHIP}, whose chip is the same",
-    ),
-}
+_H200 = Ceilings(
+    name="NVIDIA H200",
+    bytes_per_second=4.3e12,
+    bf16_flops=690e12,
+    fp8_flops=1300e12,
+    attention_flops=570e12,
+    source=f"bytes: device-to-device copy, measured; operations: {_H200_CHIP}",
+)
+_H100 = evolve(_H200, name="NVIDIA H100 80GB HBM3", bytes_per_second=3.0e12, source=f"{_H200.source}, whose chip is the same")
+MEASURED = {each.name: each for each in (_H200, _H100)}  # by the name torch gives the device
 
 
 def ceilings_of(device_name: str) -> Ceilings | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from paddock.layers import AttentionInputs
 from paddock_triton.dependence import DEPENDENT, start_next, wait
+from paddock_triton.failures import OTHER_ATTENTION, named
 
 UNIT = tl.constexpr(8)  # int32 words between units: 32 bytes, one sector
 _NO_WINDOW = 2**30
@@ -36,6 +37,7 @@ class Units:
         return self.units_U8.shape[0]
 
 
+@named("decode_units", fix=OTHER_ATTENTION)
 def decode_units(inputs: AttentionInputs, *, window: int | None, wanted: int, tile: int, heads: int) -> Units:
     """Return pieces of key ranges, about `wanted` in all, of equal length in whole tiles; none is longer than another.
 
@@ -55,6 +57,7 @@ def decode_units(inputs: AttentionInputs, *, window: int | None, wanted: int, ti
     )
 
 
+@named("prefill_units", fix=OTHER_ATTENTION)
 def prefill_units(inputs: AttentionInputs, *, num_tokens: int, group: int, tile: int) -> Units:
     """Return tiles of each prefill's rows, a row for each token and query head of a KV head; the longest first."""
     first = inputs.num_decodes

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from paddock_triton.failures import named
 from paddock_triton.filter_search import (
     EACH,
     UNIT,
@@ -214,6 +215,7 @@ def _least_kernel(
     tl.store(least_ptr + row, scaled)
 
 
+@named("draw_filtered")
 def draw_filtered(
     logits_RV: Tensor,
     top_R: Tensor,

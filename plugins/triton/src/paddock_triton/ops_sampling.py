@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from paddock_triton.failures import named
 from paddock_triton.rows import blocks_of, pieces_of, power_of_2, unit_stride
 
 _BLOCK, _WARPS = 2048, 8
@@ -114,12 +115,14 @@ def _finish_kernel(
         tl.store(top_ptr + row, tl.where(rank < 0, rank ^ _LAST, rank).to(tl.float32, bitcast=True))
 
 
+@named("most_likely")
 def most_likely(logits_RV: Tensor) -> tuple[Tensor, Tensor]:
     """Return each row's largest logit [R] as float32, NaN if it holds one, and the first token that has it [R], int64."""
     top_R = torch.empty(len(logits_RV), dtype=torch.float32, device=logits_RV.device)
     return top_R, race(logits_RV, won_R=top_R)
 
 
+@named("draw")
 def draw(logits_RV: Tensor, top_R: Tensor, token_R: Tensor, temperature_R: Tensor, seed_R2: Tensor, position_R: Tensor) -> Tensor:
     """Return a token [R] of each row's softmax at its temperature; a row of temperature 0 keeps its `token_R`."""
     return race(

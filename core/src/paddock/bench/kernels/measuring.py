@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from attrs import evolve, field, frozen
 
+from paddock import log
 from paddock.bench.kernels import library
 from paddock.bench.kernels.attention_cases import SMALL_STEPS, STEPS, Laid, Step, laid_out
 from paddock.bench.kernels.case import ATTENTION, Case, Draw
@@ -198,11 +199,13 @@ class _OpMeasure:
         return seconds(self.call, sets, self.bench.device)
 
     def twin_seconds(self, sets: Sets) -> float | None:
-        return _or_none(partial(seconds, self.twin, sets, self.bench.device))
+        return _or_none("twin", partial(seconds, self.twin, sets, self.bench.device))
 
     def library_seconds(self, sets: Sets) -> tuple[str | None, float | None]:
         best = self.library
-        return (None, None) if best is None else (best.name, _or_none(partial(seconds, best.call, sets, self.bench.device)))
+        if best is None:
+            return None, None
+        return best.name, _or_none(best.name, partial(seconds, best.call, sets, self.bench.device))
 
 
 @frozen(eq=False, kw_only=True)
@@ -224,7 +227,7 @@ class _AttentionMeasure:
         twin = self.bench.twin_backend()
         if self.laid.inputs.page_size not in twin.page_sizes:
             return None
-        return _or_none(partial(seconds, self._attend(twin), sets, self.bench.device, captured=False))
+        return _or_none("twin", partial(seconds, self._attend(twin), sets, self.bench.device, captured=False))
 
     def library_seconds(self, sets: Sets) -> tuple[str | None, float | None]:
         calls = list(library.attention_calls(self.laid))
@@ -233,7 +236,7 @@ class _AttentionMeasure:
         plain = library.side_by_side(self.laid, sets)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch says why a backend does not take the step
-            timed = {each.name: _or_none(partial(seconds, each.call, plain, self.bench.device)) for each in calls}
+            timed = {each.name: _or_none(each.name, partial(seconds, each.call, plain, self.bench.device)) for each in calls}
         found = {name: taken for name, taken in timed.items() if taken is not None}
         best = min(found, key=lambda name: found[name], default=None)
         return (None, None) if best is None else (best, found[best])
@@ -248,11 +251,12 @@ class _AttentionMeasure:
         return lambda q_THD, kv: backend.attend(q_THD, kv, inputs, self.laid.params)
 
 
-def _or_none(timed: Callable[[], float]) -> float | None:
-    """Return what a comparison takes, None where it cannot run: that says nothing about the kernel."""
+def _or_none(name: str, timed: Callable[[], float]) -> float | None:
+    """Return what a comparison takes; where it cannot run, None, and the log says why: that says nothing about the kernel."""
     try:
         return timed()
-    except (RuntimeError, torch.OutOfMemoryError):
+    except RuntimeError as error:
+        log.get_logger().info("comparison_not_run", name=name, error=str(error).partition("\n")[0])
         return None
 
 

@@ -30,7 +30,7 @@ def print_figures(
     """Print a line a figure: label, value, unit, meaning; and for `rates` their share of the roof in percent."""
     for name, (label, unit, meaning) in definitions.items():
         of_roof = f"; {share:.1f} % of the roof" if name in rates and share is not None else ""
-        click.echo(f"  {label:28}{_number(report[name]):>12} {unit:9} {meaning}{of_roof}")
+        click.echo(f"  {label:28}{number(report[name]):>12} {unit:9} {meaning}{of_roof}")
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:
@@ -42,5 +42,6 @@ def print_facts(facts: Mapping[str, Any]) -> None:
             click.echo(f"  {name}: {value}")
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.2f}"
+def number(value: float | None, digits: int = 2) -> str:
+    """Return a value to so many decimals, a dash for one that is not known."""
+    return "-" if value is None else f"{value:,.{digits}f}"

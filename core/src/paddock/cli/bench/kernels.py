@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from paddock.cli.bench.figures import commit_option, defined, json_option, print_facts, print_json
+from paddock.cli.bench.figures import commit_option, defined, json_option, number, print_facts, print_json
 from paddock.cli.session import Session
 from paddock.config import DEVICES
 
@@ -112,28 +112,25 @@ def _line(row: Row) -> str:
     if row.problem is not None:
         return f"{head} {row.problem}"
     cells = (
-        _number(row.microseconds, 2),
-        _number(row.rate, 3),
+        number(row.microseconds, 2),
+        number(row.rate, 3),
         row.unit,
-        _number(row.percent_of_roof, 1),
-        _number(row.limit_microseconds, 2),
-        _number(row.twin_microseconds, 1),
-        _number(row.library_microseconds, 1),
+        number(row.percent_of_roof, 1),
+        number(row.limit_microseconds, 2),
+        number(row.twin_microseconds, 1),
+        number(row.library_microseconds, 1),
     )
     return head + "".join(f"{cell:>10}" for cell in cells) + (f"  {row.library}" if row.library else "")
 
 
 def _print_end(report: dict[str, Any]) -> None:
+    from paddock.bench.against_roof import NO_CEILINGS
     from paddock.bench.kernels.measuring import DEFINITIONS
 
     for label, unit, meaning in DEFINITIONS.values():
         click.echo(f"  {label}, {unit}: {meaning}")
     ceilings = report["ceilings"]
-    click.echo(f"  roof: {ceilings['source'] if ceilings else 'none, the ceilings of this device are not known'}")
+    click.echo(f"  roof: {ceilings['source'] if ceilings else f'none, {NO_CEILINGS}'}")
     if report["ops_without_sizes"]:
         click.echo(f"  no sizes are known for: {', '.join(report['ops_without_sizes'])}")
     print_facts({name: report[name] for name in ("gpu", "versions", "commit", "date", "command")})
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:,.{digits}f}"

@@ -71,7 +71,7 @@ def _measured(
         ready = time.perf_counter() - began
         measure.warm_up(llm, work)
         timed = [_timed(llm, work, number, runs) for number in range(runs)]
-        memory = ledgers.ledger_report(llm.plan, ledgers.memory_use_of(llm))
+        memory = ledgers.ledger_report(llm.plan, llm.memory_use())
         report = {"bench": kind, "model": model, **work.described(), **_figures(llm, work, timed)}
         return {**report, "ready_seconds": round(ready, 2), **_facts(llm, commit)}, memory
 
