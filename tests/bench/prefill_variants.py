@@ -1,10 +1,8 @@
-"""Variants of the prefill kernel, checked and timed: python -m tests.bench.prefill_variants [--only NAME ...] [--compile].
+"""Kernels and tiles for prefill, checked and timed: python -m tests.bench.prefill_variants [--only NAME ...] [--compile].
 
 Each is checked on a small ragged case against float64, then timed on 1 x 8k and 4 x 2k tokens in CUDA graphs: bfloat16, 64 query
 heads on 8, D 128, pages of 64, causal. `--compile` needs no GPU: it compiles for compute capability 9.0 and prints registers,
-spills and shared memory. What was dropped on the compiler's word alone stands in docs/decisions/0053.
-
-M rows of a query tile, N keys of a tile, D head size.
+spills and shared memory. What came of it, and of forms that are gone, stands in docs/decisions/0053.
 """
 
 from __future__ import annotations
@@ -19,10 +17,8 @@ from typing import Any
 import click
 import torch
 import triton
-import triton.language as tl
 from attrs import evolve, frozen
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from paddock.bench.kernels.attention_cases import Step, laid_out
 from paddock.bench.kernels.case import Draw
@@ -31,10 +27,10 @@ from paddock.layers import AttentionInputs, AttentionParams, LayerKV
 from paddock.layers.reference import FP8, cache_kv
 from paddock.testing.oracle import bound, dense_attention, relative_rms
 from paddock.testing.paging import Pages
+from paddock_triton.attention_async import UNIT_ROWS, prefill_async
 from paddock_triton.attention_prefill import prefill
-from paddock_triton.attention_schedule import UNIT, Units, prefill_units
-from paddock_triton.attention_tile import LOG2E, Tile
-from paddock_triton.dependence import DEPENDENT, start_next, wait
+from paddock_triton.attention_schedule import Units, prefill_units
+from paddock_triton.attention_tile import Tile
 
 H, K, D, P = 64, 8, 128, 64
 GROUP = H // K
@@ -47,168 +43,17 @@ LARGE = (
 
 Launch = Callable[[Tensor, Tensor, LayerKV, AttentionInputs, Units], Any]
 
-
-@frozen(kw_only=True)
-class Variant:
-    """How a kernel is made.
-
-    `mode`: plain; lazy: rescale where a maximum grows; pair: two tiles of keys, one rescaling; ahead: the next product with K
-    before the softmax.
-    """
-
-    mode: str = "plain"
-    rows: int = 64
-    keys: int = 64
-    warps: int = 4
-    stages: int = 3
-    registers: int | None = None
-
-
-VARIANTS = {
-    "plain": Variant(),
-    "lazy": Variant(mode="lazy"),
-    "ahead": Variant(mode="ahead"),
-    "ahead, 128 x 64, 8 warps": Variant(mode="ahead", rows=128, warps=8),
-    "64 x 32, 2 stages": Variant(keys=32, stages=2),
-    "64 x 32, 4 stages": Variant(keys=32, stages=4),
-    "ahead, 64 x 32": Variant(mode="ahead", keys=32, registers=168),
-    "pair, 128 rows, 8 warps": Variant(mode="pair", rows=128, warps=8),
-}
-HOUSE = {"house": Tile(block_m=64, block_n=64, warps=4, stages=3, tma=True)}
-OVER_FP8 = {  # the kernel as it is, over FP8 pages
-    "fp8, 256 x 64, 8 warps": Tile(block_m=256, block_n=64, warps=8, stages=3, tma=True),  # serialised, 115 spills: what runs now
-    "fp8, 128 x 64, 8 warps": Tile(block_m=128, block_n=64, warps=8, stages=3, tma=True),  # 205 registers, not serialised
-    "fp8, 128 x 64, 2 stages": Tile(block_m=128, block_n=64, warps=8, stages=2, tma=True),
+TILES = {"64 x 64, 4 warps": Tile(block_m=64, block_n=64, warps=4, stages=3, tma=True)}
+OVER_FP8 = {
+    "fp8, 256 x 64, 8 warps": Tile(block_m=256, block_n=64, warps=8, stages=3, tma=True),
+    "fp8, 128 x 64, 8 warps": Tile(block_m=128, block_n=64, warps=8, stages=3, tma=True),
     "fp8, 64 x 64, 4 warps": Tile(block_m=64, block_n=64, warps=4, stages=3, tma=True),
     "fp8, 256 x 32, 8 warps": Tile(block_m=256, block_n=32, warps=8, stages=3, tma=True),
 }
 
 
-@triton.jit
-def _absorb(state: tl.tuple, logits_MN: tl.tensor, v_ND: tl.tensor, scale2: tl.constexpr, MASKED: tl.constexpr) -> tl.tuple:
-    """Return (accumulator, sum, maximum) after a tile of keys."""
-    acc_MD, sum_M, max_M = state
-    new_M = tl.maximum(max_M, tl.max(logits_MN, 1) * scale2)
-    shift_M = new_M
-    if MASKED:
-        shift_M = tl.where(new_M == float("-inf"), 0.0, new_M)
-    p_MN = tl.exp2(logits_MN * scale2 - shift_M[:, None])
-    alpha_M = tl.exp2(max_M - shift_M)
-    sum_M = sum_M * alpha_M + tl.sum(p_MN, 1)
-    return tl.dot(p_MN.to(v_ND.dtype), v_ND, acc_MD * alpha_M[:, None]), sum_M, new_M
-
-
-@triton.jit
-def _absorb_lazily(state: tl.tuple, logits_MN: tl.tensor, v_ND: tl.tensor, scale2: tl.constexpr) -> tl.tuple:
-    """As `_absorb`, but the maximum, and with it what is summed, moves only where some row's grows by more than 2^8."""
-    acc_MD, sum_M, max_M = state
-    new_M = tl.maximum(max_M, tl.max(logits_MN, 1) * scale2)
-    if tl.max(tl.where(new_M - max_M > 8.0, 1, 0), 0) > 0:  # from -inf too
-        alpha_M = tl.exp2(max_M - new_M)
-        acc_MD, sum_M, max_M = acc_MD * alpha_M[:, None], sum_M * alpha_M, new_M
-    p_MN = tl.exp2(logits_MN * scale2 - max_M[:, None])
-    return tl.dot(p_MN.to(v_ND.dtype), v_ND, acc_MD), sum_M + tl.sum(p_MN, 1), max_M
-
-
-@triton.jit
-def _absorb_two(
-    state: tl.tuple, a_MN: tl.tensor, b_MN: tl.tensor, v_ND: tl.tensor, w_ND: tl.tensor, scale2: tl.constexpr
-) -> tl.tuple:
-    """Absorb two tiles with one maximum and one rescaling."""
-    acc_MD, sum_M, max_M = state
-    new_M = tl.maximum(max_M, tl.max(tl.maximum(a_MN, b_MN), 1) * scale2)
-    alpha_M = tl.exp2(max_M - new_M)
-    p_MN, r_MN = tl.exp2(a_MN * scale2 - new_M[:, None]), tl.exp2(b_MN * scale2 - new_M[:, None])
-    sum_M = sum_M * alpha_M + tl.sum(p_MN + r_MN, 1)
-    acc_MD = tl.dot(p_MN.to(v_ND.dtype), v_ND, acc_MD * alpha_M[:, None])
-    return tl.dot(r_MN.to(v_ND.dtype), w_ND, acc_MD), sum_M, new_M
-
-
-@triton.jit
-def _page(table_ptr: tl.tensor, key: tl.tensor, end: tl.tensor, PAGE: tl.constexpr) -> tl.tensor:
-    """Return the row of the pages that a key lies in."""
-    return tl.load(table_ptr + key // PAGE, mask=key < end, other=0) * PAGE + key % PAGE
-
-
-@triton.jit(do_not_specialize=["table_stride"], do_not_specialize_on_alignment=["tables_ptr", "starts_ptr"])
-def _kernel(
-    out_ptr: tl.tensor, q_ptr: tl.tensor, k_source: tl.tensor, v_source: tl.tensor, tables_ptr: tl.tensor, units_ptr: tl.tensor,
-    starts_ptr: tl.tensor, table_stride: tl.tensor, scale2: tl.constexpr, MODE: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    D: tl.constexpr, GROUP: tl.constexpr, KV: tl.constexpr, PAGE: tl.constexpr,
-) -> None:  # fmt: skip
-    """Write a tile of rows: tokens and query heads of one KV head."""
-    start_next()
-    kv_head, unit_ptr = tl.program_id(0) % KV, units_ptr + tl.program_id(0) // KV * UNIT
-    wait()
-    seq, first_row, stop_row = tl.load(unit_ptr), tl.load(unit_ptr + 1), tl.load(unit_ptr + 2)
-    if seq < 0:
-        return
-    start, length = tl.load(starts_ptr + seq), tl.load(unit_ptr + 5)
-    context = length - (tl.load(starts_ptr + seq + 1) - start)
-    table_ptr, column = tables_ptr + seq.to(tl.int64) * table_stride, kv_head * D
-    lowest, end = context + first_row // GROUP, context + (stop_row - 1) // GROUP + 1
-    step: tl.constexpr = 2 * N if MODE == "pair" else N
-    whole_end = (lowest + 1) // step * step
-    row_M = first_row + tl.arange(0, M)
-    token_M = start.to(tl.int64) + row_M // GROUP
-    at_MD = (token_M * (GROUP * KV) + kv_head * GROUP + row_M % GROUP)[:, None] * D + tl.arange(0, D)[None, :]
-    used_MD = (row_M < stop_row)[:, None] & (tl.arange(0, D) < D)[None, :]
-    q_MD = tl.load(q_ptr + at_MD, mask=used_MD, other=0.0)
-    state = tl.zeros([M, D], tl.float32), tl.zeros([M], tl.float32), tl.full([M], float("-inf"), tl.float32)
-    page = _page(table_ptr, 0, end, PAGE)
-    if MODE == "pair":
-        next_page = _page(table_ptr, N, end, PAGE)
-        for key in tl.range(0, whole_end, step):
-            k_ND, v_ND = k_source.load([page, column]), v_source.load([page, column])
-            l_ND, w_ND = k_source.load([next_page, column]), v_source.load([next_page, column])
-            page, next_page = _page(table_ptr, key + step, end, PAGE), _page(table_ptr, key + step + N, end, PAGE)
-            state = _absorb_two(state, tl.dot(q_MD, k_ND.T), tl.dot(q_MD, l_ND.T), v_ND, w_ND, scale2)
-    elif MODE == "ahead":
-        logits_MN = tl.dot(q_MD, k_source.load([page, column]).T)
-        for key in tl.range(0, whole_end, N):
-            after = _page(table_ptr, key + N, end, PAGE)
-            next_MN = tl.dot(q_MD, k_source.load([after, column]).T)  # of no row where there is no next page
-            state = _absorb(state, logits_MN, v_source.load([page, column]), scale2, False)
-            logits_MN, page = next_MN, after
-    else:
-        for key in tl.range(0, whole_end, N):
-            k_ND, v_ND = k_source.load([page, column]), v_source.load([page, column])
-            page = _page(table_ptr, key + N, end, PAGE)
-            if MODE == "lazy":
-                state = _absorb_lazily(state, tl.dot(q_MD, k_ND.T), v_ND, scale2)
-            else:
-                state = _absorb(state, tl.dot(q_MD, k_ND.T), v_ND, scale2, False)
-    for key in tl.range(whole_end, end, N, num_stages=1):
-        here = _page(table_ptr, key, end, PAGE)
-        k_ND, v_ND = k_source.load([here, column]), v_source.load([here, column])
-        key_N = key + tl.arange(0, N)
-        v_ND = tl.where((key_N < end)[:, None], v_ND, tl.zeros_like(v_ND))
-        seen_MN = key_N[None, :] <= (context + row_M // GROUP)[:, None]
-        state = _absorb(state, tl.where(seen_MN, tl.dot(q_MD, k_ND.T), float("-inf")), v_ND, scale2, True)
-    acc_MD, sum_M, _ = state
-    tl.store(out_ptr + at_MD, (acc_MD * (1.0 / sum_M)[:, None]).to(out_ptr.dtype.element_ty), mask=used_MD)
-
-
-def variant_launch(variant: Variant) -> Launch:
-    """Return what launches a variant."""
-
-    def launch(out_THD: Tensor, q_THD: Tensor, kv: LayerKV, inputs: AttentionInputs, units: Units) -> Any:
-        rows = kv.k_pages_NPKD.shape[0] * P
-        sources = [
-            TensorDescriptor(x.view(rows, K * D), [rows, K * D], [K * D, 1], [variant.keys, D])
-            for x in (kv.k_pages_NPKD, kv.v_pages_NPKD)
-        ]
-        return _kernel[(K * units.count,)](
-            out_THD, q_THD, *sources, inputs.block_tables_SM, units.units_U8, inputs.query_start_S1,
-            inputs.block_tables_SM.stride(0), scale2=D**-0.5 * LOG2E, MODE=variant.mode, M=variant.rows, N=variant.keys, D=D,
-            GROUP=GROUP, KV=K, PAGE=P, num_warps=variant.warps, num_stages=variant.stages, maxnreg=variant.registers, **DEPENDENT,
-        )  # fmt: skip
-
-    return launch
-
-
-def house_launch(tile: Tile) -> Launch:
-    """Return what launches the plugin's own kernel with a tile."""
+def tile_launch(tile: Tile) -> Launch:
+    """Return what launches the kernel in Triton's own language with a tile."""
 
     def launch(out_THD: Tensor, q_THD: Tensor, kv: LayerKV, inputs: AttentionInputs, units: Units) -> Any:
         one = torch.ones((), device=q_THD.device) if kv.k_pages_NPKD.dtype == FP8 else None
@@ -254,10 +99,17 @@ class Candidate:
         return prefill_units(inputs, num_tokens=len(q_THD), group=GROUP, tile=self.rows)
 
 
+def async_launch(out_THD: Tensor, q_THD: Tensor, kv: LayerKV, inputs: AttentionInputs, units: Units) -> Any:
+    """Launch the plugin's kernel of asynchronous products."""
+    one = torch.ones((), device=q_THD.device) if kv.k_pages_NPKD.dtype == FP8 else None
+    return prefill_async(out_THD, q_THD, kv, inputs, units, AttentionParams(scale=D**-0.5, k_scale=one, v_scale=one))
+
+
 CANDIDATES = {
-    **{name: Candidate(launch=house_launch(tile), rows=tile.block_m) for name, tile in HOUSE.items()},
-    **{name: Candidate(launch=variant_launch(variant), rows=variant.rows) for name, variant in VARIANTS.items()},
-    **{name: Candidate(launch=house_launch(tile), rows=tile.block_m, kept=FP8) for name, tile in OVER_FP8.items()},
+    "asynchronous": Candidate(launch=async_launch, rows=UNIT_ROWS),
+    "fp8, asynchronous": Candidate(launch=async_launch, rows=UNIT_ROWS, kept=FP8),
+    **{name: Candidate(launch=tile_launch(tile), rows=tile.block_m) for name, tile in TILES.items()},
+    **{name: Candidate(launch=tile_launch(tile), rows=tile.block_m, kept=FP8) for name, tile in OVER_FP8.items()},
 }
 
 

@@ -27,7 +27,9 @@ def compiled() -> dict[str, list[str]]:
 def test_every_kernel_compiles_for_hopper_without_one(compiled: dict[str, list[str]]) -> None:
     """Each op's kernel, and attention's in every tile shape, become machine code, of which the interpreter knows nothing."""
     assert {name for name, kernels in compiled.items() if not kernels} <= {name for name in compiled if " tokens" in name}
-    assert {"_decode", "_prefill"} <= set(compiled["attention, FP8 pages of 64"])
+    assert {"_decode", "_prefill_async"} <= set(compiled["attention, bfloat16 pages of 64"])
+    assert {"_decode", "_prefill_async"} <= set(compiled["attention, FP8 pages of 64"])
+    assert {"_decode", "_prefill"} <= set(compiled["attention, bfloat16 pages of 64, ALiBi"])
 
 
 def test_other_numbers_of_tokens_compile_nothing(compiled: dict[str, list[str]]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from paddock.layers import AttentionInputs, AttentionParams, LayerKV
 from paddock.layers.reference import FP8
 from paddock.plugins import AttentionNeeds
+from paddock_triton.attention_async import UNIT_ROWS, prefill_async, runs_on, serves
 from paddock_triton.attention_decode import decode
 from paddock_triton.attention_prefill import prefill
 from paddock_triton.attention_schedule import Units, decode_units, prefill_units
@@ -38,6 +39,7 @@ class TritonAttention:
     def __init__(self, device: torch.device) -> None:
         """Take the device whose multiprocessors are to be kept busy."""
         self._processors = processors(device)
+        self._asynchronous = runs_on(device)
 
     def prepare(self, inputs: AttentionInputs) -> _Prepared:
         """Return an empty schedule: what a layer's heads and window ask for is not known yet."""
@@ -52,9 +54,15 @@ class TritonAttention:
             tile = decode_tile(q_THD, kv)
             decode(out_THD, q_THD, kv, inputs.block_tables_SM, self._decodes(q_THD, kv, inputs, params, tile), params, tile)
         if q_THD.shape[0] > inputs.num_decodes:
-            tile = prefill_tile(q_THD, kv)
-            prefill(out_THD, q_THD, kv, inputs, self._prefills(q_THD, kv, inputs, tile), params, tile)
+            self._prefill(out_THD, q_THD, kv, inputs, params)
         return out_THD
+
+    def _prefill(self, out_THD: Tensor, q_THD: Tensor, kv: LayerKV, inputs: AttentionInputs, params: AttentionParams) -> None:
+        if self._asynchronous and serves(q_THD, kv, params):
+            prefill_async(out_THD, q_THD, kv, inputs, self._prefills(q_THD, kv, inputs, UNIT_ROWS), params)
+        else:
+            tile = prefill_tile(q_THD, kv)
+            prefill(out_THD, q_THD, kv, inputs, self._prefills(q_THD, kv, inputs, tile.block_m), params, tile)
 
     def _decodes(self, q_THD: Tensor, kv: LayerKV, inputs: AttentionInputs, params: AttentionParams, tile: Tile) -> Units:
         made: dict[tuple[object, ...], Units] = inputs.prepared.decodes
@@ -68,10 +76,10 @@ class TritonAttention:
             made[key] = decode_units(inputs, window=params.window, wanted=wanted, tile=tile.block_n, heads=heads)
         return made[key]
 
-    def _prefills(self, q_THD: Tensor, kv: LayerKV, inputs: AttentionInputs, tile: Tile) -> Units:
+    def _prefills(self, q_THD: Tensor, kv: LayerKV, inputs: AttentionInputs, rows: int) -> Units:
         made: dict[tuple[object, ...], Units] = inputs.prepared.prefills
         group = q_THD.shape[1] // kv.k_pages_NPKD.shape[2]
-        key = (group, tile)
+        key = (group, rows)
         if key not in made:
-            made[key] = prefill_units(inputs, num_tokens=q_THD.shape[0], group=group, tile=tile.block_m)
+            made[key] = prefill_units(inputs, num_tokens=q_THD.shape[0], group=group, tile=rows)
         return made[key]
