@@ -128,7 +128,7 @@ def _report(bench: Bench, rows: list[Row], commit: str | None, *, unsized: list[
         "interrupted_at": _title(left[0].row) if left else None,
         "cases_not_measured": len(left),
         "measured_seconds": sum(row.wall_seconds or 0.0 for row in rows),
-        "rows": [asdict(row) for row in rows],
+        "rows": [{"name": row.name, **asdict(row)} for row in rows],
         "ops_without_sizes": unsized,
         "ceilings": None if bench.ceilings is None else asdict(bench.ceilings),
         "definitions": defined(DEFINITIONS),
