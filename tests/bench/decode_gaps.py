@@ -8,7 +8,9 @@ are random; config.json is enough. A step goes from one reading of the embedding
 from __future__ import annotations
 
 import json
+import shlex
 import statistics
+import sys
 from itertools import pairwise
 from typing import Any
 
@@ -18,12 +20,23 @@ from torch.profiler import ProfilerActivity, profile
 
 from paddock import LLM, EngineConfig, SamplingParams
 from paddock.assemble import assemble
+from paddock.bench import conditions
 from paddock.execution.stats import StepStats
 from paddock.plugins import ObserverSpec, hookimpl
 
 ISL = 128
 SETTLED = 10  # steps left out at either end: prefills, the capture of this size, and the last steps of the run
 STATS: list[StepStats] = []
+DEFINITIONS = {
+    "batch": "1: requests that decode together",
+    "step": "us: from one reading of the embedding table to the next, on the GPU's clock, under a profiler; median",
+    "idle": "us: of a step, in which no kernel runs; median",
+    "idle_percent": "%: idle over all steps",
+    "schedule": "us: of the host, choosing what a step runs; median, without a profiler",
+    "launch": "us: of the host, laying the step out and launching it; likewise",
+    "commit": "us: of the host, giving requests their tokens; likewise",
+    "wait": "us: of the host, for the tokens of the step before: what it has to spare; likewise",
+}
 
 
 @frozen(kw_only=True)
@@ -103,13 +116,23 @@ def _idle(kernels: list[tuple[float, float]], begin: float, end: float) -> float
 @click.option("--batch", "batches", type=int, multiple=True, default=(1, 256), show_default=True)
 @click.option("--steps", type=int, default=60, show_default=True)
 @click.option("--max-model-len", type=int, default=2048, show_default=True)
-def main(model: str, batches: tuple[int, ...], steps: int, max_model_len: int) -> None:
-    """Print the gaps of every batch size as JSON."""
+@click.option("--commit", metavar="TEXT", help="What the source is [its git commit].")
+def main(model: str, batches: tuple[int, ...], steps: int, max_model_len: int, commit: str | None) -> None:
+    """Print the gaps of every batch size, and what they depend on, as one JSON object that `paddock bench table` reads."""
     options: dict[str, Any] = {"load_format": "dummy", "tokenizer": "none", "enable_prefix_caching": False}
     config = EngineConfig.from_options(model, max_model_len=max_model_len, observers=("decode_gaps",), **options)
     with LLM.from_engine(assemble(config, plugins=[Watcher()])) as llm:
-        for batch in batches:
-            click.echo(json.dumps(asdict(measured(llm, batch, steps))))
+        report = {
+            "bench": "decode_gaps",
+            "model": model,
+            "rows": [asdict(measured(llm, batch, steps)) for batch in batches],
+            "definitions": DEFINITIONS,
+            "gpu": conditions.gpus(),
+            "plan": conditions.planned(llm.plan),
+            **conditions.circumstances(distributions=conditions.distributions_of(llm.plan), commit=commit),
+            "command": shlex.join(["python", "-m", "tests.bench.decode_gaps", *sys.argv[1:]]),
+        }
+    click.echo(json.dumps(report))
 
 
 if __name__ == "__main__":

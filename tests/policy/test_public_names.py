@@ -43,7 +43,9 @@ PUBLIC = {
         BuiltModel MODEL_BOUND build_model check_batching check_chunking check_model check_parameters check_pipeline
         check_tensor_parallel checkpoint load""",
     "paddock.testing.fakes": "FakeInFlight FakeModel FakeRunner",
-    "paddock.testing.kernels": "BATCHES HEADS check_attention check_cache_op check_op",
+    "paddock.testing.kernels": """
+        AttentionCase BATCHES Comparison HEADS attention_case check_attention check_cache_op check_op comparisons page_comparisons
+        widened""",
     "paddock.testing.oracle": """
         ODD_SIZES ROUNDINGS UNIT_ROUNDOFF assert_close bound dense_attention poisoned relative_rms""",
     "paddock.testing.paging": "Chunk Pages step",

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from paddock.bench.charts import charts_of, draw, read_reports
+from paddock.bench.charts import NEEDS, charts_of, draw
+from paddock.bench.reports import read_reports
 from paddock.cli.bench import command
 from paddock.errors import OptionError
 
@@ -83,4 +84,4 @@ def test_a_file_without_a_report_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "odd.json"
     path.write_text(text)
     with pytest.raises(OptionError, match=r"odd\.json"):
-        read_reports([path])
+        read_reports([path], NEEDS)

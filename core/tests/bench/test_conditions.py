@@ -14,6 +14,7 @@ from paddock.bench.ledgers import compared, ledger_report
 from paddock.bench.measure import Workload
 from paddock.execution.memory import MemoryUse
 from paddock.planning.hardware import parse_gpus
+from paddock.planning.padding import MIXED_GRAPHS, padded_sizes
 
 WORK = Workload(requests=8, isl=16, osl=4, seed=0, at_once=True)
 
@@ -124,3 +125,13 @@ def test_what_was_not_measured_is_unknown() -> None:
     assert report["measured"] is False
     assert {entry["measured"] for entry in report["entries"].values()} == {None}
     assert ledger_report(None, None) is None
+
+
+def test_graphs_are_said_to_be_predicted_for_every_shape() -> None:
+    """A run that captured a few shapes measures a fraction of it: the reader is told, and how many shapes there are."""
+    report = ledger_report(made.planned({}, parse_gpus("H200"), max_num_seqs=2), None)
+    assert report is not None
+    assert set(report["definitions"]) == set(report["entries"])
+    shapes = len(padded_sizes(2)) + MIXED_GRAPHS
+    assert f"all {shapes} shapes" in report["definitions"]["graphs"]
+    assert "met and captured" in report["definitions"]["graphs"]

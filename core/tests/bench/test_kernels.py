@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from typing import Any
 
 import pytest
@@ -12,10 +13,12 @@ from click.testing import CliRunner, Result
 
 from paddock.bench.kernels.attention_cases import RAGGED, SMALL_STEPS, STEPS, Step, laid_out, rows_of
 from paddock.bench.kernels.case import Case, Draw
-from paddock.bench.kernels.measuring import Bench, Row
+from paddock.bench.kernels.measuring import Bench
 from paddock.bench.kernels.op_cases import FULL, SMALL, OpCases
+from paddock.bench.kernels.rows import Planned, Row
 from paddock.bench.kernels.verdict import op_verdict
 from paddock.cli.bench import command
+from paddock.cli.bench.interruption import SIGNALS
 from paddock.cli.session import Session
 from paddock.config import Environment
 from paddock.errors import OptionError
@@ -43,6 +46,21 @@ def silu_mul(x_T2F: torch.Tensor) -> torch.Tensor:
 def cache_kv(*arguments: Any) -> None:
     """Fail."""
     raise ValueError("no such pages")
+
+
+def gelu_when_time_is_up(x_TF: torch.Tensor) -> torch.Tensor:
+    """Compute what the twin computes of one row; of more, have the process told to end."""
+    if len(x_TF) > 1:
+        signal.raise_signal(signal.SIGTERM)
+    return reference.gelu(x_TF)
+
+
+def gelu_that_hides_it(x_TF: torch.Tensor) -> torch.Tensor:
+    """Turn the interruption into an error, as the end of a capture does."""
+    try:
+        return gelu_when_time_is_up(x_TF)
+    except KeyboardInterrupt:
+        raise RuntimeError("capture failed") from None
 
 
 def careless(needs: AttentionNeeds, device: torch.device) -> Any:
@@ -85,7 +103,12 @@ def bench(*plugins: object) -> Bench:
 def op_rows(given: Bench, name: str) -> list[Row]:
     """Return the rows of an op."""
     (provided,) = given.ops([name])
-    return list(given.op_rows(provided))
+    return filled(given.op_cases(provided))
+
+
+def filled(planned: list[Planned]) -> list[Row]:
+    """Return the rows as measured."""
+    return [each.measured() for each in planned]
 
 
 def test_every_op_of_the_core_is_right_at_every_size() -> None:
@@ -93,7 +116,7 @@ def test_every_op_of_the_core_is_right_at_every_size() -> None:
     given = bench()
     ops = given.ops()
     assert not given.without_cases(ops)
-    rows = [row for each in ops for row in given.op_rows(each)]
+    rows = [row for each in ops for row in filled(given.op_cases(each))]
     assert not [row for row in rows if row.problem]
     assert all(row.microseconds and row.twin_microseconds for row in rows)
     assert {row.subject for row in rows} == {each.spec.op for each in given.registry.ops}
@@ -103,7 +126,7 @@ def test_the_cores_attention_is_right_on_every_step() -> None:
     """Decodes, prompts and both, KV in bf16 and FP8; torch's own is timed where one call can take the step."""
     given = bench()
     (backend,) = given.backends()
-    rows = list(given.attention_rows(backend))
+    rows = filled(given.attention_cases(backend))
     assert not [row for row in rows if row.problem]
     assert len(rows) == 2 * len(SMALL_STEPS)
     assert [row.library is not None for row in rows] == [True, False, False, False, True, False, False, False]
@@ -121,7 +144,7 @@ def test_a_wrong_kernel_has_an_error_and_no_time() -> None:
     """An op one percent off and attention with its heads mixed up are found out; their times are not told."""
     given = bench(Kernels())
     (backend,) = given.backends(["careless"])
-    for row in (*op_rows(given, "silu_mul"), *given.attention_rows(backend)):
+    for row in (*op_rows(given, "silu_mul"), *filled(given.attention_cases(backend))):
         assert row.problem is not None
         assert row.problem.startswith("wrong: relative RMS error")
         assert (row.error or 0) > (row.allowed or 0)
@@ -209,6 +232,19 @@ def test_published_steps_are_there() -> None:
     assert {step.heads for step in STEPS} == {(64, 8, 128), (32, 8, 128), (232, 8, 64), (71, 1, 64)}
 
 
+def test_the_sizes_a_reader_asks_about_are_there() -> None:
+    """Long prompts and many decodes over GQA and Falcon-180B's heads; wide rows and linears of few tokens."""
+    names = {step.name for step in STEPS}
+    assert {f"decode {size}" for size in ("64 x 2k", "64 x 8k", "64 x 100..4096", "1 x 131k")} <= names
+    assert {"prefill 1 x 8k", "prefill 4 x 2k", "prefill 1 x 4k, Falcon-180B heads", "decode 64 x 2k, Falcon-180B heads"} <= names
+    cases = OpCases(table=FULL, draw=DRAW)
+    norms = {case.name for case in cases.of("add_rms_norm")}
+    assert {f"{model} {tokens}" for model in ("70B", "Falcon-180B") for tokens in (1, 4096)} <= {n.split(" x ")[0] for n in norms}
+    assert {"70B 1 x 8192", "Falcon-180B 4096 x 14848"} <= norms
+    assert {f"70B {tokens} x 8192 -> 8192" for tokens in (1, 2, 4, 8, 16, 32, 64)} <= {case.name for case in cases.of("linear")}
+    assert all(cases.of(op) for op in ("silu_mul", "gelu", "rope_and_cache", "most_likely", "draw", "draw_filtered"))
+
+
 def run(*arguments: str) -> Result:
     """Return what `paddock bench kernels --quick` on the CPU prints, with no plugin but the core."""
     session = Session(environment=Environment(plugins=()))
@@ -221,6 +257,8 @@ def test_the_command_prints_one_json_object() -> None:
     report = json.loads(run("--op", "gelu", "--op", "draw", "--json").stdout)
     assert report["bench"] == "kernels"
     assert {row["subject"] for row in report["rows"]} == {"gelu", "draw"}
+    assert (report["complete"], report["interrupted_at"], report["cases_not_measured"]) == (True, None, 0)
+    assert all(0 < row["check_seconds"] < row["wall_seconds"] for row in report["rows"])
     assert {"definitions", "ceilings", "gpu", "versions", "commit", "date", "command"} <= set(report)
 
 
@@ -237,3 +275,33 @@ def test_a_wrong_name_is_all_the_command_says(words: tuple[str, str]) -> None:
     result = CliRunner().invoke(command, ["kernels", "--quick", "--device", "cpu", *words], obj=session)
     assert isinstance(result.exception, OptionError)
     assert result.stdout == ""
+
+
+def test_a_run_on_a_pipe_says_each_case_as_it_ends() -> None:
+    """A line a case on standard error, with its number, the seconds it took and its name; the JSON alone on standard output."""
+    result = run("--op", "gelu", "--json")
+    assert [line.split(maxsplit=3)[0] for line in result.stderr.splitlines()] == ["1/2", "2/2"]
+    assert result.stderr.splitlines()[0].endswith(" s  gelu quick 1 x 96")
+    assert json.loads(result.stdout)["complete"]
+
+
+@pytest.mark.parametrize("kernel", ["gelu_when_time_is_up", "gelu_that_hides_it"])
+def test_an_interrupted_run_tells_what_was_measured(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows before the signal, the case it fell in, and that it is not all; the signal's handlers are as before."""
+    before = [signal.getsignal(number) for number in SIGNALS]
+    monkeypatch.setattr(reference, "gelu", globals()[kernel])
+    session = Session(environment=Environment(plugins=()))
+    result = CliRunner().invoke(command, ["kernels", "--quick", "--device", "cpu", "--op", "gelu", "--json"], obj=session)
+    report = json.loads(result.stdout)
+    assert [row["case"] for row in report["rows"]] == ["quick 1 x 96"]
+    assert (report["complete"], report["interrupted_at"], report["cases_not_measured"]) == (False, "gelu quick 7 x 96", 1)
+    assert result.exit_code != 0
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_an_interrupted_table_says_that_it_is_not_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So does the table."""
+    monkeypatch.setattr(reference, "gelu", gelu_when_time_is_up)
+    session = Session(environment=Environment(plugins=()))
+    result = CliRunner().invoke(command, ["kernels", "--quick", "--device", "cpu", "--op", "gelu"], obj=session)
+    assert "incomplete: interrupted at gelu quick 7 x 96, 1 cases not measured" in result.stdout

@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 def test_every_installed_kernel_is_right_and_timed() -> None:
     """Small sizes of each op and each backend that serves here pass their check and have a time."""
     bench = Bench(registry=PluginHost().collect(), hardware=detect_hardware(EngineConfig(model="", device="cuda")), quick=True)
-    rows = [row for each in bench.ops() for row in bench.op_rows(each)]
-    rows += [row for each in bench.backends() for row in bench.attention_rows(each)]
+    planned = [*map(bench.op_cases, bench.ops()), *map(bench.attention_cases, bench.backends())]
+    rows = [each.measured() for cases in planned for each in cases]
     assert not [row for row in rows if row.problem]
     assert all(row.microseconds for row in rows)
 

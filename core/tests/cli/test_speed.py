@@ -37,7 +37,7 @@ def test_looking_around_imports_nothing_heavy(arguments: list[str]) -> None:
     assert not HEAVY & modules
 
 
-@pytest.mark.parametrize("words", [[], ["throughput"], ["latency"], ["startup"], ["kernels"], ["chart"]], ids=" ".join)
+@pytest.mark.parametrize("words", [[], ["throughput"], ["latency"], ["startup"], ["kernels"], ["chart"], ["table"]], ids=" ".join)
 def test_help_of_a_measurement_needs_no_torch(words: list[str]) -> None:
     """What `paddock bench` offers is known before anything is loaded to measure it."""
     command = [sys.executable, "-c", LOADED.format(arguments=["bench", *words, "--help"])]

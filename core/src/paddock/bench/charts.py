@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ FORMATS = ("png", "svg")
 FULL_ROOF = 100.0
 SPEED, KERNELS = ("throughput", "latency"), "kernels"
 _SPEED_NEEDS = frozenset({"model", "requests", "at_once", "isl", "osl", "output_tokens_per_second", "percent_of_roof"})
-_NEEDS = {**dict.fromkeys(SPEED, _SPEED_NEEDS), KERNELS: frozenset({"rows", "dtype"})}  # of a report, by kind
+NEEDS = {**dict.fromkeys(SPEED, _SPEED_NEEDS), KERNELS: frozenset({"rows", "dtype"})}  # of a report, by kind
 _BAR_INCHES, _FRAME_INCHES, _WIDTH_INCHES = 0.32, 1.4, 12.0
 
 
@@ -38,11 +37,6 @@ class Chart:
     title: str
     unit: str
     bars: tuple[Bar, ...]
-
-
-def read_reports(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return the reports; raise OptionError for a file that holds none a chart can show."""
-    return [_read(path) for path in paths]
 
 
 def charts_of(reports: Sequence[Mapping[str, Any]]) -> list[Chart]:
@@ -119,23 +113,6 @@ def _kernel_bar(report: Mapping[str, Any], row: Mapping[str, Any]) -> Bar:
 def _on(report: Mapping[str, Any]) -> str:
     gpu = report.get("gpu")
     return f", {gpu['name']}" if gpu else ""
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        report = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise OptionError(f"{path} holds no report: {error}", fix="give files that `paddock bench ... --json` wrote") from error
-    kind = report.get("bench") if isinstance(report, dict) else None
-    if kind not in (*SPEED, KERNELS):
-        raise OptionError(
-            f"{path} holds a report of {kind!r}", fix=f"give reports of paddock bench {', '.join(SPEED)} or {KERNELS}"
-        )
-    missing = sorted(_NEEDS[kind] - report.keys())
-    if missing:
-        raise OptionError(f"{path} lacks {', '.join(missing)}", fix="give files that `paddock bench ... --json` wrote")
-    found: dict[str, Any] = report
-    return found
 
 
 def _figure_class() -> Any:

@@ -7,7 +7,16 @@ from typing import Any
 from attrs import frozen
 
 from paddock.execution.memory import MemoryUse
+from paddock.planning.padding import MIXED_GRAPHS, padded_sizes
 from paddock.planning.plan import Ledger, Plan
+
+MEANINGS = {
+    "weights": "parameters and buffers as the device holds them",
+    "KV": "the pool of pages; measured, what is really left once all that can be captured is set aside",
+    "workspace": "the most a step has beside weights, pages and graphs",
+    "graphs": "predicted for all {shapes} shapes that can be captured; measured for those this run met and captured",
+    "total": "the sum; graphs that were not captured are in the prediction alone",
+}
 
 
 @frozen(kw_only=True)
@@ -48,6 +57,7 @@ def ledger_report(plan: Plan | None, use: MemoryUse | None) -> dict[str, Any] | 
     return {
         "bytes_of": "one device of the stage with the least to spare",
         "measured": use is not None,
+        "definitions": {name: meaning.format(shapes=_shapes(plan)) for name, meaning in MEANINGS.items()},
         "entries": {
             each.name: {
                 "predicted": each.predicted,
@@ -59,3 +69,8 @@ def ledger_report(plan: Plan | None, use: MemoryUse | None) -> dict[str, Any] | 
         "peak_bytes": use.peak_bytes if use else None,
         "reserved_bytes": use.reserved_bytes if use else None,
     }
+
+
+def _shapes(plan: Plan) -> int:
+    """Return how many graphs the ledger sets memory aside for: of decodes of every padded size, and of steps with prompts."""
+    return len(padded_sizes(plan.max_num_seqs)) + MIXED_GRAPHS if plan.graphs else 0

@@ -5,14 +5,15 @@ T tokens, L keys, H query heads, K KV heads, D head size, N pages, P tokens a pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from attrs import evolve, frozen
 from torch import Tensor
 
-from paddock.layers import AttentionBackend, AttentionParams, LayerKV
+from paddock.layers import AttentionBackend, AttentionInputs, AttentionParams, LayerKV
 from paddock.layers import reference as twins
 from paddock.plugins import AttentionNeeds
 from paddock.testing.oracle import ODD_SIZES, assert_close, dense_attention, poisoned
@@ -29,17 +30,140 @@ BATCHES = (
     ((63, 1), (7, 1), (16, 31), (0, 63), (5, 123)),
     ((300, 270),),
 )
+_WIDENED = (torch.bfloat16, torch.float16)
 
 
 @frozen(eq=False, kw_only=True)
-class _Case:
-    """Random queries, keys and values of a batch, in pages whose unused rows are NaN."""
+class AttentionCase:
+    """One step of attention: random queries, keys and values, in pages that lie scattered and whose other rows are NaN.
 
+    `chunks` says of each sequence how many tokens are new. `attention_case` makes one.
+    """
+
+    needs: AttentionNeeds
     pages: Pages
     kv: LayerKV
     q_THD: Tensor
+    inputs: AttentionInputs
     chunks: list[tuple[str, int]]
-    inputs: Any
+
+    def params(self, *features: str, window: int = 9) -> AttentionParams:
+        """Return parameters with these features, and with scales where the pages are FP8."""
+        device, fp8 = self.q_THD.device, self.kv.k_pages_NPKD.dtype == twins.FP8
+        slopes_H = torch.linspace(0.5, 0.01, self.needs.num_heads, device=device)
+        return AttentionParams(
+            scale=self.needs.head_dim**-0.5,
+            alibi_slopes_H=slopes_H if "alibi" in features else None,
+            window=window if "sliding_window" in features else None,
+            softcap=2.0 if "softcap" in features else None,
+            k_scale=torch.tensor(0.5, device=device) if fp8 else None,
+            v_scale=torch.tensor(1.5, device=device) if fp8 else None,
+        )
+
+    def attend(self, backend: AttentionBackend, params: AttentionParams) -> Tensor:
+        """Return what the backend gives [T, H, D], in memory that was NaN."""
+        inputs = evolve(self.inputs, prepared=backend.prepare(self.inputs))
+        with poisoned():
+            return backend.attend(self.q_THD, self.kv, inputs, params)
+
+    def check(self, out_THD: Tensor, params: AttentionParams, at: str = "") -> None:
+        """Hold every sequence's output to float64, each by itself: a long one must not hide a short one."""
+        start = 0
+        for name, count in self.chunks:
+            part = slice(start, start + count)
+            start += count
+            k_LKD, v_LKD = (
+                self.pages.rows(name, pages_NPKD).double() * (1.0 if scale is None else scale.double())
+                for pages_NPKD, scale in ((self.kv.k_pages_NPKD, params.k_scale), (self.kv.v_pages_NPKD, params.v_scale))
+            )
+            expected = dense_attention(
+                self.q_THD[part], k_LKD, v_LKD, scale=params.scale, slopes_H=params.alibi_slopes_H, window=params.window,
+                softcap=params.softcap,
+            )  # fmt: skip
+            assert_close(out_THD[part], expected, op="attention", at=f"{at} sequence {name}: {count} new of {len(k_LKD)}")
+
+
+def attention_case(
+    batch: Sequence[tuple[int, int]],
+    heads: tuple[int, int, int],
+    *,
+    dtype: torch.dtype,
+    page_size: int = 64,
+    kv_dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> AttentionCase:
+    """Return a step of sequences with (tokens already there, tokens of this step), single tokens first.
+
+    `heads` is (H, K, D); pages are of `kv_dtype` where it is given, else of the queries' type.
+    """
+    device = torch.device(device)
+    num_heads, num_kv_heads, head_dim = heads
+    pages = Pages(
+        num_layers=1,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        page_size=page_size,
+        num_pages=sum((there + new) // page_size + 1 for there, new in batch) + 3,
+        dtype=kv_dtype or dtype,
+        device=device,
+        seed=seed,
+    )
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device).to(dtype)
+
+    (kv,), chunks = pages.layers, [(str(i), new) for i, (_, new) in enumerate(batch)]
+    before = pages.inputs([(str(i), there) for i, (there, _) in enumerate(batch) if there])
+    inputs = pages.inputs(chunks)
+    for slots_T in (before.slots_T, inputs.slots_T):
+        k_TKD, v_TKD = (normal(len(slots_T), num_kv_heads, head_dim) for _ in range(2))
+        twins.cache_kv(k_TKD, v_TKD, kv, slots_T, None, None)
+    q_THD = normal(len(inputs.slots_T), num_heads, head_dim)
+    needs = AttentionNeeds(num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim)
+    return AttentionCase(needs=needs, pages=pages, kv=kv, q_THD=q_THD, inputs=inputs, chunks=chunks)
+
+
+@frozen(eq=False, kw_only=True)
+class Comparison:
+    """A tensor found and the one expected: `what` it is, and the `row` of the table of bounds it falls under."""
+
+    row: str
+    what: str
+    actual: Tensor
+    expected: Tensor
+
+
+def comparisons(op: str, twin: Callable[..., Any], given: Sequence[Any], found: Any) -> Iterator[Comparison]:
+    """Yield what an op that writes no pages returned beside what its twin makes of the same arguments in float32.
+
+    A sum is rounded before its norm is taken, so that the norm expected is that of the sum that was found.
+    """
+    wide = widened(given)
+    if op.startswith("add_"):
+        (sum_TE, h_TE), (x_TE, delta_TE, *rest) = found, wide
+        yield Comparison(row="add", what="the sum", actual=sum_TE, expected=x_TE + delta_TE)
+        norm_TE = twin(sum_TE.float(), torch.zeros_like(delta_TE), *rest)[1]
+        yield Comparison(row=op.removeprefix("add_"), what="its norm", actual=h_TE, expected=norm_TE)
+        return
+    expected = twin(*wide)
+    pairs = zip(found, expected, strict=True) if isinstance(found, tuple) else ((found, expected),)
+    for actual, wanted in pairs:
+        yield Comparison(row=op, what="the result", actual=actual, expected=wanted)
+
+
+def page_comparisons(op: str, found: Any, kv: LayerKV, expected: Any, expected_kv: LayerKV) -> Iterator[Comparison]:
+    """Yield what `rope_and_cache` or `cache_kv` returned and all pages after it, the rows beside the slots included."""
+    if op == "rope_and_cache":
+        yield Comparison(row=op, what="q", actual=found, expected=expected)
+    for half, row in (("k_pages_NPKD", op), ("v_pages_NPKD", "cache_kv")):
+        yield Comparison(row=row, what=half, actual=getattr(kv, half), expected=getattr(expected_kv, half))
+
+
+def widened(arguments: Iterable[Any]) -> tuple[Any, ...]:
+    """Return the arguments in float32, pages too; FP8 and integers as they are."""
+    return tuple(map(_wide, arguments))
 
 
 def check_attention(
@@ -56,18 +180,17 @@ def check_attention(
 
     Pages lie scattered and full of NaN: a row read beyond a sequence's end, or an output element nobody writes, is seen.
     """
-    device, features = torch.device(device), tuple(features)
-    for num_heads, num_kv_heads, head_dim in heads:
-        needs = AttentionNeeds(num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, features=frozenset(features))
-        backend = create(needs, device)
-        for dtype in dtypes:
-            for page_size in page_sizes:
-                for seed, batch in enumerate(BATCHES):
-                    case = _case(needs, batch, dtype, page_size, device, seed, fp8_pages=fp8_pages)
-                    for feature in ("", *features):
-                        params = _params(needs, device, feature, fp8_pages=fp8_pages)
-                        at = f"{batch} H{num_heads} K{num_kv_heads} D{head_dim} P{page_size} {feature}"
-                        _check_case(backend, case, params, at)
+    features = tuple(features)
+    for shape in heads:
+        needs = AttentionNeeds(num_heads=shape[0], num_kv_heads=shape[1], head_dim=shape[2], features=frozenset(features))
+        backend = create(needs, torch.device(device))
+        for dtype, page_size, (seed, batch) in itertools.product(dtypes, page_sizes, enumerate(BATCHES)):
+            kv_dtype = twins.FP8 if fp8_pages else dtype
+            case = attention_case(batch, shape, dtype=dtype, page_size=page_size, kv_dtype=kv_dtype, device=device, seed=seed)
+            for feature in ("", *features):
+                params = case.params(feature)
+                at = f"{batch} H{shape[0]} K{shape[1]} D{shape[2]} P{page_size} {feature}"
+                case.check(case.attend(backend, params), params, at)
 
 
 def check_op(
@@ -87,9 +210,9 @@ def check_op(
                 given = _arguments(name, tokens, features, dtype, torch.device(device))
                 with poisoned():
                     found = implementation(*given)
-                for op, actual, expected in _expected(name, given, found):
-                    assert actual.dtype == dtype, f"{name} turned {dtype} into {actual.dtype}"
-                    assert_close(actual, expected, op=op, dtype=dtype, at=f"T{tokens} E{features}")
+                for each in comparisons(name, getattr(twins, name), given, found):
+                    assert each.actual.dtype == dtype, f"{name} turned {dtype} into {each.actual.dtype}"
+                    assert_close(each.actual, each.expected, op=each.row, dtype=dtype, at=f"{each.what} T{tokens} E{features}")
 
 
 def check_cache_op(
@@ -111,14 +234,12 @@ def check_cache_op(
                 found, found_kv = _cached(name, implementation, tokens, shape, dtype, torch.device(device))
                 twin, twin_kv = _cached(name, getattr(twins, name), tokens, shape, dtype, torch.device(device), wide=True)
                 at = f"T{tokens} H{shape[0]} K{shape[1]} D{shape[2]}"
-                if name == "rope_and_cache":
-                    assert_close(found, twin, op=name, dtype=dtype, at=f"q {at}")
-                for half, op in (("k_pages_NPKD", name), ("v_pages_NPKD", "cache_kv")):
-                    pages, twin_pages = getattr(found_kv, half), getattr(twin_kv, half)
-                    assert torch.equal(pages.isnan(), twin_pages.isnan()), (
-                        f"{name} {at}: other rows of {half} than the slots changed"
+                for each in page_comparisons(name, found, found_kv, twin, twin_kv):
+                    actual, expected = each.actual, each.expected
+                    assert torch.equal(actual.isnan(), expected.isnan()), (
+                        f"{name} {at}: other rows of {each.what} than the slots changed"
                     )
-                    assert_close(pages.nan_to_num(), twin_pages.nan_to_num(), op=op, dtype=dtype, at=f"{half} {at}")
+                    assert_close(actual.nan_to_num(), expected.nan_to_num(), op=each.row, dtype=dtype, at=f"{each.what} {at}")
 
 
 def _cached(
@@ -152,16 +273,10 @@ def _cached(
         return implementation(q_THD, k_TKD, v_TKD, cos_sin_LD, positions_T, kv, slots_T, None, None), kv
 
 
-def _expected(name: str, given: tuple[Any, ...], found: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Yield (row of the bounds table, tensor found, what its twin gives in float32); a norm is that of the sum found."""
-    if name.startswith("add_"):
-        sum_TE, h_TE = found
-        x_TE, delta_TE, *rest = given
-        yield "add", sum_TE, x_TE.float() + delta_TE.float()
-        yield from _expected(name.removeprefix("add_"), (sum_TE, *rest), h_TE)
-    else:
-        wide = (x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in given)
-        yield name, found, getattr(twins, name)(*wide)
+def _wide(value: Any) -> Any:
+    if isinstance(value, LayerKV):
+        return LayerKV(_wide(value.k_pages_NPKD), _wide(value.v_pages_NPKD))
+    return value.float() if isinstance(value, Tensor) and value.dtype in _WIDENED else value
 
 
 def _arguments(name: str, tokens: int, features: int, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
@@ -182,77 +297,3 @@ def _arguments(name: str, tokens: int, features: int, dtype: torch.dtype, device
         "silu_mul": (x_TE,),
         "gelu": (x_TE,),
     }[name]
-
-
-def _case(
-    needs: AttentionNeeds,
-    batch: tuple[tuple[int, int], ...],
-    dtype: torch.dtype,
-    page_size: int,
-    device: torch.device,
-    seed: int,
-    *,
-    fp8_pages: bool,
-) -> _Case:
-    generator = torch.Generator().manual_seed(seed)
-    pages = Pages(
-        num_layers=1,
-        num_kv_heads=needs.num_kv_heads,
-        head_dim=needs.head_dim,
-        page_size=page_size,
-        num_pages=sum((there + new) // page_size + 1 for there, new in batch) + 3,
-        dtype=torch.float8_e4m3fn if fp8_pages else dtype,
-        device=device,
-        seed=seed,
-    )
-    (kv,), chunks = pages.layers, [(str(i), new) for i, (_, new) in enumerate(batch)]
-    before = [(str(i), there) for i, (there, _) in enumerate(batch) if there]
-    _write(pages.inputs(before).slots_T, kv, needs, dtype, generator)
-    inputs = pages.inputs(chunks)
-    _write(inputs.slots_T, kv, needs, dtype, generator)
-    q_THD = torch.randn(len(inputs.slots_T), needs.num_heads, needs.head_dim, generator=generator).to(device, dtype)
-    return _Case(pages=pages, kv=kv, q_THD=q_THD, chunks=chunks, inputs=inputs)
-
-
-def _write(slots_T: Tensor, kv: LayerKV, needs: AttentionNeeds, dtype: torch.dtype, generator: torch.Generator) -> None:
-    shape = (len(slots_T), needs.num_kv_heads, needs.head_dim)
-    k_TKD, v_TKD = (torch.randn(shape, generator=generator).to(slots_T.device, dtype) for _ in range(2))
-    twins.cache_kv(k_TKD, v_TKD, kv, slots_T, None, None)
-
-
-def _params(needs: AttentionNeeds, device: torch.device, feature: str, *, fp8_pages: bool) -> AttentionParams:
-    slopes_H = torch.linspace(0.5, 0.01, needs.num_heads, device=device)
-    return AttentionParams(
-        scale=needs.head_dim**-0.5,
-        alibi_slopes_H=slopes_H if feature == "alibi" else None,
-        window=9 if feature == "sliding_window" else None,
-        softcap=2.0 if feature == "softcap" else None,
-        k_scale=torch.tensor(0.5, device=device) if fp8_pages else None,
-        v_scale=torch.tensor(1.5, device=device) if fp8_pages else None,
-    )
-
-
-def _check_case(backend: AttentionBackend, case: _Case, params: AttentionParams, at: str) -> None:
-    inputs = evolve(case.inputs, prepared=backend.prepare(case.inputs))
-    with poisoned():
-        out_THD = backend.attend(case.q_THD, case.kv, inputs, params)
-    expected, start = [], 0
-    for name, count in case.chunks:
-        k_LKD, v_LKD = (
-            case.pages.rows(name, pages_NPKD).double() * (1.0 if scale is None else scale.double())
-            for pages_NPKD, scale in ((case.kv.k_pages_NPKD, params.k_scale), (case.kv.v_pages_NPKD, params.v_scale))
-        )
-        q_QHD = case.q_THD[start : start + count]
-        start += count
-        expected.append(
-            dense_attention(
-                q_QHD,
-                k_LKD,
-                v_LKD,
-                scale=params.scale,
-                slopes_H=params.alibi_slopes_H,
-                window=params.window,
-                softcap=params.softcap,
-            )
-        )
-    assert_close(out_THD, torch.cat(expected), op="attention", at=at)

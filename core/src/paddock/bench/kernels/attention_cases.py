@@ -96,6 +96,12 @@ class Laid:
         return self.params.k_scale is not None
 
 
+def case_name(step: Step, *, page_size: int, fp8_pages: bool) -> str:
+    """Return what a step's case is called over such pages."""
+    name = f"{step.name}, FP8 KV" if fp8_pages else step.name
+    return f"{name}, pages of {page_size}" if step.page is None else name
+
+
 def laid_out(step: Step, *, page_size: int, kv_dtype: torch.dtype, draw: Draw) -> Laid:
     """Return a step over shuffled pages; its case makes (q_THD, LayerKV) of random data."""
     counts = [-(-length // page_size) for length in step.lens]
@@ -106,13 +112,12 @@ def laid_out(step: Step, *, page_size: int, kv_dtype: torch.dtype, draw: Draw) -
         return draw.normal(3 * seed, sum(step.news), step.heads[0], step.heads[2]), kv
 
     scale = torch.ones((), device=draw.device) if kv_dtype == FP8 else None
-    name = f"{step.name}, FP8 KV" if kv_dtype == FP8 else step.name
     return Laid(
         step=step,
         inputs=_inputs(step, counts, page_size, draw),
         params=AttentionParams(scale=step.heads[2] ** -0.5, k_scale=scale, v_scale=scale),
         case=Case(
-            name=f"{name}, pages of {page_size}" if step.page is None else name,
+            name=case_name(step, page_size=page_size, fp8_pages=kv_dtype == FP8),
             make=layer,
             nbytes=step.nbytes(draw.dtype.itemsize, kv_dtype.itemsize),
             flops=step.flops(),

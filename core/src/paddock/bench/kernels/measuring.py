@@ -1,22 +1,29 @@
-"""Every op and attention backend that serves here, one line a size: right or wrong, its time, and what that is of the limit."""
+"""Every op and attention backend that serves here, a row a size: right or wrong, its time, and what that is of the limit.
+
+A case is checked, then timed in a captured graph, then torch's own call likewise; its twin last and least, for its time judges
+nothing. What a case took on the wall stands in its row: a run of all that Paddock brings is to stay near a minute.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
+import time
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import Any
 
 import torch
-from attrs import evolve, field, frozen
+from attrs import evolve, frozen
 
 from paddock import log
 from paddock.bench.kernels import library
-from paddock.bench.kernels.attention_cases import SMALL_STEPS, STEPS, Laid, Step, laid_out
+from paddock.bench.kernels.attention_cases import SMALL_STEPS, STEPS, Laid, Step, case_name, laid_out
 from paddock.bench.kernels.case import ATTENTION, Case, Draw
 from paddock.bench.kernels.op_cases import FULL, SMALL, OpCases
-from paddock.bench.kernels.timing import Sets, argument_sets, seconds
+from paddock.bench.kernels.rows import Planned, Row
+from paddock.bench.kernels.timing import FEW, Sets, argument_sets, seconds
 from paddock.bench.kernels.verdict import Verdict, attention_verdict, op_verdict
 from paddock.errors import OptionError, did_you_mean
 from paddock.layers import torch_dtype
@@ -30,44 +37,6 @@ from paddock.plugins.discovery import BUILTIN
 from paddock.plugins.provider import Provided
 from paddock.plugins.registry import Registry
 
-DEFINITIONS = {
-    "microseconds": ("time", "us", "of one call in a captured graph of many, by the wall on a CPU"),
-    "rate": ("rate", "TB/s or TFLOP/s", "the least bytes, or the operations where those bound the call, over the time"),
-    "percent_of_roof": ("roof", "%", "the limit over the time"),
-    "limit_microseconds": (
-        "limit",
-        "us",
-        "the least bytes over the bandwidth of the device, or operations over its rate if longer",
-    ),
-    "twin_microseconds": ("twin", "us", "of the plain-torch definition; attention's is launched anew each time"),
-    "library_microseconds": (
-        "torch",
-        "us",
-        "of the quickest of torch's own calls for the same work; attention's has no pages",
-    ),
-}
-
-
-@frozen(kw_only=True)
-class Row:
-    """One implementation at one size. `problem` says why there is no time: a wrong result, or an error."""
-
-    subject: str
-    implementation: str
-    plugin: str
-    case: str
-    error: float | None = None
-    allowed: float | None = None
-    problem: str | None = None
-    microseconds: float | None = None
-    rate: float | None = None
-    unit: str = "TB/s"
-    percent_of_roof: float | None = None
-    limit_microseconds: float | None = None
-    twin_microseconds: float | None = None
-    library_microseconds: float | None = None
-    library: str | None = None
-
 
 @frozen(eq=False, kw_only=True)
 class Bench:
@@ -77,7 +46,6 @@ class Bench:
     hardware: Hardware
     dtype: str = "bfloat16"
     quick: bool = False
-    _twins: dict[tuple[str, str], float] = field(factory=dict, init=False)
 
     @property
     def device(self) -> torch.device:
@@ -116,38 +84,48 @@ class Bench:
         """Return the ops no size is known for."""
         return sorted({each.spec.op for each in ops if not self._op_cases(each.spec.op)})
 
-    def op_rows(self, provided: Provided[OpSpec]) -> Iterator[Row]:
-        """Yield a row a size of one implementation."""
+    def op_cases(self, provided: Provided[OpSpec]) -> list[Planned]:
+        """Return a row a size of one implementation, each measured when it is asked to be."""
         spec = provided.spec
         implementation, twin = resolve(spec.implementation), resolve(self._twin_of(spec.op))
-        best = library.OPS.get(spec.op)
-        for case in self._op_cases(spec.op):
-            row = Row(subject=spec.op, implementation=spec.implementation, plugin=provided.provider.plugin, case=case.name)
-            yield self._row(row, case, _OpMeasure(bench=self, op=spec.op, call=implementation, twin=twin, library=best))
+        measure = _OpMeasure(bench=self, op=spec.op, call=implementation, twin=twin, library=library.OPS.get(spec.op))
+        row = partial(Row, subject=spec.op, implementation=spec.implementation, plugin=provided.provider.plugin)
+        return [
+            Planned(row=row(case=case.name), measure=partial(self._row, partial(_made, case, measure)))
+            for case in self._op_cases(spec.op)
+        ]
 
-    def attention_rows(self, provided: Provided[AttentionSpec]) -> Iterator[Row]:
-        """Yield a row a step and KV type that the backend serves."""
+    def attention_cases(self, provided: Provided[AttentionSpec]) -> list[Planned]:
+        """Return a row a step and KV type that the backend serves, each laid out and measured when it is asked to be."""
         spec = provided.spec
-        for step in SMALL_STEPS if self.quick else STEPS:
-            for kv in (self.dtype, "fp8"):
-                page = step.page or spec.page_sizes[0]
-                question = Question(hardware=self.hardware, dtype=self.dtype, needs=step.needs(), block_size=page)
-                if not question.why_not(spec, kv):
-                    laid = laid_out(step, page_size=page, kv_dtype=FP8 if kv == "fp8" else torch_dtype(kv), draw=self._draw)
-                    row = Row(subject=ATTENTION, implementation=spec.name, plugin=provided.provider.plugin, case=laid.case.name)
-                    yield self._row(row, laid.case, _AttentionMeasure(bench=self, laid=laid, step=step, spec=spec))
+        row = partial(Row, subject=ATTENTION, implementation=spec.name, plugin=provided.provider.plugin)
+        planned = []
+        for step, kv in itertools.product(SMALL_STEPS if self.quick else STEPS, (self.dtype, "fp8")):
+            page = step.page or spec.page_sizes[0]
+            question = Question(hardware=self.hardware, dtype=self.dtype, needs=step.needs(), block_size=page)
+            if not question.why_not(spec, kv):
+                name = case_name(step, page_size=page, fp8_pages=kv == "fp8")
+                laid = partial(self._laid, step, spec, page, kv)
+                planned.append(Planned(row=row(case=name), measure=partial(self._row, laid)))
+        return planned
+
+    def _laid(self, step: Step, spec: AttentionSpec, page: int, kv: str) -> tuple[Case, _AttentionMeasure]:
+        kv_dtype = FP8 if kv == "fp8" else torch_dtype(kv)
+        laid = laid_out(step, page_size=page, kv_dtype=kv_dtype, draw=self._draw)
+        return laid.case, _AttentionMeasure(bench=self, laid=laid, step=step, spec=spec)
 
     @torch.inference_mode()
-    def _row(self, row: Row, case: Case, measure: _OpMeasure | _AttentionMeasure) -> Row:
+    def _row(self, made: Callable[[], tuple[Case, _OpMeasure | _AttentionMeasure]], row: Row) -> Row:
+        began = time.perf_counter()
         try:
+            case, measure = made()
             verdict = measure.verdict(case)
             error = verdict.error if math.isfinite(verdict.error) else None  # JSON has no infinity; `problem` says it
-            row = evolve(row, error=error, allowed=verdict.allowed)
-            if not verdict.right:
-                return evolve(row, problem=f"wrong: {verdict}")
-            return self._timed(row, case, measure)
+            row = evolve(row, error=error, allowed=verdict.allowed, check_seconds=time.perf_counter() - began)
+            row = self._timed(row, case, measure) if verdict.right else evolve(row, problem=f"wrong: {verdict}")
         except Exception as error:  # a plugin's kernel raises whatever it likes; the other rows still count
-            return evolve(row, problem=f"{type(error).__name__}: {error}"[:300])
+            row = evolve(row, problem=f"{type(error).__name__}: {error}"[:300])
+        return evolve(row, wall_seconds=time.perf_counter() - began)
 
     def _timed(self, row: Row, case: Case, measure: _OpMeasure | _AttentionMeasure) -> Row:
         sets = argument_sets(case, self.device)
@@ -199,7 +177,7 @@ class _OpMeasure:
         return seconds(self.call, sets, self.bench.device)
 
     def twin_seconds(self, sets: Sets) -> float | None:
-        return _or_none("twin", partial(seconds, self.twin, sets, self.bench.device))
+        return _or_none("twin", partial(seconds, self.twin, sets, self.bench.device, rounds=FEW))
 
     def library_seconds(self, sets: Sets) -> tuple[str | None, float | None]:
         best = self.library
@@ -227,7 +205,7 @@ class _AttentionMeasure:
         twin = self.bench.twin_backend()
         if self.laid.inputs.page_size not in twin.page_sizes:
             return None
-        return _or_none("twin", partial(seconds, self._attend(twin), sets, self.bench.device, captured=False))
+        return _or_none("twin", partial(seconds, self._attend(twin), sets, self.bench.device, captured=False, rounds=FEW))
 
     def library_seconds(self, sets: Sets) -> tuple[str | None, float | None]:
         calls = list(library.attention_calls(self.laid))
@@ -249,6 +227,10 @@ class _AttentionMeasure:
         backend = resolve(spec.factory)(self.step.needs(), self.bench.device)
         inputs = evolve(self.laid.inputs, prepared=backend.prepare(self.laid.inputs))
         return lambda q_THD, kv: backend.attend(q_THD, kv, inputs, self.laid.params)
+
+
+def _made(case: Case, measure: _OpMeasure) -> tuple[Case, _OpMeasure]:
+    return case, measure
 
 
 def _or_none(name: str, timed: Callable[[], float]) -> float | None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from attrs import frozen
 
 from paddock.bench.kernels.case import Case
 
@@ -18,7 +19,18 @@ Call = Callable[..., Any]
 Sets = Sequence[tuple[Any, ...]]
 L2_SPANS = 5  # how many times the L2 the sets are in all
 MOST_SETS, FEWEST_SETS = 32, 2
-_ROUNDS, _WARM_ROUNDS, _EAGER_ROUNDS = 12, 3, 5
+_EAGER_ROUNDS = 5  # at most, of calls that no graph holds
+
+
+@frozen(kw_only=True)
+class Rounds:
+    """How often all sets are gone through: first untimed, then timed."""
+
+    warm: int
+    timed: int
+
+
+MANY, FEW = Rounds(warm=3, timed=12), Rounds(warm=1, timed=3)  # for what is judged by its time; for what it is shown beside
 
 
 def argument_sets(case: Case, device: torch.device) -> list[tuple[Any, ...]]:
@@ -29,14 +41,14 @@ def argument_sets(case: Case, device: torch.device) -> list[tuple[Any, ...]]:
     return [case.make(seed) for seed in range(max(FEWEST_SETS, min(MOST_SETS, int(span / case.nbytes) + 1)))]
 
 
-def seconds(call: Call, sets: Sets, device: torch.device, *, captured: bool = True) -> float:
+def seconds(call: Call, sets: Sets, device: torch.device, *, captured: bool = True, rounds: Rounds = MANY) -> float:
     """Return the median seconds of a call; not `captured`, it is launched anew each time, for what works on the host."""
     if device.type != "cuda":
-        return _wall_seconds(call, sets)
-    return graph_seconds(call, sets) if captured else _launched_seconds(call, sets)
+        return _wall_seconds(call, sets, min(rounds.timed, _EAGER_ROUNDS))
+    return graph_seconds(call, sets, rounds) if captured else _launched_seconds(call, sets, min(rounds.timed, _EAGER_ROUNDS))
 
 
-def graph_seconds(call: Call, sets: Sets) -> float:
+def graph_seconds(call: Call, sets: Sets, rounds: Rounds = MANY) -> float:
     """Return the seconds of one call inside a captured graph of one call a set, the median of several replays."""
     for _ in range(2):
         call(*sets[0])
@@ -44,17 +56,17 @@ def graph_seconds(call: Call, sets: Sets) -> float:
     graph, kept = torch.cuda.CUDAGraph(), []
     with torch.cuda.graph(graph):
         kept += [call(*arguments) for arguments in sets]  # kept, so that each call writes a place of its own
-    times = [_between_events(graph.replay) for _ in range(_WARM_ROUNDS + _ROUNDS)]
-    return statistics.median(times[_WARM_ROUNDS:]) / len(sets)
+    times = [_between_events(graph.replay) for _ in range(rounds.warm + rounds.timed)]
+    return statistics.median(times[rounds.warm :]) / len(sets)
 
 
-def _launched_seconds(call: Call, sets: Sets) -> float:
+def _launched_seconds(call: Call, sets: Sets, rounds: int) -> float:
     def round_of_calls() -> None:
         for arguments in sets:
             call(*arguments)
 
     call(*sets[0])
-    return statistics.median(_between_events(round_of_calls) for _ in range(_EAGER_ROUNDS)) / len(sets)
+    return statistics.median(_between_events(round_of_calls) for _ in range(rounds)) / len(sets)
 
 
 def _between_events(call: Call) -> float:
@@ -66,10 +78,10 @@ def _between_events(call: Call) -> float:
     return float(begin.elapsed_time(end)) * 1e-3
 
 
-def _wall_seconds(call: Call, sets: Sets) -> float:
+def _wall_seconds(call: Call, sets: Sets, rounds: int) -> float:
     call(*sets[0])
     times = []
-    for _ in range(_EAGER_ROUNDS):
+    for _ in range(rounds):
         began = time.perf_counter()
         for arguments in sets:
             call(*arguments)

@@ -16,13 +16,13 @@ from paddock.bench.kernels.attention_cases import Laid, rows_of
 from paddock.bench.kernels.case import Make
 from paddock.layers import LayerKV, QuantizedActivation
 from paddock.layers.reference import FP8
+from paddock.testing.kernels import Comparison, comparisons, page_comparisons, widened
 from paddock.testing.oracle import ROUNDINGS, UNIT_ROUNDOFF, bound, dense_attention, poisoned, relative_rms
 
 # FP8 values a twin's arithmetic may tip to their neighbour where they lie on a tie: a GPU's torch divides by a reciprocal.
 TIPPED_SHARE = 1e-3
 _SCALE_UNITS = 4  # roundings of float32 between two ways to divide
 _QUERIES = 32  # of a prompt's start, middle and end, each compared with dense attention in float64
-_WIDENED = (torch.bfloat16, torch.float16)
 
 
 @frozen(kw_only=True)
@@ -67,41 +67,36 @@ def _compared(
 ) -> Iterator[Verdict]:
     """Yield every comparison of what was found, for `arguments`, with what the twin makes of the same arguments `apart`."""
     if op in ("rope_and_cache", "cache_kv"):
-        yield from _pages_compared(op, twin, arguments, apart, found)
-    elif op.startswith("add_"):
-        sum_TE, h_TE = found
-        x_TE, delta_TE, *rest = apart
-        yield _floats("add", "the sum", sum_TE, x_TE.float() + delta_TE.float())
-        norm_TE = twin(sum_TE.float(), torch.zeros_like(sum_TE, dtype=torch.float32), *_wide(rest))[1]  # of the sum as rounded
-        yield _floats(op.removeprefix("add_"), "its norm", h_TE, norm_TE)
+        yield from map(_judged, _pages_compared(op, twin, arguments, apart, found))
     elif isinstance(found, QuantizedActivation):
         expected = twin(*apart)
         scale_error = relative_rms(found.scale, expected.scale)
         yield Verdict(what="relative error of scales", error=scale_error, allowed=_SCALE_UNITS * UNIT_ROUNDOFF[torch.float32])
         yield _fp8(found.values_TI, expected.values_TI)
     else:
-        wide = twin(*_wide(apart))
-        pairs = zip(found, wide, strict=True) if isinstance(found, tuple) else ((found, wide),)
-        for actual, expected in pairs:
-            yield _floats(op, "the result", actual, expected) if actual.is_floating_point() else _tokens(actual, expected)
+        yield from map(_judged, comparisons(op, twin, apart, found))
 
 
 def _pages_compared(
     op: str, twin: Callable[..., Any], arguments: tuple[Any, ...], apart: tuple[Any, ...], found: Any
-) -> Iterator[Verdict]:
-    """Yield the comparison of rotated queries, and of all pages, the rows beside the slots included."""
+) -> Iterator[Comparison]:
+    """Return the comparison of rotated queries, and of all pages, the rows beside the slots included."""
     kv = next(each for each in arguments if isinstance(each, LayerKV))
     fp8 = kv.k_pages_NPKD.dtype == FP8
-    wide = _wide(apart)
-    q_THD = twin(*wide)
+    wide = widened(apart)
+    expected = twin(*wide)
     if fp8:  # a key is rounded to the activations' type before it becomes FP8: the pages are what the narrow twin writes
         twin(*apart)
     expected_kv = next(each for each in (apart if fp8 else wide) if isinstance(each, LayerKV))
-    if op == "rope_and_cache":
-        yield _floats(op, "q", found, q_THD)
-    for half, row in (("k_pages_NPKD", op), ("v_pages_NPKD", "cache_kv")):
-        actual, wanted = getattr(kv, half), getattr(expected_kv, half)
-        yield _fp8(actual, wanted) if fp8 else _floats(row, half, actual, wanted)
+    return page_comparisons(op, found, kv, expected, expected_kv)
+
+
+def _judged(each: Comparison) -> Verdict:
+    if each.actual.dtype == FP8:
+        return _fp8(each.actual, each.expected)
+    if not each.actual.is_floating_point():
+        return _tokens(each.actual, each.expected)
+    return _floats(each.row, each.what, each.actual, each.expected)
 
 
 def _attention_parts(laid: Laid, q_THD: Tensor, kv: LayerKV, out_THD: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -143,17 +138,6 @@ def _fp8(actual: Tensor, expected: Tensor) -> Verdict:
 def _tokens(actual: Tensor, expected: Tensor) -> Verdict:
     unlike = (actual != expected).float().mean().item()
     return Verdict(what="share of tokens unlike the twin's", error=unlike, allowed=0.0)
-
-
-def _wide(arguments: Any) -> tuple[Any, ...]:
-    """Return the arguments in float32, pages too; FP8 pages and integers as they are."""
-    return tuple(_widened(each) for each in arguments)
-
-
-def _widened(value: Any) -> Any:
-    if isinstance(value, LayerKV):
-        return LayerKV(_widened(value.k_pages_NPKD), _widened(value.v_pages_NPKD))
-    return value.float() if isinstance(value, Tensor) and value.dtype in _WIDENED else value
 
 
 def _worst(verdicts: Iterator[Verdict]) -> Verdict:

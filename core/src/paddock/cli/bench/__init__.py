@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from paddock.cli.bench import chart, kernels, speed, startup
+from paddock.cli.bench import chart, kernels, speed, startup, table
 
 __all__ = ["command"]
 
@@ -19,5 +19,5 @@ def command() -> None:
     """
 
 
-for each in (speed.throughput, speed.latency, startup.startup, kernels.kernels, chart.chart):
+for each in (speed.throughput, speed.latency, startup.startup, kernels.kernels, chart.chart, table.table):
     command.add_command(each)

@@ -142,11 +142,17 @@ def _show_ledger(memory: dict[str, Any] | None) -> None:
         click.echo("no plan, so no bytes were predicted", err=True)
         return
     rows = [
-        (name, _mib(entry["predicted"]), _mib(entry["measured"]), _percent(entry["difference_percent"]))
+        (
+            name,
+            _mib(entry["predicted"]),
+            _mib(entry["measured"]),
+            _percent(entry["difference_percent"]),
+            memory["definitions"][name],
+        )
         for name, entry in memory["entries"].items()
     ]
     click.echo(f"\nbytes of {memory['bytes_of']}" + ("" if memory["measured"] else "; nothing was measured here"))
-    show_table(("", "predicted MiB", "measured MiB", "difference"), rows)
+    show_table(("", "predicted MiB", "measured MiB", "difference", "what it is"), rows)
 
 
 def _mib(size: int | None) -> str:
