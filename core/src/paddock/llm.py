@@ -11,6 +11,7 @@ from os import PathLike, fspath
 from types import TracebackType
 from typing import Any, Self
 
+from paddock.begin import import_assemble
 from paddock.config import EngineConfig
 from paddock.errors import CheckpointError, PaddockError, RequestError
 from paddock.execution.memory import MemoryUse
@@ -46,8 +47,7 @@ class LLM:
         **options: Any,
     ) -> None:
         config = EngineConfig.from_options(fspath(model), **options)
-        from paddock.assemble import assemble
-
+        assemble = import_assemble(config.device)
         with byte_progress("weights", shown=progress) as advance:
             self._hold(assemble(config, plugins=plugins, autoload=autoload, progress=advance))
 

@@ -1,22 +1,27 @@
 """Compile the kernels for compute capability 9.0 on a machine that may have no GPU; print what each example compiled as JSON.
 
 Run as a script, in a process of its own: what it does to Triton's driver and launches stays there. Triton brings the assembler.
+With the word `ahead` everything is compiled in threads first, then launched, as far as that goes without a GPU.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+import triton.compiler
 from attrs import evolve
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from paddock.errors import KernelError
 from paddock.layers import AttentionInputs, AttentionParams, LayerKV
 from paddock.plugins import AttentionNeeds, resolve
 from paddock_triton import attention, plugin
@@ -34,7 +39,17 @@ TOKENS, OTHER_TOKENS = 20, (21, 32)  # of a step: rows that begin at multiples o
 
 
 class Hopper:
-    """A driver that names the target and has no device."""
+    """A driver that names the target and has no device: code is loaded, and launched, to nowhere."""
+
+    utils = SimpleNamespace(
+        get_device_properties=lambda device: {"max_shared_mem": 232_448},
+        load_binary=lambda name, code, shared, device: (0, 0, 0, 0, 1024),
+    )
+
+    @staticmethod
+    def launcher_cls(source: Any, metadata: Any) -> Callable[..., None]:
+        """Return what launches a kernel."""
+        return lambda *_: None
 
     def get_current_target(self) -> GPUTarget:
         """Return compute capability 9.0."""
@@ -127,11 +142,46 @@ def _calls(tokens: int) -> dict[str, Callable[[], Any]]:
     return ops | {name: partial(_attend, *step, tokens=tokens) for name, step in STEPS.items()}
 
 
+def _watch_compilations(failing: set[str]) -> list[tuple[str, bool]]:
+    """Return the list that every compilation goes to: the kernel, and whether in a thread. Those of `failing` fail."""
+    seen: list[tuple[str, bool]] = []
+    compile_kernel = triton.compiler.compile
+
+    def watched(source: Any, **options: Any) -> Any:
+        seen.append((source.name, threading.current_thread() is not threading.main_thread()))
+        if source.name in failing:
+            raise RuntimeError("made to fail")
+        return compile_kernel(source, **options)
+
+    triton.compiler.compile = watched
+    return seen
+
+
+def _compile_ahead() -> None:
+    """Compile every example's kernels ahead but one's, launch all, and print which were compiled when, and what failed how."""
+    failing = "_gelu_kernel"
+    seen, calls, messages = _watch_compilations({failing}), _calls(TOKENS), []
+    with resolve(plugin.COMPILE_AHEAD)(torch.device("cpu")):
+        for call in calls.values():
+            call()
+    ahead = [*seen]
+    seen.clear()
+    for call in calls.values():
+        try:
+            call()
+        except KernelError as error:
+            messages.append(error.message)
+    json.dump({"failing": failing, "ahead": ahead, "launched": seen, "messages": messages}, sys.stdout)
+
+
 def main() -> None:
     """Compile everything and print {example: [new kernel, ...]}; with other numbers of tokens after all else."""
     driver.set_active(Hopper())
     torch.Tensor.is_cuda = property(lambda self: True)  # type: ignore[assignment]
     attention.runs_on = lambda device: True  # type: ignore[attr-defined]
+    if sys.argv[1:] == ["ahead"]:
+        _compile_ahead()
+        return
     names, found = _only_compile(), {}
     examples = _calls(TOKENS)
     examples |= {f"{name}, {tokens} tokens": call for tokens in OTHER_TOKENS for name, call in _calls(tokens).items()}

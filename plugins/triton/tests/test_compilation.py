@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,13 +16,24 @@ pytest.importorskip("triton")
 SCRIPT = Path(__file__).parent / "compile_for_hopper.py"
 
 
+def _said(*words: str) -> Any:
+    """Return what the script prints."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    result = subprocess.run([sys.executable, str(SCRIPT), *words], env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads(result.stdout)
+
+
 @pytest.fixture(scope="module")
 def compiled() -> dict[str, list[str]]:
     """Return the kernels that each example compiles, those left out that one before it has."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    result = subprocess.run([sys.executable, str(SCRIPT)], env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return json.loads(result.stdout)  # type: ignore[no-any-return]
+    return _said()  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def ahead() -> dict[str, Any]:
+    """Return what was compiled ahead, and by the launches that followed; each time the kernel, and whether in a thread."""
+    return _said("ahead")  # type: ignore[no-any-return]
 
 
 def test_every_kernel_compiles_for_hopper_without_one(compiled: dict[str, list[str]]) -> None:
@@ -37,3 +49,16 @@ def test_other_numbers_of_tokens_compile_nothing(compiled: dict[str, list[str]])
     others = {name: kernels for name, kernels in compiled.items() if " tokens" in name}
     assert others
     assert not {name: kernels for name, kernels in others.items() if kernels}
+
+
+def test_what_was_compiled_ahead_is_what_launches_need(ahead: dict[str, Any], compiled: dict[str, list[str]]) -> None:
+    """Every kernel is compiled in a thread and found by its launch, options of the launch and all; none is compiled again."""
+    assert {name for name, _ in ahead["ahead"]} == {name for kernels in compiled.values() for name in kernels}
+    assert all(in_thread for _, in_thread in ahead["ahead"])
+    assert {name for name, _ in ahead["launched"]} <= {ahead["failing"]}
+
+
+def test_what_does_not_compile_ahead_is_told_by_its_launch(ahead: dict[str, Any]) -> None:
+    """The error is the one there is without compiling ahead: it names op, tensors and cause."""
+    (message,) = ahead["messages"]
+    assert message.startswith("kernel gelu does not run on x_TF [20, 512] bfloat16: RuntimeError: made to fail")

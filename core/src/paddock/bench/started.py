@@ -37,12 +37,14 @@ def say(event: str, **values: Any) -> None:
 
 def _run(options: Mapping[str, Any]) -> None:
     _hear_the_log()
-    from paddock.assemble import assemble
+    from paddock.begin import import_assemble
     from paddock.config import EngineConfig
     from paddock.request import SamplingParams
 
+    config = EngineConfig.from_options(**options)
+    assemble = import_assemble(config.device)
     say("imports")
-    engine = assemble(EngineConfig.from_options(**options))
+    engine = assemble(config)
     try:
         engine.add([0], SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True))
         say("accepted")

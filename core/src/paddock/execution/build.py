@@ -16,6 +16,7 @@ from paddock.checkpoint.load import load
 from paddock.errors import PlanError
 from paddock.execution.kvcache import allocate_kv
 from paddock.execution.memory import NOTHING_LOADED, Loaded
+from paddock.execution.rehearsal import Compilers, compile_ahead, compilers
 from paddock.execution.runner import Runner, SmallSteps
 from paddock.execution.sampling_ops import SAMPLING_OP_NAMES, SamplingOps
 from paddock.execution.sizing import LargestStep, pages_with_room, run_largest
@@ -36,6 +37,7 @@ def build_runner(plan: Plan, folder: Path, *, device: torch.device, progress: Pr
 
     On a GPU the largest step is run first, so that the pages take what is really left; on a CPU they are the plan's.
     """
+    ahead = compilers(plan, device) if device.type == "cuda" else []
     needs = rebuild.attention_needs(plan)
     backend: layers.AttentionBackend = imported(plan.attention.factory)(needs, device)
     with _room_for(f"the {_gib(plan.weight_bytes)} GiB of weights", device):
@@ -44,7 +46,7 @@ def build_runner(plan: Plan, folder: Path, *, device: torch.device, progress: Pr
     ops = SamplingOps.bind(_implementations(plan, SAMPLING_OP_NAMES))
     loaded, num_pages = NOTHING_LOADED, plan.num_pages
     if device.type == "cuda":
-        loaded = _run_largest(plan, cast(layers.Model, model), backend, ops, device)
+        loaded = _run_largest(ahead, plan, cast(layers.Model, model), backend, ops, device)
         num_pages = _pages_with_room(plan, device)
         if plan.asked.kv_cache_memory_bytes is not None and num_pages < plan.num_pages:
             log.get_logger().warning("fewer_pages_than_asked", pages=num_pages, asked=plan.num_pages)
@@ -106,14 +108,23 @@ def _allocate(plan: Plan, num_pages: int, device: torch.device) -> list[layers.L
 
 
 def _run_largest(
-    plan: Plan, model: layers.Model, backend: layers.AttentionBackend, ops: SamplingOps, device: torch.device
+    ahead: Compilers,
+    plan: Plan,
+    model: layers.Model,
+    backend: layers.AttentionBackend,
+    ops: SamplingOps,
+    device: torch.device,
 ) -> Loaded:
-    """Run the largest step over a page that is thrown away, and return what it took; raise PlanError where not even that fits."""
-    torch.cuda.reset_peak_memory_stats(device)
+    """Run the largest step over a page that is thrown away, and return what it took; raise PlanError where not even that fits.
+
+    Kernels that the first steps need are compiled before it, all at once.
+    """
     weight_bytes = torch.cuda.memory_allocated(device)
-    step = LargestStep(tokens=plan.max_num_batched_tokens, sequences=plan.max_num_seqs, max_model_len=plan.max_model_len)
-    started = time.monotonic()
+    step = LargestStep.of(plan)
     with _room_for(f"weights and a step of {step.tokens} tokens, {step.sequences} sequences", device):
+        compile_ahead(ahead, plan, model, backend, ops, _allocate(plan, 2, device), _small_steps(plan))
+        torch.cuda.reset_peak_memory_stats(device)
+        started = time.monotonic()
         run_largest(model, backend, _allocate(plan, 1, device), ops, step, device)
         torch.cuda.synchronize(device)
     workspace_bytes = torch.cuda.max_memory_allocated(device) - weight_bytes

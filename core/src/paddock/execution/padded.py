@@ -84,6 +84,13 @@ class PaddedSteps:
         self._met.add(key)
         return inputs, out[:rows]
 
+    def rehearse(self, shape: StepShape, kind: int | None) -> None:
+        """Start a step of padding alone; capture nothing."""
+        padded = self._padding.padded(shape)
+        assert padded is not None, shape
+        self._buffer.blank(padded)
+        self._body(self._buffer.inputs_of(padded), kind)
+
     def forget(self) -> None:
         """Drop every captured step, and with them their memory; each is captured anew when it is met."""
         self._graphs.clear()

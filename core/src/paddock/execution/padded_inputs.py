@@ -61,7 +61,14 @@ class InputBuffer:
 
     def send(self, host: HostBatch, shape: StepShape) -> None:
         """Start the copy of a laid out step, padded to `shape`."""
-        staged = pack(self._filled(host, shape), pinned=self._device.type == "cuda")
+        self._send(self._filled(host, shape))
+
+    def blank(self, shape: StepShape) -> None:
+        """Start the copy of a step that is all padding."""
+        self._send(self._blank(shape))
+
+    def _send(self, arrays: dict[str, HostArray]) -> None:
+        staged = pack(arrays, pinned=self._device.type == "cuda")
         self._buffer[: len(staged)].copy_(staged, non_blocking=True)  # the allocator keeps it from reuse until that has run
 
     def _blank(self, shape: StepShape) -> dict[str, HostArray]:

@@ -23,7 +23,7 @@ from paddock.execution.sampling_ops import REFERENCE_OPS, SamplingOps
 from paddock.execution.sampling_state import plain_kind
 from paddock.execution.slots import SlotTable
 from paddock.layers.attention import AttentionBackend, AttentionInputs, LayerKV, Model
-from paddock.planning.padding import StepShape
+from paddock.planning.padding import CHUNK_TOKENS, StepShape
 from paddock.scheduling.step import Admission, Step, StepResult
 
 
@@ -133,6 +133,16 @@ class Runner:
         prompt_logprobs = self._prompt_logprobs.launch(step, x_TE, self._model.logits)
         return self._send(step, batch.sample, self._sample(batch, x_TE), prompt_logprobs)
 
+    @torch.inference_mode()
+    def rehearse(self) -> None:
+        """Take the steps that come first, one decode and a short prompt, as padding alone: greedy, uncaptured, read by nobody.
+
+        The decode goes first: its token is the one there was before anything ran.
+        """
+        assert self._padded is not None, "only padded steps have shapes to rehearse"
+        self._padded.rehearse(StepShape(decodes=1), 0)
+        self._padded.rehearse(StepShape(decodes=0, chunks=1, chunk_tokens=CHUNK_TOKENS[0]), 0)
+
     def recover(self) -> None:
         """Wait for what runs and give back to the device what a launch that ran out of memory left."""
         if self.overlaps:
@@ -142,9 +152,10 @@ class Runner:
             torch.cuda.empty_cache()
 
     def close(self) -> None:
-        """Wait for what still runs."""
+        """Wait for what still runs, and let padded steps go: they hold the runner, which holds them."""
         if self.overlaps:
             torch.cuda.synchronize(self._device)
+        self._padded = None
 
     def memory_use(self) -> MemoryUse | None:
         """Return what the device's allocator has handed out, None on a CPU."""

@@ -12,7 +12,7 @@ from paddock.errors import PlanError
 from paddock.execution.sampling_ops import SamplingOps
 from paddock.layers.attention import AttentionBackend, AttentionInputs, LayerKV, Model
 from paddock.planning.hardware import GIB
-from paddock.planning.plan import Ledger
+from paddock.planning.plan import Ledger, Plan
 
 
 @frozen(kw_only=True)
@@ -22,6 +22,11 @@ class LargestStep:
     tokens: int
     sequences: int
     max_model_len: int
+
+    @classmethod
+    def of(cls, plan: Plan) -> LargestStep:
+        """Return the largest step that a plan allows."""
+        return cls(tokens=plan.max_num_batched_tokens, sequences=plan.max_num_seqs, max_model_len=plan.max_model_len)
 
     def lengths(self) -> list[int]:
         """Return the lengths of prompts that make such a step: as many as may run, together as long as may be."""

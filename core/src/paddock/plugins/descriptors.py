@@ -209,6 +209,8 @@ class AttentionSpec:
     `workspace`: light; (AttentionNeeds, max_num_batched_tokens, max_num_seqs) to bytes, or None for none.
     `factory`: heavy; called as `factory(needs, device)`, returns a `layers.AttentionBackend`.
     `requires` names packages to import that may be missing: planning looks for them, and imports none.
+    `compile_ahead`: heavy; called as `compile_ahead(device)` before the weights are read, returns a context manager; None where
+    nothing is compiled at run time. Inside it no kernel of the plugin's is launched: those that would have been are compiled.
     Higher `rank` wins among backends that serve.
     """
 
@@ -224,6 +226,7 @@ class AttentionSpec:
     requires: tuple[str, ...] = field(default=(), converter=_names, validator=_modules)
     graph_capturable: bool = False
     workspace: str | None = field(default=None, validator=_optional_reference)
+    compile_ahead: str | None = field(default=None, validator=_optional_reference)
     rank: int = field(default=0, validator=_whole)
     summary: str = field(default="", validator=_text)
 
@@ -249,7 +252,8 @@ class ParallelSpec:
 class OpSpec:
     """An implementation of an op the core defines in `layers.ops`, of the same signature. Higher `rank` wins where it serves.
 
-    `requires` names packages to import that may be missing: planning looks for them, and imports none.
+    `requires` names packages to import that may be missing: planning looks for them, and imports none. `compile_ahead` is as an
+    attention backend's; it is entered once, however many of a plugin's ops name it.
     """
 
     op: str = field(validator=_name)
@@ -258,6 +262,7 @@ class OpSpec:
     dtypes: frozenset[str] = field(default=frozenset({"bfloat16", "float16", "float32"}), converter=_name_set, validator=_dtype)
     min_compute_capability: tuple[int, int] | None = field(default=None, validator=_capability)
     requires: tuple[str, ...] = field(default=(), converter=_names, validator=_modules)
+    compile_ahead: str | None = field(default=None, validator=_optional_reference)
     rank: int = field(default=0, validator=_whole)
     summary: str = field(default="", validator=_text)
 

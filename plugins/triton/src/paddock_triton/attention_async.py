@@ -24,6 +24,7 @@ from paddock_triton.attention_schedule import UNIT, Units
 from paddock_triton.attention_tile import LOG2E
 from paddock_triton.dependence import DEPENDENT
 from paddock_triton.failures import OTHER_ATTENTION, named
+from paddock_triton.launch import launch
 
 UNIT_ROWS = 2 * ROWS.value
 
@@ -101,7 +102,9 @@ def prefill_async(
 ) -> None:
     """Write the attention of the prefills, whose tokens follow the decodes', into `out_THD`; units hold `UNIT_ROWS` rows."""
     spec = AsyncSpec.of(q_THD, kv, params)
-    _prefill_async[(spec.num_kv_heads * units.count,)](
+    launch(
+        _prefill_async,
+        (spec.num_kv_heads * units.count,),
         out_THD,
         q_THD,
         spec.described(kv.k_pages_NPKD),

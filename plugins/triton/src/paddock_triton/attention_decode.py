@@ -16,6 +16,7 @@ from paddock_triton.attention_schedule import UNIT, Units
 from paddock_triton.attention_tile import Spec, Tile, absorb, empty_state, find_page, load_queries, load_rows, whole
 from paddock_triton.dependence import DEPENDENT, start_next, wait
 from paddock_triton.failures import OTHER_ATTENTION, named
+from paddock_triton.launch import launch
 
 
 @named("decode", fix=OTHER_ATTENTION)
@@ -27,7 +28,9 @@ def decode(
     blocks = triton.cdiv(spec.group, tile.block_m)
     found_UHD = torch.empty((units.count, spec.heads, spec.head), dtype=torch.float32, device=q_THD.device)
     weight_UH = torch.empty((units.count, spec.heads), dtype=torch.float32, device=q_THD.device)
-    _decode[(spec.num_kv_heads * blocks, units.count)](
+    launch(
+        _decode,
+        (spec.num_kv_heads * blocks, units.count),
         out_THD,
         q_THD,
         *spec.sources(kv),

@@ -15,6 +15,7 @@ from paddock_triton.attention_schedule import UNIT, Units
 from paddock_triton.attention_tile import Spec, Tile, absorb, empty_state, find_page, load_queries, load_rows, whole
 from paddock_triton.dependence import DEPENDENT, start_next, wait
 from paddock_triton.failures import OTHER_ATTENTION, named
+from paddock_triton.launch import launch
 
 
 @named("prefill", fix=OTHER_ATTENTION)
@@ -23,7 +24,9 @@ def prefill(
 ) -> None:
     """Write the attention of the prefills, whose tokens follow the decodes', into `out_THD`."""
     spec = Spec.of(q_THD, kv, params, tile)
-    _prefill[(spec.num_kv_heads * units.count,)](  # in one: a second dimension ends at 65,535
+    launch(  # in one: a second dimension ends at 65,535
+        _prefill,
+        (spec.num_kv_heads * units.count,),
         out_THD,
         q_THD,
         *spec.sources(kv),

@@ -16,6 +16,7 @@ from torch import Tensor
 from paddock.layers import AttentionInputs
 from paddock_triton.dependence import DEPENDENT, start_next, wait
 from paddock_triton.failures import OTHER_ATTENTION, named
+from paddock_triton.launch import launch
 
 UNIT = tl.constexpr(8)  # int32 words between units: 32 bytes, one sector
 _NO_WINDOW = 2**30
@@ -82,7 +83,9 @@ def _launch(
 ) -> Units:
     device = inputs.seq_lens_S.device
     units_U8 = torch.empty((units, UNIT.value), dtype=torch.int32, device=device)
-    _cut[(count,)](
+    launch(
+        _cut,
+        (count,),
         units_U8,
         inputs.seq_lens_S,
         inputs.query_start_S1,

@@ -7,7 +7,7 @@ Decode, 64 sequences, 64 heads on 8, D 128, pages of 64, 2k / 8k keys, a tile of
   G 29, D 64, 2k: bfloat16 64 rows 79 %, 32 rows 74 %; FP8 32 rows, 2 warps 66 %, 4 warps 37 %. D 256, 4k: 32 keys 98 %.
 Programs a multiprocessor (1, 2, 4, 8), bfloat16: one sequence of 131k 98, 94, 88, 78 %; 8 of 8k 91, 91, 84, 80 %; 64 of 100 to
   4096 (2, 4, 8) 80, 84, 87 %; 64 of 2k (4, 8) 98, 92 %. FP8: one of 131k 54, 81, 84, 72 %; 8 of 8k 52, 77, 78, 69 %.
-Prefill by `attention_prefill`, which heads of 128 without features have left for `attention_async`; one sequence of 8k, 64 heads on 8:
+Prefill by `attention_prefill`, one sequence of 8k, 64 heads on 8, D 128, which is now served by `attention_async`:
   bfloat16: 64 x 64, 4 warps, 3 stages, copy engine 523 (4 stages 342, 8 warps 327, pointers 468); 128 x 64, 8 warps 465;
   pages of 128: 128 x 128, 8 warps 531, but 394 against 421 for 4 sequences of 2k; 64 x 64 521, in another run 469.
   FP8: 256 x 64, 8 warps, 3 stages 365; 64 x 64 308; 128 x 128 333. D 64, 4k: 411. D 256, 4k: 128 x 64, 8 warps 497; 64 x 64 344.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from paddock_triton.dependence import DEPENDENT, start_next, wait
 from paddock_triton.failures import named
+from paddock_triton.launch import launch
 from paddock_triton.rows import blocks_of, unit_stride
 
 # Percent of 4.3 TB/s on an H200 for 4096 tokens of 14336 and 59392, then microseconds for one token. SiLU: 97 to 101 with every
@@ -84,7 +85,8 @@ def silu_mul(gate_up_T2F: Tensor) -> Tensor:
     out_TF = gate_up_T2F.new_empty(tokens, width)
     if tokens:
         grid = (tokens * blocks_of(width, _SILU_BLOCK),)
-        _silu_mul_kernel[grid](
+        launch(
+            _silu_mul_kernel, grid,
             gate_up_T2F, out_TF, gate_up_T2F.stride(0), WIDTH=width, BLOCK=_SILU_BLOCK, num_warps=_WARPS, **DEPENDENT
         )  # fmt: skip
     return out_TF
@@ -97,5 +99,5 @@ def gelu(x_TF: Tensor) -> Tensor:
     (tokens, width), out_TF = x_TF.shape, torch.empty_like(x_TF)
     if tokens:
         grid = (tokens * blocks_of(width, _GELU_BLOCK),)
-        _gelu_kernel[grid](x_TF, out_TF, x_TF.stride(0), WIDTH=width, BLOCK=_GELU_BLOCK, num_warps=_WARPS, **DEPENDENT)
+        launch(_gelu_kernel, grid, x_TF, out_TF, x_TF.stride(0), WIDTH=width, BLOCK=_GELU_BLOCK, num_warps=_WARPS, **DEPENDENT)
     return out_TF

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from paddock_triton.dependence import DEPENDENT, start_next, wait
 from paddock_triton.failures import named
+from paddock_triton.launch import launch
 from paddock_triton.rows import blocks_of, unit_stride
 
 _BLOCK, _WARPS = 1024, 4
@@ -38,5 +39,8 @@ def embed(token_ids_T: Tensor, table_VE: Tensor) -> Tensor:
     out_TE = table_VE.new_empty(tokens, width)
     if tokens:
         grid = (tokens * blocks_of(width, _BLOCK),)
-        _embed_kernel[grid](ids_T, table_VE, out_TE, table_VE.stride(0), WIDTH=width, BLOCK=_BLOCK, num_warps=_WARPS, **DEPENDENT)
+        launch(
+            _embed_kernel, grid,
+            ids_T, table_VE, out_TE, table_VE.stride(0), WIDTH=width, BLOCK=_BLOCK, num_warps=_WARPS, **DEPENDENT
+        )  # fmt: skip
     return out_TE

@@ -29,6 +29,7 @@ from paddock_triton.filter_search import (
     to_list,
     whole,
 )
+from paddock_triton.launch import launch
 from paddock_triton.ops_sampling import race
 from paddock_triton.rows import blocks_of, pieces_of, unit_stride
 
@@ -253,6 +254,6 @@ def least_scaled(
     row = (logits_RV, top_R, temperature_R, top_k_R, top_p_R, min_p_R, pivots_SRK, sums_SR2K, found_RF, size_R)
     sizes = {"STEPS": _STEPS, "VOCAB": vocab, "PIVOTS": _PIVOTS, "LANES": lanes, "FOUND": _FOUND, "num_warps": _WARPS}
     for step in range(_STEPS + 1):
-        _step_kernel[(rows * chunks,)](*row, logits_RV.stride(0), rows, STEP=step, CHUNKS=chunks, **sizes)
-    _least_kernel[(rows,)](*row, least_R, logits_RV.stride(0), rows, **sizes)
+        launch(_step_kernel, (rows * chunks,), *row, logits_RV.stride(0), rows, STEP=step, CHUNKS=chunks, **sizes)
+    launch(_least_kernel, (rows,), *row, least_R, logits_RV.stride(0), rows, **sizes)
     return least_R

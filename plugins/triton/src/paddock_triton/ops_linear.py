@@ -24,6 +24,7 @@ from torch.nn import functional as nnf
 
 from paddock_triton.dependence import DEPENDENT, fetch, start_next, wait
 from paddock_triton.failures import named
+from paddock_triton.launch import launch, launches_nothing
 from paddock_triton.rows import blocks_of, power_of_2, unit_stride
 
 _MOST_TOKENS = 64  # above, cuBLAS is as quick
@@ -126,19 +127,21 @@ def linear(x_TI: Tensor, weight_OI: Tensor) -> Tensor:
     """Return x W^T [T, O] in x's dtype, summed in float32."""
     tokens = x_TI.shape[0]
     if not 0 < tokens <= _MOST_TOKENS or x_TI.dtype not in _HALVES or not weight_OI.is_contiguous():
-        return nnf.linear(x_TI, weight_OI)
+        return x_TI.new_empty(tokens, weight_OI.shape[0]) if launches_nothing() else nnf.linear(x_TI, weight_OI)
     x_TI = unit_stride(x_TI)
     features, inputs = weight_OI.shape
     out_TO = x_TI.new_empty(tokens, features)
     if tokens == 1:
         block_j = min(_COLUMNS, power_of_2(inputs))
-        _one_kernel[(blocks_of(features, _ROWS),)](
+        launch(
+            _one_kernel, (blocks_of(features, _ROWS),),
             x_TI, weight_OI, out_TO, OUT=features, IN=inputs, BLOCK_B=_ROWS, BLOCK_J=block_j, num_warps=_WARPS, **DEPENDENT
         )  # fmt: skip
         return out_TO
     rows = max(16, power_of_2(tokens))
     tile = _TILES[rows]
-    _few_kernel[(blocks_of(features, tile.block_o),)](
+    launch(
+        _few_kernel, (blocks_of(features, tile.block_o),),
         x_TI, weight_OI, out_TO, tokens, x_TI.stride(0), OUT=features, IN=inputs, BLOCK_M=rows, BLOCK_B=tile.block_o,
         BLOCK_J=tile.block_i, STAGES=tile.stages, AHEAD=tile.ahead, num_warps=4, **DEPENDENT,
     )  # fmt: skip

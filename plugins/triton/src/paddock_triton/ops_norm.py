@@ -12,6 +12,7 @@ from torch import Tensor
 
 from paddock_triton.dependence import DEPENDENT, start_next, wait
 from paddock_triton.failures import named
+from paddock_triton.launch import launch
 from paddock_triton.rows import power_of_2, row_warps, unit_stride
 
 
@@ -106,7 +107,8 @@ def _rms_norm(x_TE: Tensor, delta_TE: Tensor | None, sum_TE: Tensor | None, weig
     block = power_of_2(width)
     strides = x_TE.stride(0), 0 if delta_TE is None else delta_TE.stride(0)
     if tokens:
-        _rms_norm_kernel[(tokens,)](
+        launch(
+            _rms_norm_kernel, (tokens,),
             x_TE, delta_TE, weight_E, sum_TE, h_TE, *strides, eps, WIDTH=width, BLOCK=block, num_warps=row_warps(block),
             **DEPENDENT,
         )  # fmt: skip
@@ -121,7 +123,8 @@ def _layer_norm(
     block = power_of_2(width)
     strides = x_TE.stride(0), 0 if delta_TE is None else delta_TE.stride(0)
     if tokens:
-        _layer_norm_kernel[(tokens,)](
+        launch(
+            _layer_norm_kernel, (tokens,),
             x_TE, delta_TE, weight_E, bias_E, sum_TE, h_TE, *strides, eps, WIDTH=width, BLOCK=block, num_warps=row_warps(block),
             **DEPENDENT,
         )  # fmt: skip

@@ -14,6 +14,7 @@ from paddock.layers import QuantizedActivation
 from paddock_triton.dependence import DEPENDENT, start_next, wait
 from paddock_triton.failures import named
 from paddock_triton.fp8 import FP8_MAX, to_fp8
+from paddock_triton.launch import launch
 from paddock_triton.rows import blocks_of, power_of_2, row_warps, unit_stride
 
 # Percent of 4.3 TB/s on an H200 for 4096 tokens of 8192, 14848 and 28672. Static: blocks of 1024 on 4 warps 88, 91, 95; 2048 on 4
@@ -83,7 +84,9 @@ def quantize_fp8_static(x_TI: Tensor, scale: Tensor) -> QuantizedActivation:
     (tokens, width), values_TI = x_TI.shape, torch.empty_like(x_TI, dtype=torch.float8_e4m3fn)
     if tokens:
         grid = (tokens * blocks_of(width, _BLOCK),)
-        _static_kernel[grid](x_TI, scale, values_TI, x_TI.stride(0), WIDTH=width, BLOCK=_BLOCK, num_warps=_WARPS, **DEPENDENT)
+        launch(
+            _static_kernel, grid, x_TI, scale, values_TI, x_TI.stride(0), WIDTH=width, BLOCK=_BLOCK, num_warps=_WARPS, **DEPENDENT
+        )
     return QuantizedActivation(values_TI, scale)
 
 
@@ -96,7 +99,8 @@ def quantize_fp8_token(x_TI: Tensor, bound: float | None = None) -> QuantizedAct
     block = min(power_of_2(width), _IN_REGISTERS)
     warps = row_warps(block) if width <= block else _LOOP_WARPS
     if tokens:
-        _token_kernel[(tokens,)](
+        launch(
+            _token_kernel, (tokens,),
             x_TI, values_TI, scale_T1, x_TI.stride(0), bound, WIDTH=width, BLOCK=block, num_warps=warps, **DEPENDENT
         )  # fmt: skip
     return QuantizedActivation(values_TI, scale_T1)

@@ -14,6 +14,7 @@ from paddock.layers import LayerKV
 from paddock_triton.dependence import DEPENDENT, start_next, wait
 from paddock_triton.failures import named
 from paddock_triton.fp8 import to_fp8
+from paddock_triton.launch import launch
 from paddock_triton.rows import blocks_of, power_of_2
 
 # Element pairs (j, j + D/2) of a program. Percent of 4.3 TB/s for 4096 tokens of 64 + 8 heads of 128 on an H200, bf16 pages and
@@ -146,7 +147,8 @@ def rope_and_cache(
     q_block, kv_block, lanes = _heads(num_heads, head_dim), _heads(num_kv_heads, head_dim), _lanes(head_dim)
     if tokens:
         blocks = blocks_of(num_heads, q_block) + blocks_of(num_kv_heads, kv_block)
-        _rope_and_cache_kernel[(tokens * blocks,)](
+        launch(
+            _rope_and_cache_kernel, (tokens * blocks,),
             q_THD, out_THD, q_THD.stride(0), q_THD.stride(1), k_TKD, v_TKD, cos_sin_LD, positions_T,
             kv.k_pages_NPKD, kv.v_pages_NPKD, slots_T, k_scale, v_scale, *k_TKD.stride()[:2], *v_TKD.stride()[:2],
             Q_HEADS=num_heads, KV_HEADS=num_kv_heads, HALF=head_dim // 2, Q_BLOCK=q_block, KV_BLOCK=kv_block, LANES=lanes,
@@ -162,7 +164,8 @@ def cache_kv(k_TKD: Tensor, v_TKD: Tensor, kv: LayerKV, slots_T: Tensor, k_scale
     tokens, num_kv_heads, head_dim = k_TKD.shape
     kv_block, lanes = _heads(num_kv_heads, head_dim), _lanes(head_dim)
     if tokens:
-        _cache_kv_kernel[(tokens * blocks_of(num_kv_heads, kv_block),)](
+        launch(
+            _cache_kv_kernel, (tokens * blocks_of(num_kv_heads, kv_block),),
             k_TKD, v_TKD, kv.k_pages_NPKD, kv.v_pages_NPKD, slots_T, k_scale, v_scale, *k_TKD.stride()[:2], *v_TKD.stride()[:2],
             KV_HEADS=num_kv_heads, HALF=head_dim // 2, KV_BLOCK=kv_block, LANES=lanes, num_warps=_WARPS, **DEPENDENT,
         )  # fmt: skip

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from paddock_triton.failures import named
+from paddock_triton.launch import launch
 from paddock_triton.rows import blocks_of, pieces_of, power_of_2, unit_stride
 
 _BLOCK, _WARPS = 2048, 8
@@ -152,11 +153,13 @@ def race(
         chunks = pieces_of(blocks_of(vocab, _BLOCK), _PROGRAMS // rows)
         best_RC = torch.empty((rows, chunks), dtype=torch.int64, device=logits_RV.device)
         seed_strides = (0, 0) if seed_R2 is None else seed_R2.stride()
-        _race_kernel[(rows * chunks,)](
+        launch(
+            _race_kernel, (rows * chunks,),
             logits_RV, top_R, temperature_R, least_R, seed_R2, position_R, best_RC, logits_RV.stride(0), *seed_strides,
             VOCAB=vocab, CHUNKS=chunks, BLOCK=_BLOCK, num_warps=_WARPS,
         )  # fmt: skip
-        _finish_kernel[(rows,)](
-            best_RC, won_R, kept_R, temperature_R, token_R, CHUNKS=chunks, LANES=power_of_2(chunks), num_warps=1
-        )
+        launch(
+            _finish_kernel, (rows,), best_RC, won_R, kept_R, temperature_R, token_R, CHUNKS=chunks, LANES=power_of_2(chunks),
+            num_warps=1,
+        )  # fmt: skip
     return token_R

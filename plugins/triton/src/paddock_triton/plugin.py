@@ -5,6 +5,7 @@ from __future__ import annotations
 from paddock.plugins import AttentionSpec, OpSpec, hookimpl
 
 HOPPER = (9, 0)
+COMPILE_AHEAD = "paddock_triton.launch:compile_ahead"
 OPS = {
     "embed": "ops_embed",
     "linear": "ops_linear",
@@ -41,6 +42,7 @@ def paddock_attention_backends() -> list[AttentionSpec]:
             min_compute_capability=HOPPER,
             requires=("triton",),
             workspace="paddock_triton.attention_limits:workspace",
+            compile_ahead=COMPILE_AHEAD,
             rank=10,
             summary="split decode and chunked prefill over pages, in Triton",
         )
@@ -58,6 +60,7 @@ def paddock_ops() -> list[OpSpec]:
             dtypes=("bfloat16", "float16", "float32"),
             min_compute_capability=HOPPER,
             requires=("triton",),
+            compile_ahead=COMPILE_AHEAD,
             rank=10,
             summary="fused, in Triton",
         )

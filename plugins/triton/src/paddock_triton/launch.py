@@ -1,0 +1,121 @@
+"""Where kernels are launched, and how what a step would launch is compiled, all at once, without launching it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+import triton
+from attrs import field, frozen
+from torch import Tensor
+from triton import knobs
+from triton.compiler.compiler import make_backend
+from triton.experimental.gluon.nvidia import hopper as gluon
+from triton.runtime import driver
+from triton.runtime.cache import triton_key
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+_MOST_THREADS = 16
+
+
+@frozen(eq=False)
+class _Asked:
+    """What has been asked for since launches became compilations: a layer asks for the same kernels as the one before it."""
+
+    kinds: set[tuple[object, ...]] = field(factory=set)
+
+    def compile(self, kernel: Any, grid: tuple[int, ...], args: tuple[object, ...], options: dict[str, Any]) -> None:
+        """Have the kernel for such arguments compiled, unless it is one already asked for."""
+        if knobs.runtime.interpret:
+            return
+        kind = (kernel, *map(_kind, args), *((name, _kind(value)) for name, value in options.items()))
+        if kind not in self.kinds:
+            self.kinds.add(kind)
+            kernel.warmup(*args, grid=grid, **options)
+
+
+@frozen(eq=False)
+class _Loading:
+    """The executor that Triton is given: a kernel compiled in a thread is brought to the device there too."""
+
+    threads: ThreadPoolExecutor
+
+    def submit(self, compiled: Callable[[], Any]) -> Future[Any]:
+        """Start a compilation; its launcher is compiled, in C, and its code loaded after it."""
+        return self.threads.submit(_loaded, compiled)
+
+
+_asked: ContextVar[_Asked | None] = ContextVar("paddock_triton_asked", default=None)
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: object, **options: Any) -> None:
+    """Launch a kernel; inside `compile_ahead` have it compiled instead."""
+    asked = _asked.get()
+    if asked is None:
+        kernel[grid](*args, **options)
+    else:
+        asked.compile(kernel, grid, args, options)
+
+
+def launches_nothing() -> bool:
+    """Return whether this is inside `compile_ahead`, where nobody reads what an op returns."""
+    return _asked.get() is not None
+
+
+def compile_ahead(device: torch.device) -> AbstractContextManager[None]:
+    """Return a context inside which nothing is launched; on leaving it every kernel that would have been is ready on `device`.
+
+    Kernels compile in threads, beside each other and the caller: of 4.3 s for Llama-3.1-8B's first 23 on one core of a CPU 1.6
+    were the C compiler's, for the launchers, and 0.7 the assembler's, which are processes; of the rest only 0.4, from Python to
+    the compiler's own language, kept other threads waiting. What does not compile is left to its launch, which says why.
+    What Triton does once a process before any kernel begins here already, in a thread, while the caller does something else:
+    0.24 s, nearly all of it a hash of its own 415 MB. Triton's interpreter compiles nothing.
+    """
+    workers = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
+    index = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
+    threads = ThreadPoolExecutor(workers, "paddock-compile", initializer=_attach, initargs=(index,))
+    return _compiling(threads, threads.submit(_start_triton))
+
+
+@contextmanager
+def _compiling(threads: ThreadPoolExecutor, started: Future[None]) -> Iterator[None]:
+    wait([started])  # if it failed, so will the first launch, and say why
+    token = _asked.set(_Asked())
+    try:
+        with threads, triton.AsyncCompileMode(_Loading(threads), ignore_errors=True):
+            yield
+    finally:
+        _asked.reset(token)
+
+
+def _attach(index: int | None) -> None:
+    """Let a thread load code to the GPU of that index."""
+    if index is not None:
+        torch.cuda.set_device(index)
+
+
+def _start_triton() -> None:
+    """Start Triton's driver and have it remember what each kernel's key in the cache holds of Triton and the assembler."""
+    if not knobs.runtime.interpret:
+        make_backend(driver.active.get_current_target()).hash()
+        triton_key()
+
+
+def _loaded(compiled: Callable[[], Any]) -> Any:
+    kernel = compiled()
+    kernel.run  # noqa: B018  the property builds the launcher and loads the code
+    return kernel
+
+
+def _kind(value: object) -> object:
+    """Return what arguments of one kernel have in common, and no less: those of another kernel differ in it."""
+    if isinstance(value, Tensor):
+        return value.dtype, value.data_ptr() % 16
+    if isinstance(value, TensorDescriptor | gluon.TensorDescriptor):
+        return value.base.dtype, value.base.data_ptr() % 16, *value.block_shape
+    return type(value), value
