@@ -85,9 +85,9 @@ def _rehearse(plan: Any, small_steps: SmallSteps) -> list[str]:
 
 @pytest.mark.parametrize("small_steps", [SmallSteps.PADDED, SmallSteps.CAPTURED])
 def test_the_first_steps_are_taken_inside_every_context(small_steps: SmallSteps) -> None:
-    """A decode, a short prompt and the largest step, between entering and leaving; a context that many ops name comes once."""
+    """The largest step, a decode and a short prompt, between entering and leaving; a context that many ops name comes once."""
     assert _rehearse(_plan(), small_steps) == [
-        "first on cpu", "second on cpu", DECODE, PROMPT, LARGEST, "second left", "first left",
+        "first on cpu", "second on cpu", LARGEST, DECODE, PROMPT, "second left", "first left",
     ]  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 
 pytest.importorskip("triton")
 
+from triton.runtime import build
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from paddock.testing.oracle import poisoned
@@ -84,3 +87,26 @@ def test_an_error_inside_ends_the_context(device: torch.device) -> None:
     with pytest.raises(KeyError), compile_ahead(device):
         raise KeyError("x")
     assert not launches_nothing()
+
+
+LAUNCHER = """
+#include <Python.h>
+static PyObject *launch(PyObject *self, PyObject *args) { return PyLong_FromLong(NUMBER); }
+static PyMethodDef methods[] = {{"launch", launch, METH_VARARGS, ""}, {NULL, NULL, 0, NULL}};
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "__triton_launcher", NULL, -1, methods};
+PyMODINIT_FUNC PyInit___triton_launcher(void) { return PyModule_Create(&definition); }
+"""
+
+
+@pytest.mark.skipif(not (shutil.which("gcc") or shutil.which("clang")), reason="no C compiler")
+def test_a_kernel_keeps_its_launcher_when_another_s_is_loaded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launchers all bear one name; one loaded a second time would otherwise put its functions in the place of the last one's."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    sources = [LAUNCHER.replace("NUMBER", str(number)) for number in (1, 2)]
+
+    def load(number: int) -> Any:
+        return build.compile_module_from_src(sources[number], "__triton_launcher")
+
+    with launching._launchers_apart():
+        _, other, _ = load(0), load(1), load(0)
+        assert other.launch() == 2

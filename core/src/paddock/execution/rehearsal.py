@@ -44,12 +44,12 @@ def compile_ahead(
     with ExitStack() as entered:
         for each in compilers:
             entered.enter_context(each)
-        if small_steps is not SmallSteps.AS_THEY_COME:  # first, for decoding attention takes the longest of all to compile
+        run_largest(model, backend, kv, ops, LargestStep.of(plan), device)  # first, for prefill takes the longest to compile
+        if small_steps is not SmallSteps.AS_THEY_COME:
             runner = _runner(plan, model, backend, ops, kv, device)
             runner.rehearse()
             runner.close()
             del runner  # with its memory, which pages are to take
-        run_largest(model, backend, kv, ops, LargestStep.of(plan), device)
     log.get_logger().info("kernels_ready", seconds=round(time.monotonic() - started, 2))
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from threading import Lock
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,13 +19,13 @@ from torch import Tensor
 from triton import knobs
 from triton.compiler.compiler import make_backend
 from triton.experimental.gluon.nvidia import hopper as gluon
-from triton.runtime import driver
+from triton.runtime import build, driver
 from triton.runtime.cache import triton_key
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 _MOST_THREADS = 16
-# How long a thread keeps the lock of Python that others wait for: a kernel on its way into the compiler takes it a thousand times.
-# One beside a busy thread took 5.4 s with Python's own 5 ms, 1.4 with 1 ms, 0.7 with this, 0.5 alone.
+# Seconds a thread keeps Python's lock that others wait for: a kernel on its way into the compiler takes it a thousand times. One
+# beside a busy thread took 5.4 s with Python's own 5 ms, 1.4 with 1 ms, 0.7 with this, 0.5 alone.
 _SWITCH_SECONDS = 1e-4
 
 
@@ -92,11 +94,31 @@ def _compiling(threads: ThreadPoolExecutor, started: Future[None]) -> Iterator[N
     token, interval = _asked.set(_Asked()), sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH_SECONDS)
     try:
-        with threads, triton.AsyncCompileMode(_Loading(threads), ignore_errors=True):
+        with _launchers_apart(), threads, triton.AsyncCompileMode(_Loading(threads), ignore_errors=True):
             yield
     finally:
         sys.setswitchinterval(interval)
         _asked.reset(token)
+
+
+@contextmanager
+def _launchers_apart() -> Iterator[None]:
+    """Load one launcher at a time, and let Triton have it in a namespace of its own.
+
+    Triton 3.6 makes launchers C modules that all bear one name, and where Python is asked for one again it writes its functions
+    over those of the module that last bore the name: before Triton had read them, a kernel could get another's launcher.
+    """
+    load, lock = build._load_module_from_path, Lock()
+
+    def loaded(name: str, path: str) -> Any:
+        with lock:
+            return SimpleNamespace(**vars(load(name, path)))
+
+    build._load_module_from_path = loaded
+    try:
+        yield
+    finally:
+        build._load_module_from_path = load
 
 
 def _attach(index: int | None) -> None:
