@@ -47,7 +47,8 @@ def test_a_chart_has_one_unit_and_a_bar_each_figure() -> None:
     """Models' tokens stand in one chart, kernels in one for each unit; what has no time has no bar."""
     charts = charts_of([SPEED, KERNELS, {**SPEED, "percent_of_roof": None}])
     assert [(chart.unit, len(chart.bars)) for chart in charts] == [("tokens/s", 2), ("TB/s", 1), ("TFLOP/s", 1)]
-    assert charts[0].bars[0].label == "cow, 4 at once, 16 in, 8 out, NVIDIA H200"
+    assert charts[0].bars[0].label == "cow, 4 at once, 16 in, 8 out"
+    assert charts[0].bars[0].device == "NVIDIA H200"
     assert (charts[0].bars[0].value, charts[0].bars[0].percent) == (120.0, 60.0)
     assert charts[0].bars[1].percent is None
 
