@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,18 @@ def test_the_process_is_told_the_engines_options() -> None:
     """Options travel as one JSON argument."""
     *_, options = child_command({"model": "m", "prefer": {"a": "b"}})
     assert json.loads(options) == {"model": "m", "prefer": {"a": "b"}}
+
+
+def test_modules_compiled_for_this_start_alone_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose bytecode is not where Python would keep it is one more; one whose bytecode is kept is not."""
+    from paddock.bench.started import _without_bytecode
+
+    before = _without_bytecode()
+    for name, kept in (("kept", True), ("lost", False)):
+        spec = spec_from_file_location(f"a_module_that_is_{name}", tmp_path / f"{name}.py")
+        assert spec is not None
+        spec.cached = str(tmp_path / f"{name}.pyc")
+        if kept:
+            Path(spec.cached).touch()
+        monkeypatch.setitem(sys.modules, spec.name, module_from_spec(spec))
+    assert _without_bytecode() == before + 1

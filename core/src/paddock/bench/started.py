@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, MutableMapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 from paddock.errors import PaddockError
@@ -73,7 +74,20 @@ def _say_facts(plan: Any) -> None:
 
     versions = {**conditions.versions(), **dict(conditions.distributions_of(plan))}
     weight_bytes = None if plan is None else plan.weight_bytes
-    say("facts", gpu=conditions.gpus(), plan=conditions.planned(plan), versions=versions, weight_bytes=weight_bytes)
+    say(
+        "facts",
+        gpu=conditions.gpus(),
+        plan=conditions.planned(plan),
+        versions=versions,
+        weight_bytes=weight_bytes,
+        modules_without_bytecode=_without_bytecode(),
+    )
+
+
+def _without_bytecode() -> int:
+    """Return how many modules were compiled from source for this start alone, as after an install that compiles none."""
+    specs = [getattr(module, "__spec__", None) for module in list(sys.modules.values())]
+    return sum(1 for spec in specs if spec is not None and spec.cached and not Path(spec.cached).exists())
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def _report(timed: list[Started], commit: str | None) -> dict[str, Any]:
         **summary(timed),
         "runs": [run.figures() for run in timed],
         "definitions": defined(DEFINITIONS),
-        **{name: said.get(name) for name in ("weight_bytes", "gpu", "plan", "versions")},
+        **{name: said.get(name) for name in ("weight_bytes", "modules_without_bytecode", "gpu", "plan", "versions")},
         **here,
     }
 
@@ -74,6 +74,11 @@ def _print(report: dict[str, Any]) -> None:
     print_figures(DEFINITIONS, report)
     each = ", ".join(f"{run['accepted_seconds']:,.2f}" for run in report["runs"])
     click.echo(f"  first request accepted in each run: {each}")
+    if report["modules_without_bytecode"]:
+        click.echo(
+            f"  {report['modules_without_bytecode']} modules were compiled from source, because no bytecode of them is kept: "
+            "install without --no-compile, unset PYTHONDONTWRITEBYTECODE"
+        )
     plan = {key: value for key, value in (report["plan"] or {}).items() if key != "ops"}
     names = ("gpu", "weight_bytes", "versions", "commit", "date", "command")
     print_facts({"plan": plan or None, **{name: report[name] for name in names}})
