@@ -93,7 +93,8 @@ def serves(q_THD: Tensor, kv: LayerKV, params: AttentionParams) -> bool:
     """
     _, page, _, head = kv.k_pages_NPKD.shape
     plain = params.alibi_slopes_H is None and params.window is None and params.softcap is None
-    return plain and head == 128 and kv.k_pages_NPKD.dtype in (q_THD.dtype, FP8) and page % 16 == 0
+    whole = (page >= 16 and KEYS.value % page == 0) or page % KEYS.value == 0  # a tile is made of whole boxes
+    return plain and whole and head == 128 and kv.k_pages_NPKD.dtype in (q_THD.dtype, FP8)
 
 
 @named("prefill", fix=OTHER_ATTENTION)
