@@ -126,9 +126,15 @@ class Builder:
         self._format(whole.fed_by).feed(layer)
         return layer
 
-    def activation(self, name: str, *, kind: ActivationKind) -> ActivationLayer:
-        """Return an activation: `silu_mul` of gate and up side by side, or `gelu`."""
-        return ActivationLayer(kind, self.ops, self._format(name))
+    def activation(self, name: str, *, kind: ActivationKind, scaled: axes.Part | None = None) -> ActivationLayer:
+        """Return an activation: `silu_mul` of gate and up side by side, or `gelu`.
+
+        `scaled` is the part for which AWQ checkpoints of the family may store `.scales` that divide the output, with the
+        prefix of that tensor as its source; None where they do not.
+        """
+        return ActivationLayer(
+            kind, self.ops, self._format(name), self.device, scaled=scaled, shard=self.shard, source=self._source
+        )
 
     def attention(
         self,
