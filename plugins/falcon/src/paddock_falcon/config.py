@@ -111,10 +111,9 @@ def _parallel(reader: ConfigReader, *, grouped: bool) -> bool:
 
 
 def _kv_heads(reader: ConfigReader, heads: int, *, grouped: bool) -> int:
-    """Return the KV heads: named in the new decoder, which ignores `multi_query`; one, or one a head, in the old one.
+    """Return the KV heads: the new decoder names them and ignores `multi_query`; the old one has one, or one a head.
 
-    Savers write the default, as many as heads, into configs of the old decoder too. Another number there means groups,
-    which only the new decoder has.
+    With `multi_query` the old decoder ignores `num_kv_heads`, into which savers write the number of heads.
     """
     multi_query = reader.flag("multi_query", default=True)
     named = reader.integer("num_kv_heads", "n_head_kv", default=heads)
@@ -122,10 +121,11 @@ def _kv_heads(reader: ConfigReader, heads: int, *, grouped: bool) -> int:
         if heads % named:
             raise reader.wrong("num_kv_heads", named, f"a divisor of num_attention_heads, {heads}")
         return named
-    if named not in ((1, heads) if multi_query else (heads,)):
-        only = f"1 or {heads}" if multi_query else f"{heads}, as multi_query is false"
-        raise reader.wrong("num_kv_heads", named, f"{only}; or set new_decoder_architecture to true for grouped heads")
-    return 1 if multi_query else heads
+    if multi_query:
+        return 1
+    if named != heads:
+        raise reader.wrong("num_kv_heads", named, f"{heads}; for fewer, set multi_query or new_decoder_architecture to true")
+    return heads
 
 
 def _ffn_size(reader: ConfigReader, hidden: int) -> int:
