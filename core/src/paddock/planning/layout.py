@@ -83,9 +83,10 @@ class Divisible:
         A part with fewer units than ranks is held by all that share a unit; a linear that takes in a whole part, by all.
         """
         shard, found = self.shard(world), dict[int, list[str]]()
-        for module in (*self.table.outer, *self.table.layer):
-            for part in module.out if isinstance(module, Linear) and not module.tied_to else ():
-                times = _times(shard, part) if part.axis in self.cuts else _times(shard, module.inp)
+        linears = (module for module in (*self.table.outer, *self.table.layer) if isinstance(module, Linear))
+        for linear in (linear for linear in linears if not linear.tied_to):
+            for part in linear.out:
+                times = _times(shard, part if part.axis in self.cuts else linear.inp)
                 if times > 1:
                     found.setdefault(times, []).append(part.source)
         times = _times(shard, Part("kv", KV_HEADS, self.needs.num_kv_heads))
