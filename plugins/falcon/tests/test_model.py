@@ -146,3 +146,25 @@ def test_a_tied_head_may_be_stored_and_an_untied_one_must_be(
         return
     load(tmp_path, targets(built.model), ignored_suffixes=built.table.ignored)
     assert torch.equal(built.run([("a", TOKENS)])["a"], expected)
+
+
+@pytest.mark.parametrize("stored", ["transformer.word_embeddings.weight", "lm_head.weight"])
+def test_stages_find_a_tied_table_under_either_name(
+    reference_model: Callable[[dict[str, Any]], Any], tmp_path: Path, stored: str
+) -> None:
+    """A file that holds the table once, under the embedding's name or the head's, fills the first stage and the last."""
+    reference = reference_model({"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 62})
+    state = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
+    table_VE = state.pop("lm_head.weight")
+    del state["transformer.word_embeddings.weight"]
+    save_file(state | {stored: table_VE}, tmp_path / "model.safetensors")
+    for layers in (range(2), range(1), range(1, 2)):
+        built = build_model(SPEC, read_back(reference), layers=layers, finalised=False)
+        others = tuple(f"h.{i}." for i in range(2) if i not in layers)
+        unread = [*built.table.ignored, "ln_f.weight", "ln_f.bias", "word_embeddings.weight"]
+        unread += [name for name in state if any(other in name for other in others)]
+        load(tmp_path, targets(built.model), ignored_suffixes=unread)
+        if layers.start == 0:
+            assert torch.equal(built.model.embedding.weight, table_VE)
+        if layers.stop == 2:
+            assert torch.equal(built.model.lm_head.weight, table_VE)

@@ -211,10 +211,10 @@ class Builder:
         embedding = self._made.embeddings.get(whole.tied_to)
         if embedding is not None:
             return TiedLinear(embedding.weight, self.ops, gather)
-        (rows,) = (m.rows for m in self.table.outer if isinstance(m, axes.Embedding) and m.name == whole.tied_to)
-        copy = evolve(whole, out=(rows,), tied_to="")
-        method = PlainMethod.of(copy, self.dtype)
-        return LinearLayer(copy, method, self.dtype, self.device, shard=self.shard, gather=gather, ops=self.ops)
+        declared = self._declared(whole.tied_to, axes.Embedding)
+        copy = evolve(whole, out=(declared.rows,), tied_to="")
+        method, names = PlainMethod.of(copy, self.dtype), self._tied_names(declared)
+        return LinearLayer(copy, method, self.dtype, self.device, shard=self.shard, gather=gather, ops=self.ops, aliases=names)
 
     def _tied_names(self, embedding: axes.Embedding) -> tuple[str, ...]:
         """Return the checkpoint names of heads tied to an embedding: savers wrote the shared table under either name, or both."""
