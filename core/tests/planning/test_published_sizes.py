@@ -153,6 +153,14 @@ def test_what_the_h200_is_bought_for_fits(installed: Any) -> None:
     assert issue.code == "out_of_memory"
 
 
+def test_a_checkpoint_in_fewer_bits_is_advised_where_it_would_fit(installed: Any) -> None:
+    """Falcon-180B in FP8 is too large for one H200 and hears of INT4; INT4 on a smaller GPU hears only of more GPUs."""
+    (issue,) = planned(installed, "falcon-180b-fp8").errors
+    assert issue.fix == "use 2 GPUs (tp 2 x pp 1); use an INT4 checkpoint (about 89.7 GiB of weights each)"
+    (issue,) = planned(installed, "falcon-180b-awq", "1xH100").errors
+    assert issue.fix == "use 2 GPUs (tp 2 x pp 1)"
+
+
 def test_int4_405b_fits_two_gpus_once_something_spreads_it(installed: Any) -> None:
     """The per-GPU ledger is there before the plugin that spreads a model is, and says that memory suffices."""
     plan = planned(installed, "llama-3.1-405b-awq", "2xH200", max_model_len=8192)

@@ -49,6 +49,20 @@ def test_the_refined_web_spelling_means_the_same() -> None:
     assert parse_config(_old(SEVEN, "RefinedWebModel")) == parse_config(SEVEN)
 
 
+def test_the_first_configs_of_the_7b_and_40b_are_read_whole() -> None:
+    """Every key they hold is known, code of their own that they name included, which is never run."""
+    shared = {"alibi": False, "apply_residual_connection_post_layernorm": False, "architectures": ["RWForCausalLM"]}
+    shared |= {"attention_dropout": 0.0, "auto_map": {"AutoConfig": "configuration_RW.RWConfig"}, "bias": False}
+    shared |= {"bos_token_id": 11, "eos_token_id": 11, "hidden_dropout": 0.0, "initializer_range": 0.02}
+    shared |= {"layer_norm_epsilon": 1e-05, "parallel_attn": True, "torch_dtype": "bfloat16", "use_cache": True}
+    shared |= {"transformers_version": "4.27.4", "vocab_size": 65024}
+    seven = {"hidden_size": 4544, "model_type": "RefinedWebModel", "multi_query": True, "n_head": 71, "n_layer": 32}
+    forty = {"hidden_size": 8192, "model_type": "RefinedWeb", "n_head": 128, "n_head_kv": 8, "n_layer": 60}
+    assert _shape(parse_config(shared | seven)) == (1, 64, 18176, True, 1, True)
+    assert _shape(parse_config(shared | forty)) == (8, 64, 32768, True, 2, True)
+    assert parse_config(shared | seven) == evolve(parse_config(SEVEN), dtype="bfloat16")
+
+
 def test_an_empty_config_is_the_seven_billion_model() -> None:
     """Keys that savers drop because they hold the default come back as that default."""
     assert parse_config({}) == parse_config(SEVEN)
