@@ -106,6 +106,7 @@ def test_both_spellings_of_dtype_and_rotation_are_read() -> None:
         ({"rope_parameters": {"rope_type": "linear"}}, "no rope_parameters.factor", "add rope_parameters.factor"),
         ({"rope_parameters": {"rope_type": "default", "fator": 2.0}}, "rope_parameters.+fator", "ignore_config_keys"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5", "1.0, the only value supported"),
+        ({"alibi": True, "rope_scaling": {"type": "linear", "factor": 2.0}}, "alibi is True", "remove the scaling"),
         ({"bias": "yes"}, "bias is 'yes'", "true or false"),
         ({"torch_dtype": "int8"}, "torch_dtype is 'int8'", "bfloat16"),
         ({"sliding_window": 512}, "sliding_window = 512", "ignore_config_keys=sliding_window"),

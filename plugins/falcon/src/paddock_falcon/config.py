@@ -59,7 +59,7 @@ def parse_config(raw: Mapping[str, Any], ignored: Iterable[str] = ()) -> FalconC
     hidden, heads = _width(reader)
     context = reader.integer("max_position_embeddings", default=2048, high=MAX_POSITIONS)
     rope = parse_rope(reader, max_position_embeddings=context)
-    alibi = reader.flag("alibi", default=False)
+    alibi = _alibi(reader, rope)
     reader.only("activation", value="gelu")
     reader.accept(*_HARMLESS)
     config = FalconConfig(
@@ -100,6 +100,16 @@ def _width(reader: ConfigReader) -> tuple[int, int]:
     if hidden % (2 * heads):
         raise reader.wrong("hidden_size", hidden, f"an even head size for each of {heads} heads: a multiple of {2 * heads}")
     return hidden, heads
+
+
+def _alibi(reader: ConfigReader, rope: RopeSpec) -> bool:
+    """Return whether positions are ALiBi's: savers write a plain rotary embedding beside it, but a scaled one contradicts it."""
+    alibi = reader.flag("alibi", default=False)
+    if alibi and rope.kind != "default":
+        raise reader.wrong(
+            "alibi", alibi, f"false with rotary scaling {rope.kind!r}; or remove the scaling, which ALiBi does not use"
+        )
+    return alibi
 
 
 def _parallel(reader: ConfigReader, *, grouped: bool) -> bool:
