@@ -23,8 +23,11 @@ class ActivationLayer(nn.Module):
         """Bind the op; the output comes in the format `emits` says."""
         super().__init__()
         self._activate = ops.silu_mul if kind == "silu_mul" else ops.gelu
+        self._activate_fp8 = ops.silu_mul_fp8 if kind == "silu_mul" else ops.gelu_fp8
         self.emits = emits
 
     def forward(self, x_TF: Tensor) -> Activation:
         """Return the activation in the format the next linear takes."""
+        if self.emits.is_fp8:
+            return self._activate_fp8(x_TF, self.emits.scale, self.emits.bound)
         return self.emits(self._activate(x_TF))
