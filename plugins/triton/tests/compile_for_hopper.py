@@ -35,6 +35,11 @@ STEPS: dict[str, tuple[tuple[int, int, int], torch.dtype, int, dict[str, Any]]] 
     "attention, 29 query heads a KV head, FP8 pages of 16, softcap": ((29, 1, 64), FP8, 16, {"softcap": 2.0}),
     "attention, heads of 256, window": ((6, 2, 256), HALF, 64, {"window": 100}),
 }
+# What a kernel is for: it compiles to something slower where a tile's sides are not the unit's.
+INSTRUCTIONS = {
+    ("paddock_triton.ops_linear_fp8", "_few_kernel"): "wgmma.mma_async.sync.aligned.m64n32k32.f32.e4m3.e4m3",
+    ("paddock_triton.ops_linear_fp8", "_one_kernel"): "cvt.rn.f16x2.e4m3x2",
+}
 TOKENS, OTHER_TOKENS = 20, (21, 32)  # of a step: rows that begin at multiples of 16 bytes, rows that do not, a power of two
 
 
@@ -110,6 +115,11 @@ def _examples(tokens: int) -> dict[str, tuple[Any, ...]]:
         "cache_kv": (k_TKD, k_TKD, kv, index_T, one, one),
         "quantize_fp8_static": (x_TE, one),
         "quantize_fp8_token": (x_TE, None),
+        "linear_fp8": (x_TE.to(FP8), one, torch.zeros(256, 512).to(FP8), torch.ones(256, 1), HALF),
+        "rms_norm_fp8": (x_TE, x_TE, weight_E, 1e-5, one, None),
+        "layer_norm_fp8": (x_TE, x_TE, weight_E, None, 1e-5, one, None),
+        "silu_mul_fp8": (x_TE, one, None),
+        "gelu_fp8": (x_TE, one, None),
         "most_likely": (logits_RV,),
         "draw": (*draw, *noise),
         "draw_filtered": (*draw, integers_3R[0], top_p_R, min_p_R, *noise),
@@ -125,6 +135,8 @@ def _only_compile() -> list[str]:
     def compiled(self: Any, *args: Any, warmup: bool, **options: Any) -> Any:
         kernel = run(self, *args, warmup=True, **options)
         assert kernel.asm["cubin"], self.fn.__name__
+        instruction = INSTRUCTIONS.get((self.fn.__module__, self.fn.__name__), "")
+        assert instruction in kernel.asm["ptx"], f"{self.fn.__name__} has no {instruction}"
         if all(kernel is not one for one in known):
             known.append(kernel)
             names.append(self.fn.__name__)
@@ -139,7 +151,19 @@ def _calls(tokens: int) -> dict[str, Callable[[], Any]]:
     ops: dict[str, Callable[[], Any]] = {
         spec.op: partial(resolve(spec.implementation), *_examples(tokens)[spec.op]) for spec in plugin.paddock_ops()
     }
-    return ops | {name: partial(_attend, *step, tokens=tokens) for name, step in STEPS.items()}
+    more: dict[str, Callable[[], Any]] = {}
+    for op in ("rms_norm_fp8", "layer_norm_fp8", "silu_mul_fp8", "gelu_fp8"):
+        *given, _, bound = _examples(tokens)[op]
+        more[f"{op}, a scale a token"] = partial(ops[op].func, *given, None, bound)  # type: ignore[attr-defined]
+    values_TI, one, *weight = _examples(tokens)["linear_fp8"]
+    more["linear_fp8, one token"] = partial(ops["linear_fp8"].func, values_TI[:1], one, *weight)  # type: ignore[attr-defined]
+    more["linear_fp8, a scale a token"] = partial(
+        ops["linear_fp8"].func,  # type: ignore[attr-defined]
+        values_TI,
+        torch.ones(tokens, 1),
+        *weight,
+    )
+    return ops | more | {name: partial(_attend, *step, tokens=tokens) for name, step in STEPS.items()}
 
 
 def _watch_compilations(failing: set[str]) -> list[tuple[str, bool]]:
