@@ -1,12 +1,14 @@
 """Compile the kernels for compute capability 9.0 on a machine that may have no GPU; print what each example compiled as JSON.
 
 Run as a script, in a process of its own: what it does to Triton's driver and launches stays there. Triton brings the assembler.
-With the word `ahead` everything is compiled in threads first, then launched, as far as that goes without a GPU.
+With the word `orders` only norms are compiled, and the order of their sums is printed. With the word `ahead` everything is
+compiled in threads first, then launched, as far as that goes without a GPU.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -24,7 +26,7 @@ from triton.runtime.jit import JITFunction
 from paddock.errors import KernelError
 from paddock.layers import AttentionInputs, AttentionParams, LayerKV
 from paddock.plugins import AttentionNeeds, resolve
-from paddock_triton import attention, plugin
+from paddock_triton import attention, ops_norm, plugin
 
 FP8, HALF = torch.float8_e4m3fn, torch.bfloat16
 # (H, K, D), KV dtype, page size, features: each tile shape, both ways to read pages, and pairs of FP8 values.
@@ -198,6 +200,27 @@ def _compile_ahead() -> None:
     json.dump({"failing": failing, "ahead": ahead, "launched": seen, "messages": messages}, sys.stdout)
 
 
+def _orders() -> None:
+    """Print, for each norm at a published width, what of a row each thread of the plain kernel and the FP8 ones adds up."""
+    found: dict[str, set[str]] = {}
+    x_TE, weight_E, run = torch.zeros(4, 4096, dtype=HALF), torch.zeros(4096, dtype=HALF), JITFunction.run
+
+    def compiled(self: Any, *args: Any, warmup: bool, **options: Any) -> Any:
+        kernel = run(self, *args, warmup=True, **options)
+        text = kernel.asm["ttgir"]
+        layouts = dict(re.findall(r"^(#\w+) = (.*)$", text, re.MULTILINE))
+        found.setdefault(self.fn.__name__, set()).update(layouts[name] for name in re.findall(r"tt.load .*(#blocked\w*)>", text))
+        return kernel
+
+    JITFunction.run = compiled
+    for name, vectors in (("rms_norm", (weight_E,)), ("layer_norm", (weight_E, weight_E))):
+        plain, fp8 = (getattr(ops_norm, op) for op in (f"add_{name}", f"{name}_fp8"))
+        plain(x_TE, x_TE, *vectors, 1e-5)
+        for scale in (torch.ones(()), None):
+            fp8(x_TE, x_TE, *vectors, 1e-5, scale, None)
+    json.dump({name: sorted(layouts) for name, layouts in found.items()}, sys.stdout)
+
+
 def main() -> None:
     """Compile everything and print {example: [new kernel, ...]}; with other numbers of tokens after all else."""
     driver.set_active(Hopper())
@@ -205,6 +228,9 @@ def main() -> None:
     attention.runs_on = lambda device: True  # type: ignore[attr-defined]
     if sys.argv[1:] == ["ahead"]:
         _compile_ahead()
+        return
+    if sys.argv[1:] == ["orders"]:
+        _orders()
         return
     names, found = _only_compile(), {}
     examples = _calls(TOKENS)

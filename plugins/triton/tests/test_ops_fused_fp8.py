@@ -88,6 +88,7 @@ def _compare(name: str, given: tuple[Any, ...], scales: Scale) -> None:
     expected_total, expected = _apart(name, given, scale, bound)
     at = f"{name} {tuple(given[0].shape)} {given[0].dtype} {scales}"
     if total is not None:
+        assert expected_total is not None
         assert torch.equal(total, expected_total), at
     assert torch.equal(found.scale, expected.scale), at
     assert found.values_TI.shape == expected.values_TI.shape
@@ -167,7 +168,7 @@ def test_exact_values_become_the_twin_s(name: str, scales: Scale, device: torch.
         (_, found), (_, expected) = (_split(op(*given, scale, bound)) for op in (FUSED[name], getattr(reference, f"{name}_fp8")))
         assert torch.equal(found.values_TI.float(), expected.values_TI.float())
         assert torch.equal(found.scale, expected.scale)
-        assert found.values_TI.float().unique().numel() >= 4
+        assert len(set(found.values_TI.float().flatten().tolist())) >= 4
 
 
 def _slice(x_TE: Tensor) -> Tensor:

@@ -45,7 +45,8 @@ def store_row(
     WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write a whole row, zero beyond its width: as it is, in FP8 by the static scale, or by its own, which is written too."""
-    column_B = tl.arange(0, BLOCK)
+    # left alone, sixteen FP8 values a thread would spread to the sums before them: in another order than those of a plain row
+    column_B = tl.max_contiguous(tl.arange(0, BLOCK), 8) if BLOCK >= 8 else tl.arange(0, BLOCK)
     if scale_ptr is not None:
         h_B = to_fp8(h_B.to(tl.float32), tl.load(scale_ptr))
     elif token_scale_ptr is not None:
