@@ -50,7 +50,7 @@ Given = tuple[Tensor, Tensor, Tensor, Tensor]
 Call = Callable[..., Tensor]
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["tokens"])  # type: ignore[untyped-decorator]
 def _copied_kernel(
     x_ptr: tl.tensor, x_scale_ptr: tl.tensor, weight: tl.tensor, weight_ptr: tl.tensor, scale_ptr: tl.tensor, out_ptr: tl.tensor,
     tokens: tl.tensor, OUT: tl.constexpr, IN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_J: tl.constexpr,
@@ -213,7 +213,8 @@ def measured(each: Candidate, sets: list[tuple[Any, ...]], expected: Tensor) -> 
 def measure(case: Case, chosen: list[Candidate], device: torch.device) -> list[Timed]:
     """Print a line and return what came of each candidate, the quickest first."""
     sets = argument_sets(case, device)
-    expected = twin(*sets[0][:4], torch.float32)
+    x_TI, x_scale_T1, weight_OI, weight_scale_O1 = sets[0][:4]
+    expected = twin(x_TI, x_scale_T1, weight_OI, weight_scale_O1, torch.float32)
     found = [measured(each, sets, expected) for each in taking(case, chosen)]
     found.sort(key=lambda each: each.seconds or float("inf"))
     limit = case.limit(ceilings_of(torch.cuda.get_device_name()))

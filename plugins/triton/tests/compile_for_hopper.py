@@ -34,6 +34,7 @@ STEPS: dict[str, tuple[tuple[int, int, int], torch.dtype, int, dict[str, Any]]] 
     "attention, bfloat16 pages of 64": ((8, 2, 128), HALF, 64, {}),
     "attention, bfloat16 pages of 64, ALiBi": ((8, 2, 128), HALF, 64, {"alibi_slopes_H": torch.ones(8)}),
     "attention, FP8 pages of 64": ((8, 2, 128), FP8, 64, {}),
+    "attention, FP8 pages of 64, FP8 out": ((8, 2, 128), FP8, 64, {"out_scale": torch.ones(())}),
     "attention, 29 query heads a KV head, FP8 pages of 16, softcap": ((29, 1, 64), FP8, 16, {"softcap": 2.0}),
     "attention, heads of 256, window": ((6, 2, 256), HALF, 64, {"window": 100}),
 }
@@ -90,6 +91,8 @@ def _attend(heads: tuple[int, int, int], kv_dtype: torch.dtype, page: int, featu
     )
     scales = dict.fromkeys(("k_scale", "v_scale"), torch.ones(()) if kv_dtype == FP8 else None)
     params = AttentionParams(scale=head**-0.5, **scales, **features)
+    if params.out_scale is not None:  # decodes alone emit it
+        inputs, tokens = evolve(inputs, num_decodes=2), 2
     q_THD = torch.zeros(tokens, num_heads, head, dtype=HALF)
     backend.attend(q_THD, LayerKV(*pages), evolve(inputs, prepared=backend.prepare(inputs)), params)
 

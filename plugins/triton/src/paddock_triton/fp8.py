@@ -32,6 +32,15 @@ def to_fp8(x: tl.tensor, scale: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
+def emitted(x: tl.tensor, DTYPE: tl.constexpr, scale_ptr: tl.tensor) -> tl.tensor:
+    """Return x rounded to DTYPE, and then in FP8 where there is a static scale."""
+    y = x.to(DTYPE)
+    if scale_ptr is not None:
+        y = to_fp8(y.to(tl.float32), tl.load(scale_ptr))
+    return y
+
+
+@triton.jit
 def token_scale(largest: tl.tensor, bound: tl.tensor) -> tl.tensor:
     """Return what maps the largest magnitude, or the bound if there is one below it, to 448."""
     if bound is not None:
