@@ -69,10 +69,10 @@ def _weights(at: tl.tensor, inside: tl.tensor, EVEN: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
-def _products(weight_BGV: tl.tensor, x_ptr: tl.tensor, start: tl.tensor, j_GV: tl.tensor, IN: tl.constexpr) -> tl.tensor:
-    """Return each group's sum of products [B, G]."""
+def _products(weight_GBV: tl.tensor, x_ptr: tl.tensor, start: tl.tensor, j_GV: tl.tensor, IN: tl.constexpr) -> tl.tensor:
+    """Return each group's sum of products [G, B]."""
     x_GV = tl.load(x_ptr + start + j_GV, mask=start + j_GV < IN, other=0.0)
-    return tl.sum(weight_BGV.to(tl.float32) * x_GV.to(tl.float32)[None, :, :], 2)
+    return tl.sum(weight_GBV.to(tl.float32) * x_GV.to(tl.float32)[:, None, :], 2)
 
 
 @triton.jit
@@ -80,21 +80,25 @@ def _one_kernel(
     x_ptr: tl.tensor, x_scale_ptr: tl.tensor, weight_ptr: tl.tensor, scale_ptr: tl.tensor, out_ptr: tl.tensor,
     OUT: tl.constexpr, IN: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_J: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Write a block of one token's outputs. Weights carried from turn to turn would be taken apart into bytes: none are."""
+    """Write a block of one token's outputs.
+
+    Groups come first, so that a thread has all rows of a group: x is widened once for them, in the thread that loads it.
+    Weights carried from turn to turn would be taken apart into bytes: none are.
+    """
     start_next()
     o_B = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
     j_GV = tl.arange(0, BLOCK_J // _GROUP)[:, None] * _GROUP + tl.arange(0, _GROUP)[None, :]
-    at_BGV = weight_ptr + o_B.to(tl.int64)[:, None, None] * IN + j_GV[None, :, :]
-    inside_B = (o_B < OUT)[:, None, None]
+    at_GBV = weight_ptr + o_B.to(tl.int64)[None, :, None] * IN + j_GV[:, None, :]
+    inside_B = (o_B < OUT)[None, :, None]
     even: tl.constexpr = OUT % BLOCK_B == 0 and IN % BLOCK_J == 0
-    first_BGV = _weights(at_BGV, inside_B & (j_GV < IN)[None, :, :], even)
+    first_GBV = _weights(at_GBV, inside_B & (j_GV < IN)[:, None, :], even)
     scale_B = tl.load(scale_ptr + o_B, mask=o_B < OUT, other=0.0)
     wait()
-    sum_BG = _products(first_BGV, x_ptr, 0, j_GV, IN)
+    sum_GB = _products(first_GBV, x_ptr, 0, j_GV, IN)
     for start in range(BLOCK_J, IN, BLOCK_J):
-        weight_BGV = _weights(at_BGV + start, inside_B & (start + j_GV < IN)[None, :, :], even)
-        sum_BG += _products(weight_BGV, x_ptr, start, j_GV, IN)
-    y_B = tl.sum(sum_BG, 1) * (tl.load(x_scale_ptr) * scale_B)
+        weight_GBV = _weights(at_GBV + start, inside_B & (start + j_GV < IN)[:, None, :], even)
+        sum_GB += _products(weight_GBV, x_ptr, start, j_GV, IN)
+    y_B = tl.sum(sum_GB, 0) * (tl.load(x_scale_ptr) * scale_B)
     tl.store(out_ptr + o_B, y_B.to(out_ptr.dtype.element_ty), mask=o_B < OUT)
 
 
