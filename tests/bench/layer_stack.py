@@ -107,7 +107,7 @@ class Free:
 
 def _bytes(x_TX: Tensor, width: int, scale: Tensor | None) -> QuantizedActivation:
     """Return the first bytes of each row, as FP8, and where there is no scale some float32 of x: values are anybody's."""
-    some_T1 = x_TX.view(torch.float32)[:, :1]
+    some_T1 = x_TX.view(torch.float32).flatten()[: len(x_TX), None]
     return QuantizedActivation(x_TX.view(FP8)[:, :width], some_T1 if scale is None else scale)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from paddock.errors import KernelError
 from paddock.layers import reference
 from paddock.layers.reference import FP8
 from paddock.testing.oracle import assert_close, poisoned
@@ -122,3 +123,28 @@ def test_nothing_is_multiplied_while_kernels_compile(device: torch.device, monke
     monkeypatch.setattr("paddock_triton.launch._start_triton", lambda: None)
     with compile_ahead(device):
         assert linear_fp8(*_given(70, (32, 64), device, static=True), torch.bfloat16).shape == (70, 32)
+
+
+@pytest.mark.parametrize("what", ["_one_kernel", "_few_kernel", "cublas"])
+def test_a_product_that_fails_names_itself_and_the_way_out(
+    what: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever multiplies: the op, its tensors, the cause, and the option that takes the core's own."""
+
+    class Failing:
+        """A kernel, and a call, that fail."""
+
+        def __getitem__(self, grid: object) -> Failing:
+            return self
+
+        def __call__(self, *_: object, **__: object) -> Tensor:
+            """Fail."""
+            raise RuntimeError("no such product")
+
+    monkeypatch.setattr(ops_linear_fp8, what, Failing())
+    tokens = {"_one_kernel": 1, "_few_kernel": 2, "cublas": 70}[what]
+    with pytest.raises(KernelError, match="no such product") as caught:
+        linear_fp8(*_given(tokens, (32, 64), device, static=False), torch.bfloat16)
+    said = f"kernel linear_fp8 does not run on values_TI [{tokens}, 64] float8_e4m3fn, x_scale [{tokens}, 1] float32"
+    assert caught.value.message.startswith(said)
+    assert "--op linear_fp8=paddock" in caught.value.fix

@@ -141,6 +141,8 @@ def linear_fp8(values_TI: Tensor, x_scale: Tensor, weight_OI: Tensor, weight_sca
     read the weight, out of the L2 cache if it keeps it.
     """
     values_TI, weight_OI, weight_scale_O1 = unit_stride(values_TI), weight_OI.contiguous(), weight_scale_O1.contiguous()
+    assert values_TI.dtype == weight_OI.dtype == torch.float8_e4m3fn, (values_TI.dtype, weight_OI.dtype)
+    assert x_scale.ndim == 0 or x_scale.is_contiguous(), x_scale.stride()
     tokens = values_TI.shape[0]
     out_TO = values_TI.new_empty((tokens, weight_OI.shape[0]), dtype=dtype)
     if not tokens:
