@@ -43,12 +43,15 @@ class ActivationLayer(nn.Module):
         """Bind the op; the output comes in the format `emits` says. Scales are 1 until a checkpoint fills them."""
         super().__init__()
         self._activate = ops.silu_mul if kind == "silu_mul" else ops.gelu
+        self._activate_fp8 = ops.silu_mul_fp8 if kind == "silu_mul" else ops.gelu_fp8
         self.emits, self.scaled, self.shard, self.source = emits, scaled, shard, source
         ones_F = None if scaled is None else torch.ones(shard.part(scaled).size, dtype=torch.float32, device=device)
         self.scales = None if ones_F is None else nn.Parameter(ones_F, requires_grad=False)
 
     def forward(self, x_TF: Tensor) -> Activation:
         """Return the activation in the format the next linear takes."""
+        if self.emits.is_fp8 and self.scales is None:
+            return self._activate_fp8(x_TF, self.emits.scale, self.emits.bound)
         y_TF = self._activate(x_TF)
         return self.emits(y_TF if self.scales is None else (y_TF / self.scales).to(y_TF.dtype))
 
