@@ -13,14 +13,25 @@ import click
 from paddock.cli.bench.figures import commit_option, defined, json_option, print_json
 from paddock.cli.engine_options import engine_options, open_llm
 from paddock.cli.eval.reports import SPEED, facts, read_text, show_facts, show_figures, text_option
-from paddock.cli.session import Session, parse_owners
+from paddock.cli.session import Session
+from paddock.config import EngineConfig
+from paddock.errors import OptionError
 from paddock.progress import count_progress
 
+_WINDOW = 512
 _HALF = 0.46  # of a GPU's memory, for A: half of what one engine takes by default, so that B finds room beside it
 
 
 def _overrides(_: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
-    return {name: _parsed(text) for name, text in parse_owners(f"--{parameter.name}", texts).items()}
+    option, given = parameter.opts[0], dict[str, Any]()
+    for text in texts:
+        name, equals, value = (piece.strip() for piece in text.partition("="))
+        if not (name and equals and value):
+            raise OptionError(f"{option} is {text!r}", fix=f"write {option} NAME=VALUE, NAME being an engine option")
+        if name in given:
+            raise OptionError(f"{option} gives {name!r} twice", fix="choose one")
+        given[name] = _parsed(value)
+    return given
 
 
 def _parsed(text: str) -> Any:
@@ -36,7 +47,9 @@ def _parsed(text: str) -> Any:
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
 @text_option
-@click.option("--window", type=int, default=512, show_default=True, metavar="N", help="Tokens of a window.")
+@click.option(
+    "--window", type=int, metavar="N", help=f"Tokens of a window [{_WINDOW}, or what max_model_len leaves if that is less]."
+)
 @click.option("--limit", type=int, metavar="N", help="Compare over the first N windows alone.")
 @click.option(
     "--a",
@@ -59,7 +72,7 @@ def command(
     a: str,
     b: str,
     text: Path,
-    window: int,
+    window: int | None,
     limit: int | None,
     only_a: dict[str, Any],
     only_b: dict[str, Any],
@@ -75,15 +88,19 @@ def command(
     from paddock.evaluation import comparison as measuring
 
     content = read_text(text)
-    shared = {**options, "max_model_len": options["max_model_len"] or max(window, 1) + 1}
-    for_a = {**_halved(shared), **only_a}
+    for_a, for_b = {**_halved(options), **only_a}, {**options, **only_b}
+    for model, given in ((a, for_a), (b, for_b)):
+        EngineConfig.from_options(
+            model, **{name: value for name, value in given.items() if value is not None}
+        )  # before any loads
     with (
         open_llm(session, a, for_a) as llm_a,
-        open_llm(session, b, {**shared, **only_b}) as llm_b,
+        open_llm(session, b, for_b) as llm_b,
         count_progress("windows") as advance,
     ):
+        size = min(_WINDOW, llm_a.max_model_len - 1, llm_b.max_model_len - 1) if window is None else window
         began = time.perf_counter()
-        found = measuring.compare(llm_a, llm_b, content, window=window, limit=limit, progress=advance)
+        found = measuring.compare(llm_a, llm_b, content, window=size, limit=limit, progress=advance)
         seconds = time.perf_counter() - began
         definitions = {**measuring.DEFINITIONS, **SPEED}
         report = {
@@ -91,7 +108,7 @@ def command(
             "a": a,
             "b": b,
             "text": str(text),
-            "window": window,
+            "window": size,
             **{name: getattr(found, name) for name in measuring.DEFINITIONS},
             "seconds": round(seconds, 2),
             "definitions": defined(definitions),
@@ -100,7 +117,7 @@ def command(
     if as_json:
         print_json(report)
         return
-    click.echo(f"B, {b}, beside A, {a}: {text}, windows of {window} tokens")
+    click.echo(f"B, {b}, beside A, {a}: {text}, windows of {size} tokens")
     show_figures(definitions, report)
     show_facts(report, "plan_a", "plan_b")
 
