@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from paddock import LLM
+from paddock import LLM, RequestOutput, SamplingParams
 from paddock.cli.main import main
 from paddock.errors import OptionError, PaddockError, RequestError
-from paddock.evaluation import choices, compare, perplexity
+from paddock.evaluation import Question, Task, choices, compare, perplexity
 from paddock.testing.text import byte_fallback_tokenizer, byte_level_tokenizer
 
 SIZES: dict[str, Any] = {
@@ -153,6 +153,35 @@ def test_choices_are_those_of_a_count_by_hand(llm: LLM, folder: Path, shots: int
     assert (found.accuracy, found.accuracy_normalised) == (hits / 3, hits_normalised / 3)
     assert found.accuracy_error == pytest.approx(math.sqrt(found.accuracy * (1 - found.accuracy) / 2))
     assert (found.documents, found.truncated) == (3, 0)
+
+
+@pytest.mark.parametrize("times", [1, 12])
+def test_continuations_of_one_token_share_a_prompt(llm: LLM, folder: Path, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has the log-likelihood it would have alone, in long contexts and short, beside one of several tokens."""
+    encode = byte_level_tokenizer().encode
+    context = "the dog jumps " * times + "over"
+    known = sorted(token[1:] for token in byte_level_tokenizer().core.get_vocab() if token[:1] == "Ġ")
+    words = [word for word in known if word and len(encode(f"{context} {word}")) == len(encode(context)) + 1]
+    assert len(words) > 2
+    question = Question(contexts=(context,) * (len(words) + 1), continuations=(*words, "qq"), answer=0)
+    task = Task(name="letters", summary="", ask=lambda document: question)
+    prompts: list[int] = []
+    stream = llm.stream
+
+    def counted(given: list[list[int]], params: SamplingParams) -> Iterator[RequestOutput]:
+        prompts.append(len(given))
+        return stream(given, params)
+
+    monkeypatch.setattr(llm, "stream", counted)
+    told: list[tuple[int, int]] = []
+    found = choices(llm, task, [{}, {}], progress=lambda done, total: told.append((done, total)))
+    last = _logprobs(folder, [*encode(context), 0])[-1]
+    expected = [last[encode(f"{context} {word}")[-1]].item() for word in words]
+    for row in found.log_likelihoods:
+        assert row[:-1] == pytest.approx(expected, abs=1e-4)
+        assert row[-1] == pytest.approx(math.fsum(_sum_of(folder, encode(f"{context} qq"))[len(encode(context)) - 1 :]), abs=1e-4)
+    count = 2 * (len(words) + 1)
+    assert (prompts, told[-1], len(told)) == ([3], (count, count), 3)
 
 
 def test_a_context_that_does_not_fit_loses_its_beginning_and_is_counted(llm: LLM, folder: Path) -> None:

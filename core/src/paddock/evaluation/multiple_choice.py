@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from attrs import frozen
 
-from paddock.errors import OptionError, PaddockError, RequestError
-from paddock.evaluation.scoring import scored
+from paddock.errors import OptionError, RequestError
+from paddock.evaluation.scoring import Pair, continuation_logprobs
 from paddock.evaluation.tasks import Document, Question, Task, ask, find_task
 from paddock.evaluation.texts import Progress, check_limit
 from paddock.llm import LLM
@@ -73,15 +73,6 @@ def _standard_error(share: float, count: int) -> float | None:
     return math.sqrt(share * (1 - share) / (count - 1)) if count > 1 else None
 
 
-@frozen
-class _Pair:
-    """A context and its continuation in token ids; `cut` when the beginning of the context was left out."""
-
-    token_ids: list[int]
-    continued: int  # the last so many of the ids are the continuation's
-    cut: bool
-
-
 def choices(
     llm: LLM,
     task: Task | str,
@@ -96,7 +87,7 @@ def choices(
 
     `shots` answered questions go before each, the first ones of `examples` and of the document's own group (MMLU's subject);
     without `examples` they are other documents of the set itself. `limit` asks the first so many documents; `progress` is called
-    with the prompts scored and those in all. A prompt begins with bos where the tokenizer puts one, and one longer than
+    with the continuations scored and those in all. A prompt begins with bos where the tokenizer puts one, and one longer than
     max_model_len allows loses the beginning of its context. Raises OptionError for an unknown task or a malformed document,
     RequestError for what cannot be scored.
     """
@@ -114,19 +105,8 @@ def choices(
         for i, (document, question) in enumerate(zip(asked, questions, strict=True))
         for context, continuation in zip(question.contexts, question.continuations, strict=True)
     ]
-    return _result(found, shots, questions, _scores(llm, pairs, progress), truncated=sum(pair.cut for pair in pairs))
-
-
-def _scores(llm: LLM, pairs: Sequence[_Pair], progress: Progress | None) -> list[float]:
-    """Return the log-likelihood of each pair's continuation, in nats."""
-    sums: dict[int, float] = {}
-    for index, logprobs in scored(llm, [pair.token_ids for pair in pairs]):
-        sums[index] = math.fsum(logprobs[-pairs[index].continued :])
-        if math.isnan(sums[index]):
-            raise PaddockError("a log-likelihood is NaN: the model's logits are not finite", fix="try another dtype")
-        if progress is not None:
-            progress(len(sums), len(pairs))
-    return [sums[index] for index in range(len(pairs))]
+    scores = continuation_logprobs(llm, pairs, progress=progress)
+    return _result(found, shots, questions, scores, truncated=sum(pair.cut for pair in pairs))
 
 
 def _result(task: Task, shots: int, questions: Sequence[Question], scores: Sequence[float], *, truncated: int) -> ChoiceResult:
@@ -173,22 +153,22 @@ class _Examples:
         return f"{question.contexts[question.answer]} {question.continuations[question.answer]}\n\n"
 
 
-def _encoded(llm: LLM, context: str, continuation: str, where: str) -> _Pair:
+def _encoded(llm: LLM, context: str, continuation: str, where: str) -> Pair:
     """Return a pair in token ids, encoded together: the continuation has the ids that the context alone does not account for.
 
     Spaces at the context's end belong to the continuation, as in lm-evaluation-harness.
     """
     if llm.tokenizer is None:
         raise RequestError("a task needs a tokenizer, and none is loaded", fix="load a model folder with tokenizer.json")
-    kept = context.rstrip()
     whole = llm.tokenizer.encode(f"{context} {continuation}")
-    first = len(llm.tokenizer.encode(kept))
+    first = len(llm.tokenizer.encode(context.rstrip()))
     continued = len(whole) - first
     if not 0 < continued < len(whole):
-        raise RequestError(f"{where}: {continuation!r:.60} has no token of its own after {kept[-40:]!r}", fix="leave it out")
+        raise RequestError(f"{where}: {continuation!r:.60} has no token of its own after {context[-40:]!r}", fix="leave it out")
     most = llm.max_model_len - 1
     if continued >= most:
         raise RequestError(
             f"{where}: a continuation has {continued} tokens, max_model_len leaves {most}", fix="raise max_model_len"
         )
-    return _Pair(whole[-most:], continued, cut=len(whole) > most)
+    kept = whole[-most:]
+    return Pair(tuple(kept[:-continued]), tuple(kept[-continued:]), cut=len(whole) > most)

@@ -22,8 +22,8 @@ _LOGITS = 1 << 24  # logits computed at a time: bounds them to 64 MiB
 PromptWatcher = Callable[[str, int, Tensor], None]
 """Called as `watcher(sequence_id, position, logits_RV)` with raw float32 logits, on the device, as a prompt is prefilled.
 
-Row r predicts the prompt's token at `position + r + 1`. Rows may come twice, where a step is taken back or a sequence is
-preempted; the tensor is the watcher's to keep.
+A sequence's id is `REQUEST_ID#CONTINUATION`. Row r predicts the prompt's token at `position + r + 1`. Rows may come twice, where
+a step is taken back or a sequence is preempted; the tensor is the watcher's to keep.
 """
 
 

@@ -53,7 +53,7 @@ def choices(
     from paddock.evaluation.documents import read_documents
 
     known = read_documents(task, data)
-    with open_llm(session, model, options) as llm, count_progress("prompts") as advance:
+    with open_llm(session, model, options) as llm, count_progress("continuations") as advance:
         began = time.perf_counter()
         found = measuring.choices(llm, task, known.documents, shots=shots, examples=known.examples, limit=limit, progress=advance)
         seconds = time.perf_counter() - began
