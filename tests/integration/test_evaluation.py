@@ -253,6 +253,28 @@ def test_what_cannot_be_measured_is_named(llm: LLM, tmp_path: Path) -> None:
         compare(llm, larger, TEXT, window=40)
 
 
+def test_a_continuation_that_does_not_fit_is_named(llm: LLM) -> None:
+    """The document, the continuation's tokens and what max_model_len leaves: nothing of it is cut."""
+    document = {**ARC[0], "choices": {"text": ["q " * 100, "water", "fire"], "label": [*"ABC"]}}
+    with pytest.raises(RequestError, match=r"document 1 of arc_easy: a continuation has 2\d\d tokens, max_model_len leaves 127"):
+        choices(llm, "arc_easy", [ARC[0], document])
+
+
+def test_without_a_tokenizer_token_ids_are_left(folder: Path) -> None:
+    """A text and a task need one, and say so; ids do not."""
+    with LLM(folder, tokenizer="none", **ENGINE) as silent:
+        with pytest.raises(RequestError, match="a text needs a tokenizer"):
+            perplexity(silent, TEXT, window=40)
+        with pytest.raises(RequestError, match="a task needs a tokenizer"):
+            choices(silent, "arc_easy", ARC)
+        assert perplexity(silent, [5, 6, 7], window=40).tokens == 2
+        with pytest.raises(
+            PaddockError, match="prompt 0 could not be scored: the prompt holds token id 300 at index 1"
+        ) as caught:
+            perplexity(silent, [5, 300], window=40)
+        assert caught.value.fix == "give ids from 0 to 299"
+
+
 def test_tokenizers_that_differ_are_found(llm: LLM, folder: Path, tmp_path: Path) -> None:
     """Two vocabularies of one size that encode a text differently are not compared; token ids may be."""
     _make(tmp_path, seed=1)

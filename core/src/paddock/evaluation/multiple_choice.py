@@ -100,8 +100,9 @@ def choices(
         raise OptionError(f"no documents of {found.name}", fix=f"fetch them: paddock eval fetch {found.name}")
     questions = [ask(found, document, f"document {i} of {found.name}") for i, document in enumerate(asked)]
     before = _Examples(found, documents if examples is None else examples, shots, same_set=examples is None)
+    encoder = _Encoder(llm)
     pairs = [
-        _encoded(llm, before.of(document, i) + context, continuation, f"document {i} of {found.name}")
+        encoder.pair(before.of(document, i) + context, continuation, f"document {i} of {found.name}")
         for i, (document, question) in enumerate(zip(asked, questions, strict=True))
         for context, continuation in zip(question.contexts, question.continuations, strict=True)
     ]
@@ -153,22 +154,36 @@ class _Examples:
         return f"{question.contexts[question.answer]} {question.continuations[question.answer]}\n\n"
 
 
-def _encoded(llm: LLM, context: str, continuation: str, where: str) -> Pair:
-    """Return a pair in token ids, encoded together: the continuation has the ids that the context alone does not account for.
+class _Encoder:
+    """Makes pairs in token ids; a context that several continuations follow is encoded by itself, and kept, once."""
 
-    Spaces at the context's end belong to the continuation, as in lm-evaluation-harness.
-    """
-    if llm.tokenizer is None:
-        raise RequestError("a task needs a tokenizer, and none is loaded", fix="load a model folder with tokenizer.json")
-    whole = llm.tokenizer.encode(f"{context} {continuation}")
-    first = len(llm.tokenizer.encode(context.rstrip()))
-    continued = len(whole) - first
-    if not 0 < continued < len(whole):
-        raise RequestError(f"{where}: {continuation!r:.60} has no token of its own after {context[-40:]!r}", fix="leave it out")
-    most = llm.max_model_len - 1
-    if continued >= most:
-        raise RequestError(
-            f"{where}: a continuation has {continued} tokens, max_model_len leaves {most}", fix="raise max_model_len"
-        )
-    kept = whole[-most:]
-    return Pair(tuple(kept[:-continued]), tuple(kept[-continued:]), cut=len(whole) > most)
+    def __init__(self, llm: LLM) -> None:
+        """Raise RequestError for an engine without a tokenizer."""
+        if llm.tokenizer is None:
+            raise RequestError("a task needs a tokenizer, and none is loaded", fix="load a model folder with tokenizer.json")
+        self._encode = llm.tokenizer.encode
+        self._most = llm.max_model_len - 1
+        self._context, self._length = "", len(self._encode(""))
+        self._last: tuple[int, ...] = ()
+
+    def pair(self, context: str, continuation: str, where: str) -> Pair:
+        """Return a pair, encoded together: the continuation has the ids that the context alone does not account for.
+
+        Spaces at the context's end belong to the continuation, as in lm-evaluation-harness. Raises RequestError naming `where`.
+        """
+        whole = self._encode(f"{context} {continuation}")
+        if context != self._context:
+            self._context, self._length = context, len(self._encode(context.rstrip()))
+        continued = len(whole) - self._length
+        if not 0 < continued < len(whole):
+            raise RequestError(
+                f"{where}: {continuation!r:.60} has no token of its own after {context[-40:]!r}", fix="leave the document out"
+            )
+        if continued >= self._most:
+            raise RequestError(
+                f"{where}: a continuation has {continued} tokens, max_model_len leaves {self._most}", fix="raise max_model_len"
+            )
+        kept = whole[-self._most :]
+        if self._last != tuple(kept[:-continued]):
+            self._last = tuple(kept[:-continued])
+        return Pair(self._last, tuple(kept[-continued:]), cut=len(whole) > self._most)

@@ -29,7 +29,8 @@ def scored(llm: LLM, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, li
 def _logprobs(output: RequestOutput, index: int) -> list[float]:
     part = output.outputs[0]
     if part.error is not None or output.prompt_logprobs is None:
-        raise PaddockError(f"text {index} could not be scored: {part.error or part.finish_reason}", fix="see the error named")
+        reason, _, fix = (part.error or f"it ended with {part.finish_reason!r}").partition("\n  fix: ")
+        raise PaddockError(f"prompt {index} could not be scored: {reason}", fix=fix or "try another dtype or backend")
     pairs = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)
     return [_logprob(entry, token) for token, entry in pairs]
 

