@@ -24,6 +24,8 @@ PUBLIC = {
     "paddock.errors": """
         CheckpointError KernelError ModelConfigError OptionError PaddockError PlanError PluginError QueueFullError RequestError
         did_you_mean""",
+    "paddock.evaluation": """
+        ChoiceResult Comparison Documents Perplexity Question TASKS Task choices compare fetch perplexity read_documents""",
     "paddock.execution.randomness": "drawn_seed gumbel mix64 noise_bits seed_words token_terms",
     "paddock.execution.sampling_ops": "Draw DrawFiltered REFERENCE_OPS SAMPLING_OP_NAMES SamplingOps",
     "paddock.execution.sampling_reference": "draw draw_filtered most_likely",

@@ -35,6 +35,8 @@ COMMANDS = {
     "generate": "Complete prompts with a model, all in one batch.",
     "chat": "Talk with a model in the terminal.",
     "bench": "Measure throughput, latency, start-up or kernels, with what each figure means.",
+    "eval": "Measure how well a model predicts a text and answers multiple-choice questions.",
+    "compare": "Hold two models, or two plans of one, beside each other: KL divergence, first choices, perplexity.",
     "plan": "Say what would run, why, and whether it fits, from config.json alone.",
     "plugins": "Show every plugin found: what it brings, or why it failed.",
     "list": "List the models, formats, backends, strategies or ops that are installed.",
