@@ -30,9 +30,10 @@ COMMANDS = {
     "generate": "Complete prompts with a model, all in one batch.",
     "chat": "Talk with a model in the terminal.",
     "bench": "Measure throughput, latency, start-up or kernels, with what each figure means.",
+    "quantize": "Make a quantised checkpoint of a plain one, layer by layer, by a recipe.",
     "plan": "Say what would run, why, and whether it fits, from config.json alone.",
     "plugins": "Show every plugin found: what it brings, or why it failed.",
-    "list": "List the models, formats, backends, strategies or ops that are installed.",
+    "list": "List the models, formats, recipes, backends, strategies or ops that are installed.",
 }
 
 
