@@ -11,7 +11,8 @@ from attrs import Attribute, field, frozen
 from paddock.errors import OptionError
 
 DEFAULT_TEXT = "default"  # as `calibration`: the text that comes with Paddock
-DEFAULT_SAMPLES, DEFAULT_LENGTH = 128, 512
+DEFAULT_SAMPLES = 128  # as AutoAWQ
+DEFAULT_LENGTH = 512  # as ModelOpt and AutoAWQ
 MAX_SHARD_BYTES = 2_000_000_000
 _GATE = re.compile(r"\s*ppl\s*<=\s*(\d+(?:\.\d+)?)\s*%\s*")
 
