@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from tests.quantize.made import LAYERS, LINEARS, dequantised, run, tensors_of
+from tests.quantize.made import LAYERS, LINEARS, dequantised, random_llama, run, sequences, tensors_of
 
 
 def described(folder: Path, file: str = "config.json") -> Any:
@@ -93,3 +95,29 @@ def test_transformers_runs_fp8_dynamic_by_compressed_tensors(llama: Path, tmp_pa
     state = loaded.state_dict()
     for name, tensor in dequantised(tensors_of(tmp_path / "out")).items():
         torch.testing.assert_close(state[name].float(), tensor, rtol=1e-6, atol=0)
+
+
+def test_modelopt_itself_writes_the_same_checkpoint(llama: Path, tmp_path: Path) -> None:
+    """Calibrated on the same sequences its exporter writes the same tensors, bit for bit, and the same description."""
+    quantization = pytest.importorskip("modelopt.torch.quantization")
+    export = pytest.importorskip("modelopt.torch.export")
+    combined = quantization.utils.update_quant_cfg_with_kv_cache_quant(
+        copy.deepcopy(quantization.FP8_DEFAULT_CFG), quantization.FP8_KV_CFG["quant_cfg"]
+    )
+    model = random_llama()
+    model.config.architectures = ["LlamaForCausalLM"]
+    quantization.quantize(model, combined, lambda m: m(sequences()))
+    with torch.inference_mode():
+        export.export_hf_checkpoint(model, export_dir=tmp_path / "theirs")
+    run(llama, tmp_path / "ours", "fp8-static", kv_cache_dtype="fp8")
+    theirs, ours = load_file(tmp_path / "theirs/model.safetensors"), tensors_of(tmp_path / "ours")
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert (tensor.dtype, tensor.shape) == (theirs[name].dtype, theirs[name].shape), name
+        if name.endswith(("input_scale", "k_scale", "v_scale")):  # sums in another order
+            torch.testing.assert_close(tensor, theirs[name], rtol=1e-5, atol=0)
+        else:
+            assert torch.equal(tensor.view(-1).view(torch.uint8), theirs[name].view(-1).view(torch.uint8)), name
+    for key in ("quant_method", "quant_algo", "config_groups", "kv_cache_scheme"):
+        descriptions = (described(tmp_path / side)["quantization_config"] for side in ("ours", "theirs"))
+        assert len({json.dumps(each[key], sort_keys=True) for each in descriptions}) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,33 @@ def test_the_result_does_not_depend_on_the_size_of_shards(llama: Path, tmp_path:
     small, large = tensors_of(tmp_path / "small"), tensors_of(tmp_path / "large")
     assert small.keys() == large.keys()
     assert all(small[name].float().equal(large[name].float()) for name in small)
+
+
+def test_no_more_than_one_layer_is_held(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a part of the model is built, those before it are gone, and it holds a layer or the embedding, never both."""
+    built, sizes = list[weakref.ref[Any]](), list[int]()
+    build = LayerStack._built
+
+    def watched(self: LayerStack, part: range, *, outer: bool) -> Any:
+        assert not any(each() is not None for each in built)
+        model = build(self, part, outer=outer)
+        built.append(weakref.ref(model))
+        sizes.append(sum(parameter.numel() for parameter in model.parameters()))
+        return model
+
+    monkeypatch.setattr(LayerStack, "_built", watched)
+    run(llama, tmp_path / "out", "fp8-static", kv_cache_dtype="fp8")
+    state = random_llama().state_dict()
+    layer = sum(tensor.numel() for name, tensor in state.items() if ".layers.0." in name) + 2  # the scales of K and V
+    assert sizes == [state["model.embed_tokens.weight"].numel(), *[layer] * LAYERS]
+
+
+def test_activations_are_kept_only_as_long_as_they_are_needed(llama: Path, partial: Path) -> None:
+    """A partial folder has those behind its last layer alone, a finished one none."""
+    kept = [path.name for path in (partial / ".paddock-work").iterdir() if path.name.startswith("activations")]
+    assert kept == [f"activations-{json.loads((partial / MANIFEST).read_text())['layers_done']:05}"]
+    run(llama, partial, "fp8-static", max_shard_bytes=SMALL)
+    assert not (partial / ".paddock-work").exists()
 
 
 def test_a_finished_folder_is_a_model_that_says_what_it_was_made_from(llama: Path, tmp_path: Path) -> None:

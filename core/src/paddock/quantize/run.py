@@ -14,7 +14,7 @@ from torch import Tensor
 
 from paddock import log
 from paddock.checkpoint.source import CONFIG
-from paddock.config import EngineConfig
+from paddock.config import EngineConfig, read_environment
 from paddock.errors import PlanError, QualityError
 from paddock.planning.hardware import GIB
 from paddock.plugins import CheckpointFacts, resolve
@@ -44,6 +44,7 @@ def quantize(
     Raises PaddockError: OptionError, PluginError and CheckpointError before anything is written, CheckpointError where writing
     fails, QualityError where the gate is not passed.
     """
+    log.configure_once(read_environment().log_level)
     job = decided(config, options, tuple(plugins), autoload=autoload)
     folder = OutputFolder.opened(options.out, job.made_from)
     _gate_before(job, folder)
