@@ -29,7 +29,7 @@ def perplexity(model: Any, ids: torch.Tensor) -> float:
 @pytest.mark.model
 @pytest.mark.skipif(not FOLDER.exists(), reason="`make models` fetches SmolLM2")
 def test_smollm2_in_fp8_predicts_as_well(tmp_path: Path) -> None:
-    """Every recipe's weights cost at most 3% of perplexity on text no recipe has seen, and every scale is in the range of trained ones."""
+    """Every recipe's weights cost at most 3% of perplexity on text none has seen; scales are as large as trained models'."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     held_out = read_text("default").kept_apart.words
@@ -40,9 +40,8 @@ def test_smollm2_in_fp8_predicts_as_well(tmp_path: Path) -> None:
         options = QuantizeOptions(recipe=recipe, out=tmp_path / recipe, kv_cache_dtype="fp8", samples=2, sequence_length=64)
         quantize(EngineConfig(model=str(FOLDER), device="cpu"), options)
         found = tensors_of(tmp_path / recipe)
-        assert all(
-            1e-5 < found[name].float().min() <= found[name].float().max() < 10 for name in found if name.endswith("_scale")
-        )
+        scales = torch.cat([tensor.float().flatten() for name, tensor in found.items() if name.endswith("_scale")])
+        assert 1e-5 < scales.min() <= scales.max() < 10
         plain = dequantised(found)
         model.load_state_dict(plain | {"lm_head.weight": plain["model.embed_tokens.weight"]})
         after = perplexity(model, ids)

@@ -59,7 +59,11 @@ def command(
     )
     from paddock.quantize.run import quantize
 
-    manifest = quantize(config, asked)
+    try:
+        manifest = quantize(config, asked)
+    except KeyboardInterrupt:
+        click.echo(f"stopped; the same command goes on with what is finished in {asked.out}", err=True)
+        raise
     size = sum(shard.file.nbytes for shard in manifest.shards)
     click.echo(f"{asked.out}: {manifest.layers_done} layers by {asked.recipe}, {size:,} bytes in {len(manifest.shards)} files")
     if manifest.gate:

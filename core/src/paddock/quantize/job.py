@@ -15,11 +15,11 @@ from attrs import field, frozen
 from torch import Tensor
 
 from paddock.assemble import collect, detect_hardware
-from paddock.checkpoint.source import open_source
+from paddock.checkpoint.source import CONFIG, open_source
 from paddock.config import EngineConfig
-from paddock.errors import OptionError
+from paddock.errors import OptionError, PlanError
 from paddock.planning.hardware import Hardware
-from paddock.plugins import RecipeSpec, resolve
+from paddock.plugins import CheckpointFacts, RecipeSpec, resolve
 from paddock.plugins.discovery import core_version
 from paddock.plugins.provider import Provided
 from paddock.plugins.registry import Registry
@@ -66,6 +66,9 @@ def decided(config: EngineConfig, options: QuantizeOptions, plugins: tuple[objec
     length = 1 if ids_NL is None else ids_NL.shape[1]
     dtype = _computed(checkpoint.dtype, hardware)
     stack = LayerStack(checkpoint=checkpoint, device=torch.device(hardware.device), dtype=getattr(torch, dtype), length=length)
+    files = recipe.files(source.config)
+    if options.gate is not None:
+        _require_readable(files, checkpoint.dtype, registry, options)
     calibration = None
     if ids_NL is not None and text is not None:
         calibration = text.for_calibration.said() | {"samples": len(ids_NL), "sequence_length": length}
@@ -81,7 +84,7 @@ def decided(config: EngineConfig, options: QuantizeOptions, plugins: tuple[objec
         stack=stack,
         ids_NL=ids_NL,
         gate_text=_gate_text(text, options),
-        files=recipe.files(source.config),
+        files=files,
     )
 
 
@@ -138,6 +141,17 @@ def _text(recipe: Recipe, options: QuantizeOptions) -> Text | None:
     if recipe.calibrated or (options.gate is not None and options.gate_text is None):
         return read_text(options.calibration or DEFAULT_TEXT)
     return None
+
+
+def _require_readable(files: Mapping[str, Mapping[str, Any]], dtype: str, registry: Registry, options: QuantizeOptions) -> None:
+    """Raise PlanError for a gate on a format that nothing installed can run."""
+    others = {name: value for name, value in files.items() if name != CONFIG}
+    facts = CheckpointFacts(config=files[CONFIG], dtype=dtype, files=others)
+    if all(resolve(each.spec.detect)(facts) is None for each in registry.quantizations):
+        raise PlanError(
+            f"no installed plugin runs what the recipe {options.recipe!r} writes, so no gate can measure it",
+            fix="upgrade the plugin that brings the format, or leave the gate out",
+        )
 
 
 def _gate_text(text: Text | None, options: QuantizeOptions) -> Text | None:

@@ -13,11 +13,9 @@ import torch
 from torch import Tensor
 
 from paddock import log
-from paddock.checkpoint.source import CONFIG
 from paddock.config import EngineConfig, read_environment
-from paddock.errors import PlanError, QualityError
+from paddock.errors import QualityError
 from paddock.planning.hardware import GIB
-from paddock.plugins import CheckpointFacts, resolve
 from paddock.progress import layer_progress
 from paddock.quantize import gate
 from paddock.quantize.folder import OutputFolder
@@ -95,16 +93,9 @@ def _layer(job: Job, index: int, x_NLE: Tensor | None) -> dict[str, Tensor]:
 
 
 def _gate_before(job: Job, folder: OutputFolder) -> None:
-    """Measure the plain model, unless an interrupted run has; refuse a gate on a format that nothing installed can run."""
+    """Measure the plain model, unless an interrupted run has."""
     if job.gate_text is None:
         return
-    others = {name: value for name, value in job.files.items() if name != CONFIG}
-    facts = CheckpointFacts(config=job.files[CONFIG], dtype=job.checkpoint.dtype, files=others)
-    if all(resolve(each.spec.detect)(facts) is None for each in job.registry.quantizations):
-        raise PlanError(
-            f"no installed plugin runs what the recipe {job.options.recipe!r} writes, so no gate can measure it",
-            fix="upgrade the plugin that brings the format, or leave the gate out",
-        )
     asked = {"limit": job.options.gate, **job.gate_text.said()}
     known = folder.manifest.gate
     if {key: known.get(key) for key in asked} != asked or "before" not in known:
