@@ -12,6 +12,7 @@ from torch import Tensor
 
 from paddock.checkpoint.source import open_source
 from paddock.plugins import CheckpointFacts, resolve
+from paddock.quantize import stack
 from paddock.testing.oracle import relative_rms
 from paddock.testing.paging import step
 from paddock_quant_fp8.plugin import paddock_quantizations
@@ -19,6 +20,7 @@ from tests.assets.built import build
 from tests.quantize.made import (
     FALCON,
     LAYERS,
+    LENGTH,
     LINEARS,
     dequantised,
     random_falcon,
@@ -97,8 +99,12 @@ def test_weights_are_the_source_s_to_the_precision_of_fp8(llama: Path, tmp_path:
         assert ((plain[f"{path}.weight"] - weight).abs() <= half_step * 1.001).all(), path
 
 
-def test_static_scales_are_those_transformers_sees(llama: Path, tmp_path: Path) -> None:
-    """Each input scale is the largest magnitude over the whole text / 448; parts of one product share it."""
+@pytest.mark.parametrize("batch_tokens", [stack.BATCH_TOKENS, 4 * LENGTH, 1])
+def test_static_scales_are_those_transformers_sees(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_tokens: int
+) -> None:
+    """Each input scale is the largest magnitude over the text / 448, whatever runs at once; parts of a product share it."""
+    monkeypatch.setattr(stack, "BATCH_TOKENS", batch_tokens)
     run(llama, tmp_path / "out", "fp8-static", kv_cache_dtype="fp8")
     found = tensors_of(tmp_path / "out")
     largest, cache = observed(random_llama())
@@ -186,6 +192,20 @@ def test_a_falcon_is_quantised_with_kv_scales_beside_its_fused_projection(tmp_pa
         block, layer = f"transformer.h.{i}.self_attention", cache.layers[i]
         assert found[f"{block}.k_scale"].item() == pytest.approx(layer.keys.abs().max().item() / 448, rel=1e-4)
         assert found[f"{block}.v_scale"].item() == pytest.approx(layer.values.abs().max().item() / 448, rel=1e-4)
+
+
+def test_biases_are_copied(tmp_path: Path) -> None:
+    """They stay in the source's dtype beside the weights in FP8."""
+    model = random_llama(attention_bias=True, mlp_bias=True)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.normal_()
+    source = write_model(tmp_path / "plain", model)
+    run(source, tmp_path / "out", "fp8-static")
+    found, largest = tensors_of(tmp_path / "out"), observed(model)[0]
+    for path in PATHS:
+        assert torch.equal(found[f"{path}.bias"], model.state_dict()[f"{path}.bias"])
+        assert found[f"{path}.input_scale"].item() == pytest.approx(largest[path] / 448, rel=1e-4), path
 
 
 def test_a_tied_model_keeps_its_one_table(tmp_path: Path) -> None:
