@@ -158,6 +158,8 @@ def test_a_finished_folder_is_a_model_that_says_what_it_was_made_from(llama: Pat
     for shard in manifest.shards:
         assert (tmp_path / "out" / shard.file.name).stat().st_size == shard.file.nbytes
         assert folders._sha256(tmp_path / "out" / shard.file.name) == shard.file.sha256
+    modes = {(tmp_path / "out" / name).stat().st_mode for name in (MANIFEST, *(shard.file.name for shard in manifest.shards))}
+    assert len(modes) == 1
 
 
 @pytest.fixture

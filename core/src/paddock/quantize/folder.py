@@ -153,6 +153,7 @@ class OutputFolder:
         with _writing(path):
             self._work.mkdir(exist_ok=True)
             save_file(dict(tensors), path, metadata={"format": "pt"})
+            shutil.copymode(self.path / MANIFEST, path)  # safetensors makes files that only their owner can read
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             return File(name=name, nbytes=path.stat().st_size, sha256=_sha256(path))
