@@ -237,6 +237,21 @@ def test_a_folder_with_anything_else_in_it_is_refused(llama: Path, tmp_path: Pat
     assert (llama / "model.safetensors").exists()
 
 
+def test_a_folder_another_run_writes_is_refused(llama: Path, partial: Path) -> None:
+    """Two runs would overwrite each other's shards; once the other has ended, this one goes on."""
+    made_from = json.loads((partial / MANIFEST).read_text())["made_from"]
+    with folders.OutputFolder.opened(partial, made_from), pytest.raises(OptionError, match="another run is writing"):
+        run(llama, partial, "fp8-static", max_shard_bytes=SMALL)
+    assert run(llama, partial, "fp8-static", max_shard_bytes=SMALL).status == "complete"
+
+
+def test_a_run_stopped_before_its_manifest_was_written_leaves_nothing_in_the_way(llama: Path, tmp_path: Path) -> None:
+    """A folder with nothing but the beginnings of a run counts as empty."""
+    (tmp_path / "out/.paddock-work").mkdir(parents=True)
+    (tmp_path / "out" / f"{MANIFEST}.new").write_text("{")
+    assert run(llama, tmp_path / "out", "fp8-dynamic").status == "complete"
+
+
 def test_a_folder_that_cannot_be_made_is_an_error(llama: Path, tmp_path: Path) -> None:
     """Its place is a file."""
     (tmp_path / "file").write_text("")

@@ -6,6 +6,7 @@ it for a model. At the end shards get their final names, small files and the ind
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -25,6 +26,7 @@ from paddock.errors import CheckpointError, OptionError
 from paddock.quantize.manifest import MANIFEST, PARTIAL, File, Manifest, Shard, differences, read_manifest, write_json
 
 _WORK = ".paddock-work"
+_BEGUN = (_WORK, f"{MANIFEST}.new")
 _STATE = "residual_stream"
 _SMALL_BYTES = 64 << 20
 _WEIGHTS = (*PICKLES, ".safetensors", ".gguf", ".onnx", ".h5", ".msgpack", ".index.json")
@@ -40,31 +42,29 @@ class OutputFolder:
         self._fresh: list[Shard] = []
 
     @classmethod
-    def opened(cls, path: Path, made_from: Mapping[str, Any]) -> OutputFolder:
-        """Return the folder, begun or resumed.
+    @contextmanager
+    def opened(cls, path: Path, made_from: Mapping[str, Any]) -> Iterator[OutputFolder]:
+        """Yield the folder, begun or resumed, for this run alone.
 
-        Raises OptionError where something else is in it, where it is finished, or where it was begun from something else, and
-        CheckpointError where it cannot be written or what it holds is damaged.
+        Raises OptionError where something else is in it, where it is finished, was begun from something else, or another run
+        writes it, and CheckpointError where it cannot be written or what it holds is damaged.
         """
         names = _names(path)
-        if MANIFEST not in names and names:
+        if MANIFEST in names:
+            _refuse_finished(path, read_manifest(path))
+        elif names:
             raise OptionError(f"out is {str(path)!r}, which is not empty: it holds {names[0]!r}", fix="name a new folder")
-        if MANIFEST not in names:
-            with _writing(path):
-                (path / _WORK).mkdir(parents=True, exist_ok=True)
-                manifest = Manifest(status=PARTIAL, made_from=dict(made_from))
-                manifest.write(path)
-            return cls(path, manifest)
-        folder = cls(path, read_manifest(path))
-        folder._check_resumable(made_from)
-        return folder
+        with _writing(path):
+            (path / _WORK).mkdir(parents=True, exist_ok=True)
+        with _alone(path):
+            if MANIFEST not in names:
+                with _writing(path):
+                    Manifest(status=PARTIAL, made_from=dict(made_from)).write(path)
+            folder = cls(path, read_manifest(path))
+            folder._check_resumable(made_from)
+            yield folder
 
     def _check_resumable(self, made_from: Mapping[str, Any]) -> None:
-        if self.manifest.status != PARTIAL:
-            raise OptionError(
-                f"out is {str(self.path)!r}, which holds a quantised model already ({self.manifest.status})",
-                fix="name a new folder",
-            )
         changed = differences(self.manifest.made_from, made_from)
         if changed:
             lines = "".join(f"\n    {line}" for line in changed)
@@ -170,9 +170,32 @@ def _writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keep other runs out of a folder; the system lets go of the lock when the process ends, however it ends."""
+    with _writing(path):
+        lock = (path / _WORK / "lock").open("w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OptionError(
+                f"out is {str(path)!r}, which another run is writing", fix="wait for it, or name a new folder"
+            ) from None
+        yield
+
+
+def _refuse_finished(path: Path, manifest: Manifest) -> None:
+    if manifest.status != PARTIAL:
+        raise OptionError(
+            f"out is {str(path)!r}, which holds a quantised model already ({manifest.status})", fix="name a new folder"
+        )
+
+
 def _names(path: Path) -> list[str]:
+    """Return what is in a folder, but for what a run leaves that was stopped before it wrote its manifest."""
     try:
-        return sorted(each.name for each in path.iterdir()) if path.exists() else []
+        return sorted(each.name for each in path.iterdir() if each.name not in _BEGUN) if path.exists() else []
     except OSError as error:
         raise OptionError(f"out is {str(path)!r}: {error.strerror}", fix="name a new folder") from error
 

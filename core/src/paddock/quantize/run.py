@@ -44,12 +44,12 @@ def quantize(
     """
     log.configure_once(read_environment().log_level)
     job = decided(config, options, tuple(plugins), autoload=autoload)
-    folder = OutputFolder.opened(options.out, job.made_from)
-    _gate_before(job, folder)
-    _write_layers(job, folder, progress)
-    folder.finish(job.checkpoint.source.folder, job.files)
-    _gate_after(job, folder)
-    folder.close(COMPLETE)
+    with OutputFolder.opened(options.out, job.made_from) as folder:
+        _gate_before(job, folder)
+        _write_layers(job, folder, progress)
+        folder.finish(job.checkpoint.source.folder, job.files)
+        _gate_after(job, folder)
+        folder.close(COMPLETE)
     return folder.manifest
 
 
