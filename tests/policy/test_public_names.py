@@ -15,15 +15,15 @@ from tests.policy.source_tree import DISTRIBUTIONS, ROOT
 PUBLIC = {
     "paddock": """
         LLM CheckpointError CompletionOutput EngineConfig KernelError Logprob ModelConfigError OptionError PaddockError PlanError
-        PluginError QueueFullError RequestError RequestOutput SamplingParams Timings __version__""",
+        PluginError QualityError QueueFullError RequestError RequestOutput SamplingParams Timings __version__""",
     "paddock.assemble": "assemble plan",
     "paddock.axes": """
         EMBED FFN FP8_STATIC FP8_TOKEN HEADS INPUT_FORMATS KV_HEADS PLAIN VOCAB WHOLE
         Embedding Linear Module Part Scheme Shard Tensor TensorAxis Unquantized Vector WeightTable left_plain""",
     "paddock.checkpoint.load": "load",
     "paddock.errors": """
-        CheckpointError KernelError ModelConfigError OptionError PaddockError PlanError PluginError QueueFullError RequestError
-        did_you_mean""",
+        CheckpointError KernelError ModelConfigError OptionError PaddockError PlanError PluginError QualityError QueueFullError
+        RequestError did_you_mean""",
     "paddock.evaluation": """
         ChoiceResult Comparison Documents Perplexity Question TASKS Task choices compare fetch perplexity read_documents""",
     "paddock.execution.randomness": "drawn_seed gumbel mix64 noise_bits seed_words token_terms",
@@ -39,8 +39,11 @@ PUBLIC = {
         BOOKKEEPING ConfigReader MAX_LAYERS MAX_POSITIONS MAX_SIZE ROPE_KINDS RopeSpec eos_token_ids parse_rope""",
     "paddock.plugins": """
         AttentionNeeds AttentionSpec CheckpointFacts CommandSpec Issue ModelSpec ObserverSpec OpSpec ParallelSpec QuantizationSpec
-        hookimpl resolve""",
+        RecipeSpec hookimpl resolve""",
     "paddock.plugins.host": "PluginHost",
+    "paddock.quantize.options": "DEFAULT_LENGTH DEFAULT_SAMPLES DEFAULT_TEXT MAX_SHARD_BYTES QuantizeOptions parse_gate",
+    "paddock.quantize.recipe": "LayerWork PlainLayer PlainLinear Recipe RecipeInputs",
+    "paddock.quantize.run": "quantize",
     "paddock.testing.contracts": """
         BuiltModel MODEL_BOUND build_model check_batching check_chunking check_model check_parameters check_pipeline
         check_tensor_parallel checkpoint load""",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         PaddockError,
         PlanError,
         PluginError,
+        QualityError,
         QueueFullError,
         RequestError,
     )
@@ -43,6 +44,7 @@ __all__ = [
     "PaddockError",
     "PlanError",
     "PluginError",
+    "QualityError",
     "QueueFullError",
     "RequestError",
     "RequestOutput",
@@ -61,6 +63,7 @@ _HOMES = {
         "PaddockError",
         "PlanError",
         "PluginError",
+        "QualityError",
         "QueueFullError",
         "RequestError",
     ),

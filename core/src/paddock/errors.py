@@ -39,6 +39,10 @@ class CheckpointError(PaddockError):
     """The files of a model are missing, malformed, or do not match its config."""
 
 
+class QualityError(PaddockError):
+    """A quantised model is further from its source than was allowed."""
+
+
 class KernelError(PaddockError):
     """A kernel does not compile or launch for what it was given; nothing else was run in its place."""
 

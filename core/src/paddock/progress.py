@@ -67,3 +67,34 @@ def count_progress(label: str, *, shown: bool | None = None) -> Iterator[Callabl
     with Progress(*columns, console=Console(stderr=True), transient=shown is None) as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def layer_progress(total: int, *, done: int = 0, shown: bool | None = None) -> Iterator[Callable[[int], None]]:
+    """Yield what to call after each layer with the bytes it takes; `shown` None means when standard error is a terminal."""
+    if not (sys.stderr.isatty() if shown is None else shown):
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.filesize import decimal
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("layers, {task.fields[size]}"),
+        TimeElapsedColumn(),
+        TextColumn("gone,"),
+        TimeRemainingColumn(),
+        TextColumn("to go"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=shown is None) as bar:
+        task = bar.add_task("", total=total, completed=done, size=decimal(0))
+        size = 0
+
+        def advance(layer_bytes: int) -> None:
+            nonlocal size
+            size += layer_bytes
+            bar.update(task, advance=1, size=decimal(size))
+
+        yield advance

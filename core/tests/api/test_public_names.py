@@ -21,6 +21,7 @@ NAMES = [
     "PaddockError",
     "PlanError",
     "PluginError",
+    "QualityError",
     "QueueFullError",
     "RequestError",
     "RequestOutput",

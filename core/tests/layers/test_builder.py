@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from attrs import evolve
 from torch import nn
 
 from paddock import axes
@@ -183,3 +184,13 @@ def test_packing_changes_no_product_and_gives_the_weight_back() -> None:
 def test_alibi_slopes_are_the_papers(heads: int, expected: list[float]) -> None:
     """A power of two of heads gets a geometric series; the rest, odd powers of its root."""
     assert alibi_slopes(heads).tolist() == pytest.approx(expected)
+
+
+def test_without_outer_a_stage_holds_its_layers_alone() -> None:
+    """Neither the embedding of the first nor the head of the last, so that a layer can be looked at by itself."""
+    for stage in (range(1), range(4), range(3, 4)):
+        make = evolve(builder(layers=stage), outer=False)
+        outer = nn.ModuleList([make.embedding("embed"), make.norm("norm", eps=1e-5), make.linear("head"), make.linear("tied")])
+        assert not list(outer.parameters())
+        assert not targets(outer)
+        assert list(make.layer(stage.start).linear("up").parameters())

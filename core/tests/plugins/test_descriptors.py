@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from paddock.errors import PluginError
-from paddock.plugins import AttentionSpec, CommandSpec, Issue, ModelSpec, OpSpec, ParallelSpec, QuantizationSpec
+from paddock.plugins import AttentionSpec, CommandSpec, Issue, ModelSpec, OpSpec, ParallelSpec, QuantizationSpec, RecipeSpec
 
 
 def attention(**changes: Any) -> AttentionSpec:
@@ -45,6 +45,8 @@ REFUSED: dict[str, tuple[Callable[[], object], str, str]] = {
     "nesting": (lambda: parallel(nesting="outer"), "nesting is 'outer'", "whole number"),
     "size": (lambda: parallel(max_size=0), "max_size holds 0", "above 0"),
     "quantisation": (lambda: QuantizationSpec(name="q", detect="a:b", method="a:b", devices=["gpu"]), "holds 'gpu'", "cpu"),
+    "recipe": (lambda: RecipeSpec(name="r", create="a:b", kv_cache_dtypes=["int8"]), "kv_cache_dtypes holds 'int8'", "fp8"),
+    "recipe made by": (lambda: RecipeSpec(name="r", create="a.b"), "create is 'a.b'", "package.module:attribute"),
     "help": (lambda: CommandSpec(name="a", command="a:b", help=None), "help is None", "text"),  # type: ignore[arg-type]
     "code": (lambda: Issue(level="info", code="", message="m"), "code is ''", "name"),
     "summary": (

@@ -16,6 +16,7 @@ from paddock.plugins.provider import Provided
 LISTED = {
     "models": kinds.MODELS,
     "quantizations": kinds.QUANTIZATIONS,
+    "recipes": kinds.RECIPES,
     "attention": kinds.ATTENTION,
     "parallel": kinds.PARALLEL,
     "ops": kinds.OPS,

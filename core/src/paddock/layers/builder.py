@@ -49,8 +49,9 @@ class Absent(nn.Module):
 class Builder:
     """Makes the modules of one rank. `layers` is the range of layer indices it holds; None means all.
 
-    `method_for(checkpoint path of the first part, declaration)` says how a linear is stored. The first stage holds the
-    embeddings, the last the norm and head; on the others these names give `Absent` modules.
+    Without `outer` it holds these layers and nothing outside them. `method_for(checkpoint path of the first part, declaration)`
+    says how a linear is stored. The first stage holds the embeddings, the last the norm and head; on the others these names give
+    `Absent` modules.
     """
 
     table: axes.WeightTable = field(kw_only=False)
@@ -62,6 +63,7 @@ class Builder:
     max_model_len: int
     shard: axes.Shard = axes.WHOLE
     communicator: Communicator | None = None
+    outer: bool = True
     _layers: range | None = None
     _index: int | None = None
     _made: _Made = field(factory=_Made)
@@ -78,7 +80,7 @@ class Builder:
     def embedding(self, name: str) -> nn.Module:
         """Return the token embedding."""
         declared = self._declared(name, axes.Embedding)
-        if self.layers.start != 0:
+        if self.layers.start != 0 or not self.outer:
             return Absent()
         reduce = self._group.all_reduce if self._is_cut(declared.rows) else None
         embedding = Embedding(
@@ -177,7 +179,7 @@ class Builder:
 
     @property
     def _elsewhere(self) -> bool:
-        return self._index is None and self.layers.stop != self.table.num_layers
+        return self._index is None and (self.layers.stop != self.table.num_layers or not self.outer)
 
     @property
     def _group(self) -> Communicator:

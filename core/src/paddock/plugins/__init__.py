@@ -11,6 +11,7 @@ from paddock.plugins.descriptors import (
     OpSpec,
     ParallelSpec,
     QuantizationSpec,
+    RecipeSpec,
     resolve,
 )
 from paddock.plugins.hookspecs import hookimpl
@@ -26,6 +27,7 @@ __all__ = [
     "OpSpec",
     "ParallelSpec",
     "QuantizationSpec",
+    "RecipeSpec",
     "hookimpl",
     "resolve",
 ]

@@ -37,9 +37,10 @@ COMMANDS = {
     "bench": "Measure throughput, latency, start-up or kernels, with what each figure means.",
     "eval": "Measure how well a model predicts a text and answers multiple-choice questions.",
     "compare": "Hold two models, or two plans of one, beside each other: KL divergence, first choices, perplexity.",
+    "quantize": "Make a quantised checkpoint of a plain one, layer by layer, by a recipe.",
     "plan": "Say what would run, why, and whether it fits, from config.json alone.",
     "plugins": "Show every plugin found: what it brings, or why it failed.",
-    "list": "List the models, formats, backends, strategies or ops that are installed.",
+    "list": "List the models, formats, recipes, backends, strategies or ops that are installed.",
 }
 
 

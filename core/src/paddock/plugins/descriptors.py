@@ -176,7 +176,6 @@ class QuantizationSpec:
 
     `detect`: light; `CheckpointFacts` to an `axes.Scheme`, or None when the checkpoint is not of this format.
     `method`: heavy; (scheme, checkpoint path, `axes.Linear`) to a `layers.LinearMethod` for that linear.
-    `recipe`: heavy; calibration recipe that makes such a checkpoint, or None.
     """
 
     name: str = field(validator=_name)
@@ -186,7 +185,20 @@ class QuantizationSpec:
     min_compute_capability: tuple[int, int] | None = field(default=None, validator=_capability)
     dtypes: frozenset[str] = field(default=frozenset({"bfloat16", "float16", "float32"}), converter=_name_set, validator=_dtype)
     kv_cache_dtypes: frozenset[str] = field(default=frozenset(), converter=_name_set, validator=_kv_dtype)
-    recipe: str | None = field(default=None, validator=_optional_reference)
+    summary: str = field(default="", validator=_text)
+
+
+@frozen(kw_only=True)
+class RecipeSpec:
+    """A way to make a quantised checkpoint of a plain one: what `paddock quantize --recipe NAME` runs.
+
+    `create`: heavy; `quantize.recipe.RecipeInputs` to a `quantize.recipe.Recipe`; raises OptionError for an unsuitable model.
+    `kv_cache_dtypes` are those it can find KV scales for.
+    """
+
+    name: str = field(validator=_name)
+    create: str = field(validator=_reference)
+    kv_cache_dtypes: frozenset[str] = field(default=frozenset(), converter=_name_set, validator=_kv_dtype)
     summary: str = field(default="", validator=_text)
 
 

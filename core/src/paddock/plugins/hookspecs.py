@@ -28,6 +28,12 @@ def paddock_quantizations() -> Iterable[d.QuantizationSpec]:
 
 
 @hookspec
+def paddock_recipes() -> Iterable[d.RecipeSpec]:
+    """Return the ways to make a quantised checkpoint this plugin adds."""
+    raise NotImplementedError
+
+
+@hookspec
 def paddock_attention_backends() -> Iterable[d.AttentionSpec]:
     """Return the attention backends this plugin adds."""
     raise NotImplementedError

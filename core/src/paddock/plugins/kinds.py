@@ -40,9 +40,10 @@ def _serve_the_same(one: d.OpSpec, other: d.OpSpec) -> bool:
 
 MODELS = Kind("models", "architecture", "paddock_models", d.ModelSpec, lambda spec: spec.architectures, _always)
 QUANTIZATIONS = Kind("quantizations", "quantization", "paddock_quantizations", d.QuantizationSpec, _own_name, _always)
+RECIPES = Kind("recipes", "recipe", "paddock_recipes", d.RecipeSpec, _own_name, _always)
 ATTENTION = Kind("attention_backends", "attention backend", "paddock_attention_backends", d.AttentionSpec, _own_name, _always)
 PARALLEL = Kind("parallel_strategies", "parallel strategy", "paddock_parallel_strategies", d.ParallelSpec, _own_name, _always)
 OPS = Kind("ops", "op", "paddock_ops", d.OpSpec, lambda spec: (spec.op,), _serve_the_same)
 COMMANDS = Kind("commands", "command", "paddock_commands", d.CommandSpec, _own_name, _always)
 OBSERVERS = Kind("observers", "observer", "paddock_observers", d.ObserverSpec, _own_name, _always)
-KINDS = (MODELS, QUANTIZATIONS, ATTENTION, PARALLEL, OPS, COMMANDS, OBSERVERS)
+KINDS = (MODELS, QUANTIZATIONS, RECIPES, ATTENTION, PARALLEL, OPS, COMMANDS, OBSERVERS)

@@ -33,7 +33,10 @@ KNOWN = (
     KnownPlugin(
         plugin="quant-fp8",
         distribution="paddock-quant-fp8",
-        brings={kinds.QUANTIZATIONS.name: ("fbgemm_fp8", "fp8")},
+        brings={
+            kinds.QUANTIZATIONS.name: ("fbgemm_fp8", "fp8"),
+            kinds.RECIPES.name: ("fp8-static", "fp8-dynamic", "fp8-official"),
+        },
     ),
     KnownPlugin(
         plugin="quant-awq",

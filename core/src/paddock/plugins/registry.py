@@ -30,6 +30,7 @@ class Registry:
 
     models: tuple[Provided[d.ModelSpec], ...]
     quantizations: tuple[Provided[d.QuantizationSpec], ...]
+    recipes: tuple[Provided[d.RecipeSpec], ...]
     attention_backends: tuple[Provided[d.AttentionSpec], ...]
     parallel_strategies: tuple[Provided[d.ParallelSpec], ...]
     ops: tuple[Provided[d.OpSpec], ...]
@@ -51,6 +52,10 @@ class Registry:
     def quantization(self, name: str) -> Provided[d.QuantizationSpec]:
         """Return the quantisation format of that name; raise PluginError with the way out."""
         return self._only(kinds.QUANTIZATIONS, self.quantizations, name)
+
+    def recipe(self, name: str) -> Provided[d.RecipeSpec]:
+        """Return the recipe of that name; raise PluginError with the way out."""
+        return self._only(kinds.RECIPES, self.recipes, name)
 
     def attention(self, name: str) -> Provided[d.AttentionSpec]:
         """Return the attention backend of that name; raise PluginError with the way out."""

@@ -1,0 +1,185 @@
+"""What a run is to do, decided and checked before anything is written.
+
+N sequences, L tokens a sequence.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import field, frozen
+from torch import Tensor
+
+from paddock.assemble import collect, detect_hardware
+from paddock.checkpoint.source import CONFIG, open_source
+from paddock.config import EngineConfig
+from paddock.errors import OptionError, PlanError
+from paddock.planning.hardware import Hardware
+from paddock.plugins import CheckpointFacts, RecipeSpec, resolve
+from paddock.plugins.discovery import core_version
+from paddock.plugins.provider import Provided
+from paddock.plugins.registry import Registry
+from paddock.quantize.options import DEFAULT_TEXT, QuantizeOptions
+from paddock.quantize.recipe import Recipe, RecipeInputs
+from paddock.quantize.source import PlainCheckpoint, open_plain
+from paddock.quantize.stack import LayerStack
+from paddock.quantize.text import Text, read_text, sequences
+from paddock.text.tokenizer import read_tokenizer
+
+
+@frozen(eq=False, kw_only=True)
+class Job:
+    """A run: `made_from` is what its result depends on, `ids_NL` the calibration sequences, None where nothing is run."""
+
+    config: EngineConfig
+    options: QuantizeOptions
+    registry: Registry
+    plugins: tuple[object, ...]
+    autoload: bool
+    checkpoint: PlainCheckpoint
+    recipe: Recipe
+    made_from: Mapping[str, Any]
+    stack: LayerStack
+    ids_NL: Tensor | None
+    gate_text: Text | None
+    files: Mapping[str, Mapping[str, Any]] = field(repr=False)
+
+
+def decided(config: EngineConfig, options: QuantizeOptions, plugins: tuple[object, ...], *, autoload: bool) -> Job:
+    """Return the run; raise PaddockError for a model, a recipe, a text or an option with which there can be none."""
+    registry = collect(config, plugins=plugins, autoload=autoload)
+    provided = registry.recipe(options.recipe)
+    _check_kv(provided.spec, options)
+    source = open_source(config.model, revision=config.revision)
+    checkpoint = open_plain(source, config, registry)
+    recipe: Recipe = resolve(provided.spec.create)(
+        RecipeInputs(table=checkpoint.table, dtype=checkpoint.dtype, kv_cache_dtype=options.kv_cache_dtype)
+    )
+    _check_used(recipe, options)
+    text = _text(recipe, options)
+    ids_NL = None if text is None or not recipe.calibrated else _sequences(text, config, options, checkpoint)
+    hardware = detect_hardware(config)
+    length = 1 if ids_NL is None else ids_NL.shape[1]
+    dtype = _computed(checkpoint.dtype, hardware)
+    stack = LayerStack(checkpoint=checkpoint, device=torch.device(hardware.device), dtype=getattr(torch, dtype), length=length)
+    files = recipe.files(source.config)
+    if options.gate is not None:
+        _require_readable(files, checkpoint.dtype, registry, options)
+    calibration = None
+    if ids_NL is not None and text is not None:
+        calibration = text.for_calibration.said() | {"samples": len(ids_NL), "sequence_length": length}
+    return Job(
+        config=config,
+        options=options,
+        registry=registry,
+        plugins=plugins,
+        autoload=autoload,
+        checkpoint=checkpoint,
+        recipe=recipe,
+        made_from=_made_from(provided, options, checkpoint, calibration, f"{hardware.device} {dtype}"),
+        stack=stack,
+        ids_NL=ids_NL,
+        gate_text=_gate_text(text, options),
+        files=files,
+    )
+
+
+def _made_from(
+    provided: Provided[RecipeSpec],
+    options: QuantizeOptions,
+    checkpoint: PlainCheckpoint,
+    calibration: dict[str, Any] | None,
+    computed: str,
+) -> dict[str, Any]:
+    source, by = checkpoint.source, provided.provider
+    return {
+        "recipe": provided.spec.name,
+        "kv_cache_dtype": options.kv_cache_dtype,
+        "max_shard_bytes": options.max_shard_bytes,
+        "source": {
+            "name": source.folder.resolve().name if source.revision is None else source.name,
+            "revision": source.revision,
+            "fingerprint": checkpoint.fingerprint(),
+        },
+        "calibration": calibration,
+        "computed": computed,
+        "versions": {
+            "paddock": core_version(),
+            by.distribution: by.version,
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _check_kv(spec: RecipeSpec, options: QuantizeOptions) -> None:
+    wanted = options.kv_cache_dtype
+    if wanted is not None and wanted not in spec.kv_cache_dtypes:
+        able = ", ".join(sorted(spec.kv_cache_dtypes))
+        fix = f"it stores them for {able}" if able else "leave --kv-cache out, or choose another recipe: paddock list recipes"
+        raise OptionError(f"the recipe {spec.name!r} stores no scales for a KV cache in {wanted!r}", fix=fix)
+
+
+def _check_used(recipe: Recipe, options: QuantizeOptions) -> None:
+    """Raise OptionError for calibration options that nothing would read."""
+    given = {"samples": options.samples, "sequence_length": options.sequence_length}
+    if options.gate is None or options.gate_text is not None:
+        given["calibration"] = options.calibration  # type: ignore[assignment]
+    for name, value in given.items():
+        if value is not None and not recipe.calibrated:
+            raise OptionError(
+                f"{name} is {value!r}, but nothing would read it: the recipe {options.recipe!r} is not calibrated",
+                fix=f"leave {name} out",
+            )
+
+
+def _text(recipe: Recipe, options: QuantizeOptions) -> Text | None:
+    if recipe.calibrated or (options.gate is not None and options.gate_text is None):
+        return read_text(options.calibration or DEFAULT_TEXT)
+    return None
+
+
+def _require_readable(files: Mapping[str, Mapping[str, Any]], dtype: str, registry: Registry, options: QuantizeOptions) -> None:
+    """Raise PlanError for a gate on a format that nothing installed can run."""
+    others = {name: value for name, value in files.items() if name != CONFIG}
+    facts = CheckpointFacts(config=files[CONFIG], dtype=dtype, files=others)
+    if all(resolve(each.spec.detect)(facts) is None for each in registry.quantizations):
+        raise PlanError(
+            f"no installed plugin runs what the recipe {options.recipe!r} writes, so no gate can measure it",
+            fix="upgrade the plugin that brings the format, or leave the gate out",
+        )
+
+
+def _gate_text(text: Text | None, options: QuantizeOptions) -> Text | None:
+    if options.gate is None:
+        return None
+    if options.gate_text is not None:
+        return read_text(str(options.gate_text))
+    assert text is not None
+    return text.kept_apart
+
+
+def _sequences(text: Text, config: EngineConfig, options: QuantizeOptions, checkpoint: PlainCheckpoint) -> Tensor:
+    """Return the calibration sequences, all of which the model can take."""
+    folder = Path(config.tokenizer) if config.tokenizer else checkpoint.source.folder
+    ids_NL = sequences(text.for_calibration, read_tokenizer(folder), options)
+    longest, known = checkpoint.config.max_model_len, checkpoint.config.vocab_size
+    if ids_NL.shape[1] > longest:
+        raise OptionError(
+            f"sequence_length is {ids_NL.shape[1]}, and the model takes at most {longest} tokens", fix="lower sequence_length"
+        )
+    if int(ids_NL.max()) >= known:
+        raise OptionError(
+            f"the tokenizer gives token {int(ids_NL.max())}, and the model knows {known}", fix="use the model's own tokenizer"
+        )
+    return ids_NL
+
+
+def _computed(saved: str, hardware: Hardware) -> str:
+    """Return the dtype layers are run in: the checkpoint's, or where a CPU is slow in that, float32, which holds it exactly."""
+    quick = saved == "bfloat16" and hardware.bf16_instructions
+    return saved if hardware.device == "cuda" or quick else "float32"

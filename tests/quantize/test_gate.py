@@ -1,0 +1,142 @@
+"""The gate: perplexity before and after, on text that calibration never read; and the command line around it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paddock.cli.main import main
+from paddock.errors import OptionError, PlanError, QualityError
+from paddock.quantize import gate
+from paddock.quantize.manifest import MANIFEST
+from paddock.quantize.options import parse_gate
+from paddock.quantize.text import read_text
+from paddock.testing.text import byte_level_tokenizer
+from tests.quantize.made import TEXT, run
+
+
+def test_the_gate_measures_both_models_on_what_calibration_did_not_read(llama: Path, tmp_path: Path) -> None:
+    """The last fifth of the text; both figures and their growth are in the manifest."""
+    text = str(llama.parent / "text.txt")
+    manifest = run(llama, tmp_path / "out", "fp8-official", gate=10.0, calibration=text)
+    found = manifest.gate
+    held_out = read_text(text).kept_apart.words
+    assert TEXT.endswith(held_out)
+    assert len(held_out) == pytest.approx(len(TEXT) / 5, abs=20)
+    tokens = len(byte_level_tokenizer().encode(held_out))
+    windows = -(-tokens // 63)
+    assert found["before"]["tokens"] == found["after"]["tokens"] == tokens - windows
+    assert found["growth"] == found["after"]["perplexity"] / found["before"]["perplexity"] - 1
+    assert found["before"] != found["after"]
+    assert manifest.status == "complete"
+
+
+def test_a_text_of_its_own_may_be_given(llama: Path, tmp_path: Path) -> None:
+    """It is read whole."""
+    (tmp_path / "held.txt").write_text(TEXT[:300])
+    manifest = run(llama, tmp_path / "out", "fp8-official", gate=10.0, gate_text=tmp_path / "held.txt")
+    assert (manifest.gate["part"], manifest.gate["text"], manifest.gate["bytes"]) == ("all", "held.txt", 300)
+
+
+@pytest.fixture
+def worse(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Make every quantised model 2% worse than its source; return what is measured."""
+    measured: list[str] = []
+
+    def measure(folder: str, *arguments: Any, **options: Any) -> dict[str, float]:
+        measured.append(Path(folder).name)
+        return {"tokens": 10, "nats": 1.0, "perplexity": 10.0 if measured[-1] == "llama" else 10.2}
+
+    monkeypatch.setattr(gate, "measure", measure)
+    return measured
+
+
+def test_a_model_that_is_worse_than_allowed_fails_and_is_kept_marked(llama: Path, tmp_path: Path, worse: list[str]) -> None:
+    """The error has both figures; the folder is whole, and its manifest says failed."""
+    with pytest.raises(QualityError, match=r"grown by 2\.00%, from 10\.000 to 10\.200; the gate allows 1\.00%"):
+        run(llama, tmp_path / "out", "fp8-official", gate=0.01)
+    assert json.loads((tmp_path / "out" / MANIFEST).read_text())["status"] == "failed"
+    assert (tmp_path / "out/config.json").exists()
+    assert worse == ["llama", "out"]
+
+
+def test_a_model_within_the_limit_passes(llama: Path, tmp_path: Path, worse: list[str]) -> None:
+    """Growth of exactly what is allowed is allowed."""
+    assert run(llama, tmp_path / "out", "fp8-official", gate=0.021).status == "complete"
+
+
+def test_a_perplexity_that_is_no_number_fails() -> None:
+    """NaN compares with nothing, and must not pass for that."""
+    found = {"limit": 0.5, "before": {"perplexity": 10.0}, "after": {"perplexity": math.nan}}
+    with pytest.raises(QualityError):
+        gate.require_passed(Path("out"), found)
+
+
+def test_a_gate_nothing_can_measure_is_refused_before_the_work(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no installed plugin reads the format that the recipe writes."""
+    monkeypatch.setattr("paddock_quant_fp8.detect.detect_fbgemm", lambda facts: None)
+    with pytest.raises(PlanError, match="no gate can measure it"):
+        run(llama, tmp_path / "out", "fp8-official", gate=0.01)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("text", "share"), [("ppl<=1%", 0.01), ("ppl <= 0.5 %", 0.005), ("ppl<=0%", 0.0)])
+def test_a_gate_is_read_as_written(text: str, share: float) -> None:
+    """Spaces do not matter."""
+    assert parse_gate(text) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("text", ["ppl<1%", "ppl<=1", "mmlu>=50%", ""])
+def test_a_gate_of_another_form_is_refused(text: str) -> None:
+    """With the form to write."""
+    with pytest.raises(OptionError, match="gate is") as raised:
+        parse_gate(text)
+    assert "ppl<=1%" in raised.value.fix
+
+
+def test_the_command_writes_the_model_and_says_what_it_made(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line for the folder, one for the gate."""
+    text = str(llama.parent / "text.txt")
+    words = ["quantize", str(llama), "--recipe", "fp8-official", "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert main([*words, "--gate", "ppl<=1000%", "--calibration", text]) == 0
+    shown = capsys.readouterr()
+    assert f"{tmp_path / 'out'}: 4 layers by fp8-official, " in shown.out
+    assert "perplexity " in shown.out
+    assert json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]["quant_method"] == "fbgemm_fp8"
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "says"),
+    [
+        (["--recipe", "fp8-statik"], 1, "did you mean 'fp8-static'?"),
+        (["--gate", "ppl"], 2, "write it as ppl<=1%"),
+        (["--samples", "0"], 2, "samples is 0"),
+        (["--kv-cache", "int8"], 2, "no scales for a KV cache in 'int8'"),
+    ],
+)
+def test_the_command_fails_with_one_block(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: list[str], code: int, says: str
+) -> None:
+    """On standard error, and nothing is written."""
+    words = ["quantize", str(llama), "--recipe", "fp8-static", "--out", str(tmp_path / "out"), "--device", "cpu", *changes]
+    assert main(words) == code
+    shown = capsys.readouterr()
+    assert says in shown.err
+    assert shown.out == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    """With who brings them."""
+    assert main(["list", "recipes"]) == 0
+    names = [line.split()[:3] for line in capsys.readouterr().out.splitlines()]
+    assert [name for name, *_ in names] == ["recipe", "fp8-static", "fp8-dynamic", "fp8-official"]
+    assert names[1][1:] == ["quant-fp8", "paddock-quant-fp8"]

@@ -1,0 +1,325 @@
+"""A run that is interrupted goes on, and its result is the same; whatever is wrong is said before anything is lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import save_file
+from torch import Tensor
+
+from paddock.errors import CheckpointError, OptionError, PaddockError, PluginError
+from paddock.quantize import folder as folders
+from paddock.quantize.manifest import MANIFEST, write_json
+from paddock.quantize.stack import LayerStack, LoadedLayer
+from tests.quantize.made import LAYERS, LENGTH, SAMPLES, TEXT, random_llama, run, tensors_of, write_model
+
+SMALL = 60_000  # bytes a shard: about one layer
+RECIPES = ("fp8-static", "fp8-dynamic", "fp8-official")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return every file of a finished folder."""
+    assert all(path.is_file() for path in folder.iterdir())
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, layer: int) -> list[int]:
+    """Stop every later run where it would load `layer`, as Ctrl-C does; return the list of layers that were loaded."""
+    load, loaded = LayerStack.load, list[int]()
+
+    def stopping(self: LayerStack, index: int) -> LoadedLayer:
+        if index == layer:
+            raise KeyboardInterrupt
+        loaded.append(index)
+        return load(self, index)
+
+    monkeypatch.setattr(LayerStack, "load", stopping)
+    return loaded
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("layer", [0, 1, 3])
+def test_an_interrupted_run_ends_in_the_same_bytes(llama: Path, tmp_path: Path, recipe: str, layer: int) -> None:
+    """Layers that were written are not done again, and every file is that of a run that was never stopped, manifest included."""
+    run(llama, tmp_path / "whole", recipe, max_shard_bytes=SMALL)
+    with pytest.MonkeyPatch.context() as patch:
+        first = interrupt_at(patch, layer)
+        with pytest.raises(KeyboardInterrupt):
+            run(llama, tmp_path / "out", recipe, max_shard_bytes=SMALL)
+    partial = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    assert partial["status"] == "partial"
+    assert not (tmp_path / "out/config.json").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        second = interrupt_at(patch, LAYERS)
+        manifest = run(llama, tmp_path / "out", recipe, max_shard_bytes=SMALL)
+    assert first == list(range(layer))
+    assert second == list(range(partial["layers_done"], LAYERS))
+    assert partial["layers_done"] >= layer - 1
+    assert manifest.status == "complete"
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_run_stopped_while_it_finishes_goes_on(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards that have their final names already are found there."""
+    run(llama, tmp_path / "whole", "fp8-static", max_shard_bytes=SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "write_json", _failing_for("model.safetensors.index.json", write_json))
+        with pytest.raises(CheckpointError, match="No space left"):
+            run(llama, tmp_path / "out", "fp8-static", max_shard_bytes=SMALL)
+    assert not (tmp_path / "out/config.json").exists()
+    run(llama, tmp_path / "out", "fp8-static", max_shard_bytes=SMALL)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def _failing_for(name: str, write: Callable[[Path, Any], None]) -> Callable[[Path, Any], None]:
+    def failing(path: Path, value: Any) -> None:
+        if path.name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, value)
+
+    return failing
+
+
+def test_a_full_disk_loses_nothing_that_is_written(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the file and the way on; once there is room the same command ends in the same bytes."""
+    run(llama, tmp_path / "whole", "fp8-static", max_shard_bytes=SMALL)
+    written: list[Path] = []
+
+    def filling(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+        if len(written) == 5:
+            path.write_bytes(b"half a file")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save_file(tensors, path, metadata=metadata)
+        written.append(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "save_file", filling)
+        with pytest.raises(CheckpointError, match="No space left on device") as raised:
+            run(llama, tmp_path / "out", "fp8-static", max_shard_bytes=SMALL)
+    assert "run the same command again" in raised.value.fix
+    assert json.loads((tmp_path / "out" / MANIFEST).read_text())["layers_done"] > 0
+    run(llama, tmp_path / "out", "fp8-static", max_shard_bytes=SMALL)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_the_result_does_not_depend_on_the_size_of_shards(llama: Path, tmp_path: Path) -> None:
+    """Each shard is within its size, or holds one tensor; all tensors are the same."""
+    manifest = run(llama, tmp_path / "small", "fp8-static", max_shard_bytes=SMALL)
+    run(llama, tmp_path / "large", "fp8-static")
+    assert len(manifest.shards) > LAYERS
+    assert all(shard.tensor_bytes <= SMALL or len(shard.tensors) == 1 for shard in manifest.shards)
+    small, large = tensors_of(tmp_path / "small"), tensors_of(tmp_path / "large")
+    assert small.keys() == large.keys()
+    assert all(small[name].float().equal(large[name].float()) for name in small)
+
+
+def test_no_more_than_one_layer_is_held(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a part of the model is built, those before it are gone, and it holds a layer or the embedding, never both."""
+    built, sizes = list[weakref.ref[Any]](), list[int]()
+    build = LayerStack._built
+
+    def watched(self: LayerStack, part: range, *, outer: bool) -> Any:
+        assert not any(each() is not None for each in built)
+        model = build(self, part, outer=outer)
+        built.append(weakref.ref(model))
+        sizes.append(sum(parameter.numel() for parameter in model.parameters()))
+        return model
+
+    monkeypatch.setattr(LayerStack, "_built", watched)
+    run(llama, tmp_path / "out", "fp8-static", kv_cache_dtype="fp8")
+    state = random_llama().state_dict()
+    layer = sum(tensor.numel() for name, tensor in state.items() if ".layers.0." in name) + 2  # the scales of K and V
+    assert sizes == [state["model.embed_tokens.weight"].numel(), *[layer] * LAYERS]
+
+
+def test_activations_are_kept_only_as_long_as_they_are_needed(llama: Path, partial: Path) -> None:
+    """A partial folder has those behind its last layer alone, a finished one none."""
+    kept = [path.name for path in (partial / ".paddock-work").iterdir() if path.name.startswith("activations")]
+    assert kept == [f"activations-{json.loads((partial / MANIFEST).read_text())['layers_done']:05}"]
+    run(llama, partial, "fp8-static", max_shard_bytes=SMALL)
+    assert not (partial / ".paddock-work").exists()
+
+
+def test_a_finished_folder_is_a_model_that_says_what_it_was_made_from(llama: Path, tmp_path: Path) -> None:
+    """Tokenizer and generation_config.json are there, nothing of the work is, and the manifest has each file's digest."""
+    manifest = run(llama, tmp_path / "out", "fp8-static")
+    assert {path.name for path in llama.iterdir()} - {"model.safetensors"} < {path.name for path in (tmp_path / "out").iterdir()}
+    assert manifest.made_from["calibration"]["samples"] == SAMPLES
+    assert manifest.made_from["calibration"]["sequence_length"] == LENGTH
+    assert manifest.made_from["calibration"]["bytes"] == len(TEXT)
+    assert manifest.made_from["versions"].keys() >= {"paddock", "paddock-quant-fp8", "torch"}
+    for shard in manifest.shards:
+        assert (tmp_path / "out" / shard.file.name).stat().st_size == shard.file.nbytes
+        assert folders._sha256(tmp_path / "out" / shard.file.name) == shard.file.sha256
+    modes = {(tmp_path / "out" / name).stat().st_mode for name in (MANIFEST, *(shard.file.name for shard in manifest.shards))}
+    assert len(modes) == 1
+
+
+@pytest.fixture
+def partial(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder whose run was stopped at the last layer."""
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, LAYERS - 1)
+        with pytest.raises(KeyboardInterrupt):
+            run(llama, tmp_path / "out", "fp8-static", max_shard_bytes=SMALL)
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"recipe": "fp8-dynamic"}, "recipe: was 'fp8-static', is now 'fp8-dynamic'"),
+        ({"samples": 5}, "calibration.samples: was 6, is now 5"),
+        ({"sequence_length": 20}, "calibration.sequence_length: was 24, is now 20"),
+        ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype: was None, is now 'fp8'"),
+        ({"calibration": "default"}, "calibration.sha256: was "),
+        ({"max_shard_bytes": SMALL + 1}, "max_shard_bytes: was 60000, is now 60001"),
+    ],
+)
+def test_a_changed_option_refuses_to_resume_and_says_why(llama: Path, partial: Path, changes: dict[str, Any], says: str) -> None:
+    """And the partial folder is left as it is."""
+    before = {path: path.read_bytes() for path in partial.rglob("*") if path.is_file()}
+    options: dict[str, Any] = {"recipe": "fp8-static", "max_shard_bytes": SMALL} | changes
+    with pytest.raises(OptionError, match="cannot be resumed") as raised:
+        run(llama, partial, **options)
+    assert says in raised.value.message
+    assert {path: path.read_bytes() for path in partial.rglob("*") if path.is_file()} == before
+
+
+def test_a_changed_source_refuses_to_resume(tmp_path: Path) -> None:
+    """Weights of the same names and shapes, written anew, are another source."""
+    source = write_model(tmp_path / "plain/llama", random_llama())
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            run(source, tmp_path / "out", "fp8-dynamic", max_shard_bytes=SMALL)
+    save_file({name: tensor * 2 for name, tensor in random_llama().state_dict().items()}, source / "model.safetensors")
+    with pytest.raises(OptionError, match=r"source\.fingerprint: was"):
+        run(source, tmp_path / "out", "fp8-dynamic", max_shard_bytes=SMALL)
+
+
+@pytest.mark.parametrize("what", ["shard-00001.safetensors", "activations-*"])
+def test_damage_to_what_was_kept_is_found(llama: Path, partial: Path, what: str) -> None:
+    """One flipped byte in a shard or in the kept activations is an error that names the file."""
+    (path,) = (partial / ".paddock-work").glob(what)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="is not what was written before") as raised:
+        run(llama, partial, "fp8-static", max_shard_bytes=SMALL)
+    assert path.name in raised.value.message
+
+
+def test_a_finished_folder_is_not_written_again(llama: Path, tmp_path: Path) -> None:
+    """A second run into it is refused, whatever its options."""
+    run(llama, tmp_path / "out", "fp8-dynamic")
+    before = contents(tmp_path / "out")
+    with pytest.raises(OptionError, match="holds a quantised model already"):
+        run(llama, tmp_path / "out", "fp8-dynamic")
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_folder_with_anything_else_in_it_is_refused(llama: Path, tmp_path: Path) -> None:
+    """The source itself, too."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/notes.txt").write_text("mine")
+    with pytest.raises(OptionError, match=r"not empty: it holds 'notes\.txt'"):
+        run(llama, tmp_path / "out", "fp8-dynamic")
+    with pytest.raises(OptionError, match="not empty"):
+        run(llama, llama, "fp8-dynamic")
+    assert (llama / "model.safetensors").exists()
+
+
+def test_a_folder_another_run_writes_is_refused(llama: Path, partial: Path) -> None:
+    """Two runs would overwrite each other's shards; once the other has ended, this one goes on."""
+    made_from = json.loads((partial / MANIFEST).read_text())["made_from"]
+    with folders.OutputFolder.opened(partial, made_from), pytest.raises(OptionError, match="another run is writing"):
+        run(llama, partial, "fp8-static", max_shard_bytes=SMALL)
+    assert run(llama, partial, "fp8-static", max_shard_bytes=SMALL).status == "complete"
+
+
+def test_a_run_stopped_before_its_manifest_was_written_leaves_nothing_in_the_way(llama: Path, tmp_path: Path) -> None:
+    """A folder with nothing but the beginnings of a run counts as empty."""
+    (tmp_path / "out/.paddock-work").mkdir(parents=True)
+    (tmp_path / "out" / f"{MANIFEST}.new").write_text("{")
+    assert run(llama, tmp_path / "out", "fp8-dynamic").status == "complete"
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(llama: Path, tmp_path: Path) -> None:
+    """Its place is a file."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PaddockError, match="file"):
+        run(llama, tmp_path / "file/out", "fp8-dynamic")
+
+
+REFUSED: dict[str, tuple[dict[str, Any], type[PaddockError], str, str]] = {
+    "unknown recipe": ({"recipe": "fp8-statik"}, PluginError, "recipe 'fp8-statik'", "did you mean 'fp8-static'?"),
+    "kv dtype": ({"kv_cache_dtype": "fp4"}, OptionError, "KV cache in 'fp4'", "fp8"),
+    "too short": ({"samples": 10_000}, OptionError, "and 10000 are wanted", "longer text"),
+    "not one sequence": ({"sequence_length": 9_000, "samples": None}, OptionError, "0 sequences of 9000", "longer text"),
+    "too long": ({"sequence_length": 65, "samples": 2}, OptionError, "at most 64 tokens", "lower"),
+    "no samples": ({"samples": 0}, OptionError, "samples is 0", "at least 1"),
+    "no text": ({"calibration": "/nowhere/text.txt"}, OptionError, "'/nowhere/text.txt' cannot be read", "path"),
+    "text not read": ({"recipe": "fp8-dynamic", "calibration": "default"}, OptionError, "nothing would read it", "leave"),
+    "samples not read": ({"recipe": "fp8-official", "samples": 3}, OptionError, "samples is 3", "leave"),
+    "gate text alone": ({"gate_text": Path("x")}, OptionError, "there is no gate", "--gate"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_done_is_refused_before_anything_is_written(llama: Path, tmp_path: Path, case: str) -> None:
+    """The value and the way out are said."""
+    changes, kind, says, fix = REFUSED[case]
+    with pytest.raises(kind) as raised:
+        run(llama, tmp_path / "out", **({"recipe": "fp8-static"} | changes))
+    assert says in raised.value.message
+    assert fix in raised.value.fix
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_text_that_is_no_utf8_is_refused(llama: Path, tmp_path: Path) -> None:
+    """By byte."""
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 500)
+    with pytest.raises(OptionError, match="not UTF-8: byte 3 is 0xe9"):
+        run(llama, tmp_path / "out", "fp8-static", calibration=str(tmp_path / "latin.txt"))
+
+
+def test_a_quantised_source_is_refused(llama: Path, tmp_path: Path) -> None:
+    """Quantising twice is never meant."""
+    run(llama, tmp_path / "once", "fp8-official")
+    with pytest.raises(CheckpointError, match=r"quantised already \(fbgemm_fp8\)") as raised:
+        run(tmp_path / "once", tmp_path / "twice", "fp8-dynamic")
+    assert "made from" in raised.value.fix
+
+
+def test_a_source_with_a_tensor_too_few_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    """All that is wrong with it is said at once."""
+    source = write_model(tmp_path / "plain/llama", random_llama())
+    state = {name: t for name, t in random_llama().state_dict().items() if "layers.3.mlp" not in name}
+    save_file(state, source / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"layers\.3\.mlp\.down_proj\.weight': missing"):
+        run(source, tmp_path / "out", "fp8-dynamic")
+    assert not (tmp_path / "out").exists()
+
+
+def test_activations_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    """A scale cannot fit them; the layer and the linear are named."""
+    model = random_llama()
+    model.model.layers[1].mlp.gate_proj.weight[0, 0] = float("inf")
+    source = write_model(tmp_path / "plain/llama", model)
+    with pytest.raises(CheckpointError, match=r"model\.layers\.1\.mlp\.\w+_proj hold values that are not finite"):
+        run(source, tmp_path / "out", "fp8-static")
+
+
+def test_the_official_recipe_needs_a_layer_between_first_and_last(tmp_path: Path) -> None:
+    """Two layers would leave nothing to quantise."""
+    source = write_model(tmp_path / "plain/llama", random_llama(num_hidden_layers=2))
+    with pytest.raises(OptionError, match="the model has 2"):
+        run(source, tmp_path / "out", "fp8-official")
