@@ -110,7 +110,9 @@ def test_other_formats_are_not_claimed(method: str | None) -> None:
 @pytest.mark.parametrize(
     ("entry", "named"),
     [
-        ({"activation_scheme": "static", "weight_block_size": [128, 128]}, r"a block of \[128, 128\] weights"),
+        ({"activation_scheme": "static", "weight_block_size": [128, 128]}, "activation_scheme"),
+        ({"activation_scheme": "dynamic", "weight_block_size": [128]}, r"weight_block_size is \[128\]"),
+        ({"activation_scheme": "dynamic", "weight_block_size": [128, 0]}, "weight_block_size"),
         ({"activation_scheme": "both"}, "activation_scheme"),
         ({}, "activation_scheme"),
         ({"activation_scheme": "static", "kv_cache_scheme": "dynamic"}, "kv_cache_scheme"),

@@ -9,7 +9,7 @@ from torch import Tensor
 from paddock.axes import EMBED, FFN, FP8_STATIC, FP8_TOKEN, PLAIN, VOCAB, Linear, Part
 from paddock.errors import CheckpointError
 from paddock.layers import LinearLayer, reference
-from paddock_quant_fp8 import method
+from paddock_quant_fp8 import scales
 from paddock_quant_fp8.detect import RowwiseFp8, TensorwiseFp8
 from paddock_quant_fp8.method import linear_method
 
@@ -123,18 +123,18 @@ def test_rows_are_multiplied_in_bounded_pieces(monkeypatch: pytest.MonkeyPatch) 
     layer = made(ROWWISE)
     layer.finalise()
     whole = layer(inputs())
-    monkeypatch.setattr(method, "_CHUNK_BYTES", 4 * 24 * 5)
+    monkeypatch.setattr(scales, "CHUNK_BYTES", 4 * 24 * 5)
     torch.testing.assert_close(layer(inputs()), whole)
-    assert len(method._chunks(layer.get_parameter("weight"))) == 4
+    assert len(scales.chunks(layer.get_parameter("weight"))) == 4
 
 
-@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf, 2e4])
 @pytest.mark.parametrize("name", ["weight_scale", "input_scale"])
 def test_a_scale_that_is_no_positive_number_is_refused(name: str, bad: float) -> None:
     """A corrupt scale is an error naming the tensor, before anything is multiplied."""
     layer = made(STATIC)
     layer.get_parameter(name)[1] = bad
-    with pytest.raises(CheckpointError, match=f"{name} of gate"):
+    with pytest.raises(CheckpointError, match=f"{name} of up holds"):
         layer.finalise()
 
 

@@ -33,7 +33,7 @@ KNOWN = (
     KnownPlugin(
         plugin="quant-fp8",
         distribution="paddock-quant-fp8",
-        brings={kinds.QUANTIZATIONS.name: ("fbgemm_fp8", "fp8")},
+        brings={kinds.QUANTIZATIONS.name: ("fbgemm_fp8", "fp8", "modelopt", "compressed-tensors")},
     ),
     KnownPlugin(
         plugin="quant-awq",
