@@ -1,4 +1,4 @@
-"""Writes tests/zoo/published: tiny Llamas quantised by the tools that publish FP8, each with the logits that tool computes itself.
+"""Writes tests/zoo/published: tiny Llamas quantised by the tools that publish FP8, each with the logits its tool computes.
 
 Run as `python -m tests.zoo.published [FOLDER]` where `compressed-tensors` 0.20 and `nvidia-modelopt` 0.47 are installed; tests
 read the files and need neither. Logits come from the tools' own fake quantisation in float32, activations and KV included.
@@ -28,7 +28,8 @@ SPARED = ["lm_head", "re:.*layers.1.self_attn.o_proj"]
 def new_model() -> Any:
     """Return a Llama of two layers with weights of a trained one's magnitude."""
     torch.manual_seed(1)
-    model = LlamaForCausalLM(LlamaConfig(**SIZES, architectures=["LlamaForCausalLM"])).float().eval()
+    model: Any = LlamaForCausalLM(LlamaConfig(**SIZES, architectures=["LlamaForCausalLM"]))
+    model.eval()
     for parameter in model.parameters():
         if parameter.ndim == 2:
             parameter.data.normal_(std=parameter.shape[1] ** -0.5)
