@@ -56,7 +56,7 @@ def write_zeros(folder: Path, shapes: dict[str, list[int]]) -> None:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the high-water mark is read from /proc")
 @pytest.mark.parametrize(("dtype", "limit"), [("float32", LIMIT), ("bfloat16", LIMIT), ("float8_e4m3fn", QUANTISED_LIMIT)])
 def test_peak_memory_stays_near_one_copy_of_the_weights(tmp_path: Path, dtype: str, limit: float) -> None:
-    """Loading 304 MB as stored, converted to half or quantised to a quarter raises the peak by the parameters' bytes and little."""
+    """Loading 304 MB as stored, converted to half or quantised to a quarter raises the peak by the parameters and little."""
     write_zeros(tmp_path, {f"layers.{i}.w": [ROWS, COLUMNS] for i in range(COUNT)})
     write_zeros(tmp_path / "small", {"w": [8, COLUMNS]})
     command = [sys.executable, "-c", LOADER, str(tmp_path), dtype, *map(str, (ROWS, COLUMNS, COUNT))]
