@@ -13,6 +13,7 @@ from paddock.layers import LinearLayer, PlainMethod, targets
 from paddock.plugins import CheckpointFacts
 from paddock_quant_fp8.method import OnlineMethod, linear_method
 from paddock_quant_fp8.online import scheme
+from paddock_quant_fp8.rows import quantise_rows
 
 safetensors = pytest.importorskip("safetensors.torch")
 EMB = Part("embed", EMBED, 24)
@@ -111,3 +112,13 @@ def test_the_head_stays_plain_and_linears_take_fp8_per_token() -> None:
     assert isinstance(method, OnlineMethod)
     assert (method.input_format, method.input_bound) == (FP8_TOKEN, None)
     assert [tensor.shape(24, 16) for tensor in method.tensors] == [(24, 16), (24, 1)]
+
+
+def test_rows_are_quantised_to_the_byte() -> None:
+    """A scale is the largest magnitude over 448, at least 1 / (448 * 512); values round to the nearest even, 448 is 0x7E."""
+    rows = torch.tensor([[896.0, 1.0, -896.0, 34.0], [0.0, 0.0, 0.0, 0.0], [-448.0, 19.0, 17.0, 2.0**-9]])
+    values, scales = quantise_rows(rows)
+    torch.testing.assert_close(scales[:, 0], torch.tensor([2.0, 1 / (448 * 512), 1.0]), rtol=0, atol=0)
+    # 34 / 2 = 17 lies between 16 (0x58) and 18 (0x59), 19 between 18 and 20 (0x5A): ties go to the even one.
+    expected = [[0x7E, 0x30, 0xFE, 0x58], [0, 0, 0, 0], [0xFE, 0x5A, 0x58, 0x01]]
+    assert values.view(torch.uint8).tolist() == expected
