@@ -22,6 +22,7 @@ HERE = Path(__file__).parent / "published"
 VOCAB = 48
 SIZES: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZES |= {"num_key_value_heads": 2, "vocab_size": VOCAB, "max_position_embeddings": 64, "tie_word_embeddings": False}
+KV_SCALES = (0.0075, 0.009)  # of keys and values in compressed-tensors' checkpoint: about amax / 448
 SPARED = ["lm_head", "re:.*layers.1.self_attn.o_proj"]
 
 
@@ -55,9 +56,12 @@ def compressed(folder: Path, arguments: dict[str, Any], **more: Any) -> Tensor:
     for name, module in model.named_modules():
         if hasattr(module, "weight_scale"):
             _calibrate(module, group, amax[name])
+        if hasattr(module, "k_scale"):
+            module.k_scale.data.fill_(KV_SCALES[0])
+            module.v_scale.data.fill_(KV_SCALES[1])
         if hasattr(module, "quantization_status"):
             module.quantization_status = QuantizationStatus.FROZEN
-    logits: Tensor = model(tokens(1), use_cache=False).logits[0]
+    logits: Tensor = model(tokens(1), use_cache=True).logits[0]
     compressor = ModelCompressor.from_pretrained_model(model)
     compressor.compress_model(model)
     model.save_pretrained(folder)
@@ -136,6 +140,11 @@ WRITERS: dict[str, Callable[[Path], Tensor]] = {
         },
     ),
     "compressed-weights": lambda folder: compressed(folder, {"weights": _float(strategy="channel")}),
+    "compressed-kv": lambda folder: compressed(
+        folder,
+        {"weights": _float(strategy="channel"), "input_activations": _float(strategy="token", dynamic=True)},
+        kv_cache_scheme=_float(strategy="tensor", dynamic=False),
+    ),
     "modelopt-fp8": lambda folder: modelopt(folder, "FP8_DEFAULT_CFG"),
     "modelopt-fp8-kv": lambda folder: modelopt(folder, "FP8_DEFAULT_CFG", kv=True),
     "modelopt-channel": lambda folder: modelopt(folder, "FP8_PER_CHANNEL_PER_TOKEN_CFG"),
