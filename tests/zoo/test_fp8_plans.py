@@ -93,6 +93,14 @@ def test_another_recipe_than_the_checkpoints_is_refused() -> None:
         planned(PUBLISHED / "modelopt-fp8", quantization="fp8")
 
 
+def test_an_algorithm_that_is_not_read_is_named_with_those_that_are(tmp_path: Path) -> None:
+    """ModelOpt writes many: the error says which one this is, and the way out which ones would do."""
+    config_only(tmp_path, **BIG, quantization_config={"quant_method": "modelopt", "quant_algo": "NVFP4"})
+    with pytest.raises(PlanError, match=r"'modelopt' \(quant_algo 'NVFP4'\)") as caught:
+        on_gpus(tmp_path)
+    assert caught.value.fix.startswith("of modelopt, this is read: FP8, FP8_PER_CHANNEL_PER_TOKEN and FP8_PB_WO")
+
+
 @pytest.mark.parametrize("name", ["modelopt-fp8", "compressed-block", "compressed-weights"])
 def test_a_gpu_without_fp8_is_refused_before_memory_is_taken(name: str) -> None:
     """The plan names the format, the compute capability it needs and the one there is."""
@@ -165,6 +173,15 @@ def test_the_ledger_counts_scales_of_blocks(tmp_path: Path) -> None:
     shapes = [(8192, 8192), (1024, 8192), (1024, 8192), (8192, 8192), (28672, 8192), (28672, 8192), (8192, 28672)]
     expected = sum(outs * ins + 4 * (outs // 128) * (ins // 128) for outs, ins in shapes)
     assert plan.ledger.weights.layers == 4 * expected
+
+
+def test_a_plain_checkpoint_too_large_is_told_that_it_may_become_fp8(tmp_path: Path) -> None:
+    """The way out that needs no other checkpoint is named with the option, and taken it fits."""
+    large = BIG | {"num_hidden_layers": 60, "max_position_embeddings": 512}
+    (issue,) = on_gpus(config_only(tmp_path, **large), max_model_len=512).errors
+    assert issue.code == "out_of_memory"
+    assert "set quantization to fp8, which quantises this one while it is read" in issue.fix
+    assert not on_gpus(tmp_path, max_model_len=512, quantization="fp8").errors
 
 
 @pytest.mark.parametrize("name", ["modelopt", "compressed-tensors", "fbgemm_fp8"])

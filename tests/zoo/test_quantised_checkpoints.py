@@ -174,6 +174,17 @@ def test_files_that_contradict_the_list_are_refused(tmp_path: Path, name: str) -
         loaded(tmp_path, "llama", written.entry | {written.list_key: [written.first_layer, "lm_head"]})
 
 
+def test_scales_of_blocks_may_have_axes_of_one(tmp_path: Path) -> None:
+    """ModelOpt stores them [rows of blocks, 1, columns of blocks, 1]: the same numbers in the same order."""
+    written = WRITTEN["compressed-block"]
+    meant = written_to(tmp_path, "llama", written)
+    stored = load_file(tmp_path / "model.safetensors")
+    wide = {name: tensor[:, None, :, None] for name, tensor in stored.items() if name.endswith("weight_scale")}
+    save_file(stored | wide, tmp_path / "model.safetensors")
+    built = loaded(tmp_path, "llama", written.entry)
+    assert relative_rms(logits(built), logits(plain("llama", written, meant))) < BOUND
+
+
 @pytest.mark.parametrize("family", ["llama", "falcon-40b"])
 @pytest.mark.parametrize(
     ("stored", "expected"),

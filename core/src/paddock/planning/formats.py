@@ -32,6 +32,7 @@ class Format:
     quantization: QuantizationSpec | None
     scheme: Scheme
     online: bool = False
+    could_be: tuple[str, ...] = ()  # formats a plain checkpoint can be quantised to while it is read
 
 
 def choose_model(config: EngineConfig, registry: Registry, files: ModelFiles, notes: Notes) -> tuple[ModelSpec, Any]:
@@ -66,7 +67,7 @@ def choose_format(
         if not obstacles:
             lower = [Rejected(other.value, "ranked lower") for other in candidates[position + 1 :]]
             notes.choose("dtype", candidate.value, candidate.reason, [*rejected, *lower])
-            return _noted(candidate.value, found, notes)
+            return _noted(candidate.value, found, _online_formats(registry), notes)
         rejected.append(Rejected(candidate.value, reasons(obstacles)))
     tried = "; ".join(f"{one.value}: {one.reason}" for one in rejected)
     raise PlanError(f"no dtype works on {hardware.name}: {tried}", fix="choose another dtype, device or checkpoint")
@@ -110,10 +111,10 @@ class Found:
     online: bool = False
 
 
-def _noted(dtype: str, found: Found | None, notes: Notes) -> Format:
+def _noted(dtype: str, found: Found | None, could_be: tuple[str, ...], notes: Notes) -> Format:
     if found is None:
         notes.choose("quantization", NONE, "config.json names no quantisation")
-        return Format(dtype=dtype, quantization=None, scheme=Unquantized(dtype))
+        return Format(dtype=dtype, quantization=None, scheme=Unquantized(dtype), could_be=could_be)
     spec, provider = found.provided.spec, found.provided.provider
     reason = f"{provider.distribution} recognises the checkpoint"
     if found.online:
@@ -160,11 +161,12 @@ def _unread(config: EngineConfig, registry: Registry, files: ModelFiles, declare
             f"quantization is {config.quantization!r}, but the checkpoint is quantised as {said}",
             fix="leave quantization at auto, which reads it as it is, or use the unquantised checkpoint",
         )
-    brought = [provided.spec.name for provided in registry.quantizations]
+    brought = {provided.spec.name: provided.spec for provided in registry.quantizations}
     if declared in brought:
+        read = f"of {declared}, this is read: {brought[declared].summary}; " if brought[declared].summary else ""
         return PlanError(
             f"the checkpoint is quantised as {said}, but no installed quantisation recognises it",
-            fix=f"use a checkpoint in one of the formats of: paddock list quantizations ({', '.join(sorted(brought))})",
+            fix=f"{read}use a checkpoint in a format that `paddock list quantizations` shows: {', '.join(sorted(brought))}",
         )
     missing = registry.missing(kinds.QUANTIZATIONS, declared)
     return PluginError(f"{missing.message}\n  the checkpoint is quantised as {said}", fix=missing.fix)
@@ -174,13 +176,17 @@ def _online(registry: Registry, name: str, facts: CheckpointFacts) -> Found:
     """Return how a plain checkpoint is quantised while it is read; raise PlanError where the format cannot."""
     provided = registry.quantization(name)
     if provided.spec.online is None:
-        able = sorted(each.spec.name for each in registry.quantizations if each.spec.online is not None)
+        able = _online_formats(registry)
         instead = f"; a plain one can be quantised while it is read as {', '.join(able)}" if able else ""
         raise PlanError(
             f"quantization is {name!r}, but the checkpoint is not quantised",
             fix=f"use a checkpoint quantised as {name}, or leave quantization at auto{instead}",
         )
     return Found(provided=provided, scheme=resolve(provided.spec.online)(facts), online=True)
+
+
+def _online_formats(registry: Registry) -> tuple[str, ...]:
+    return tuple(sorted(each.spec.name for each in registry.quantizations if each.spec.online is not None))
 
 
 def _details(files: ModelFiles) -> str:
