@@ -39,6 +39,9 @@ def detect_autofp8(facts: CheckpointFacts) -> TensorwiseFp8 | None:
     static = reader.choice("activation_scheme", allowed=("static", "dynamic")) == "static"
     reader.only("kv_cache_scheme", value="static")
     reader.only("fmt", value="e4m3")
+    reader.only("scale_fmt", value="float")  # of blocks; the other is a power of two in one byte
+    reader.only("modules_to_convert", value=[])
+    reader.accept("dequantize", "expert_dtype")  # transformers' own: how it loads, and experts, of which there are none
     block = _block(reader, entry)
     if static and block is not None:
         raise reader.wrong(

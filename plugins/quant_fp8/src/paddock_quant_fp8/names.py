@@ -19,8 +19,8 @@ def in_fbgemm(entries: Iterable[str], path: str) -> bool:
 
 
 def in_paths(entries: Iterable[str], path: str) -> bool:
-    """Return whether an entry is this path or a module around it (AutoFP8)."""
-    return any(path == entry or path.startswith(f"{entry}.") for entry in entries)
+    """Return whether an entry is this path or a module around it (AutoFP8), or the names it ends in (transformers)."""
+    return any(path == entry or path.startswith(f"{entry}.") or path.endswith(f".{entry}") for entry in entries)
 
 
 def in_wildcards(entries: Iterable[str], path: str) -> bool:
