@@ -31,7 +31,7 @@ PUBLIC = {
     "paddock.execution.sampling_reference": "draw draw_filtered most_likely",
     "paddock.layers": """
         Activation AttentionBackend AttentionInputs AttentionParams Builder Communicator LayerKV LinearLayer LinearMethod Model
-        OP_NAMES Ops PlainMethod QuantizedActivation allocate finalise part_spans randomise targets torch_dtype""",
+        OP_NAMES Ops PlainMethod QuantisesRows QuantizedActivation allocate finalise part_spans randomise targets torch_dtype""",
     "paddock.layers.reference": """
         FP8 FP8_MAX FP8_MIN_SCALE add_layer_norm add_rms_norm cache_kv embed gelu gelu_fp8 layer_norm layer_norm_fp8 linear
         linear_fp8 quantize_fp8_static quantize_fp8_token rms_norm rms_norm_fp8 rope_and_cache silu_mul silu_mul_fp8""",

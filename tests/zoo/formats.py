@@ -23,6 +23,8 @@ class Written:
     entry: dict[str, Any]
     store: Callable[[Tensor], tuple[Stored, Tensor]]
     see: Callable[[Tensor], Tensor] = lambda x: x
+    list_key: str = "modules_to_not_convert"
+    first_layer: str = "model.layers.0"  # how the list spares a Llama's first layer
 
 
 def _fp8(x: Tensor) -> Tensor:
@@ -63,6 +65,32 @@ def see_static(x_TI: Tensor) -> Tensor:
     return _fp8(x_TI / STATIC_SCALE).float() * STATIC_SCALE
 
 
+def store_blocks(weight_OI: Tensor, block: tuple[int, int], name: str) -> tuple[Stored, Tensor]:
+    """Return an FP8 weight with scales [ceil(O / outs), ceil(I / ins)] of blocks, the last ones smaller where need be."""
+    (outs, ins), (rows, columns) = block, weight_OI.shape
+    scales = torch.empty(-(-rows // outs), -(-columns // ins))
+    stored, meaning_OI = torch.empty_like(weight_OI, dtype=FP8), torch.empty_like(weight_OI)
+    for i, start in enumerate(range(0, rows, outs)):
+        for j, left in enumerate(range(0, columns, ins)):
+            place = slice(start, start + outs), slice(left, left + ins)
+            scales[i, j] = weight_OI[place].abs().max() / FP8_MAX
+            stored[place] = _fp8(weight_OI[place] / scales[i, j])
+            meaning_OI[place] = stored[place].float() * scales[i, j]
+    return {"weight": stored, name: scales}, meaning_OI
+
+
+def see_groups(x_TI: Tensor, group: int) -> Tensor:
+    """Return activations rounded to FP8 with a scale a token and group of inputs."""
+    return torch.cat([see_token(part_TI) for part_TI in torch.split(x_TI, group, dim=-1)], dim=-1)
+
+
+def store_half_rows(weight_OI: Tensor) -> tuple[Stored, Tensor]:
+    """Return an FP8 weight with a scale a row, in bfloat16 and without an axis for inputs."""
+    stored, _ = store_rows(weight_OI)
+    scale_O = stored["weight_scale"][:, 0].bfloat16()
+    return stored | {"weight_scale": scale_O}, stored["weight"].float() * scale_O.float()[:, None]
+
+
 def store_awq(weight_OI: Tensor, group: int) -> tuple[Stored, Tensor]:
     """Return AutoAWQ's gemm tensors: each word holds eight outputs of one input, in the order 0 2 4 6 1 3 5 7."""
     outs, ins = weight_OI.shape
@@ -94,18 +122,56 @@ def _awq(group: int) -> Written:
     return Written(entry=entry, store=lambda weight_OI: store_awq(weight_OI, group))
 
 
+def _compressed(weights: dict[str, Any], inputs: dict[str, Any] | None, **more: Any) -> Written:
+    eight = {"num_bits": 8, "type": "float", "symmetric": True}
+    group = {"targets": ["Linear"], "weights": eight | weights, "input_activations": None if inputs is None else eight | inputs}
+    entry = {"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": {"group_0": group}}
+    return Written(entry=entry | {"ignore": ["lm_head"]}, list_key="ignore", first_layer=r"re:model\.layers\.0\.", **more)
+
+
 WRITTEN = {
     "fbgemm_fp8": Written(
         entry={"quant_method": "fbgemm_fp8", "activation_scale_ub": 2.0, "modules_to_not_convert": ["lm_head"]},
         store=store_rows,
         see=lambda x_TI: see_token(x_TI, 2.0),
     ),
+    "fbgemm_fp8-half": Written(
+        entry={"quant_method": "fbgemm_fp8", "modules_to_not_convert": None}, store=store_half_rows, see=see_token
+    ),
     "fp8-static": Written(
         entry={"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]},
         store=store_tensor_static,
         see=see_static,
+        list_key="ignored_layers",
     ),
-    "fp8-dynamic": Written(entry={"quant_method": "fp8", "activation_scheme": "dynamic"}, store=store_tensor, see=see_token),
+    "fp8-dynamic": Written(
+        entry={"quant_method": "fp8", "activation_scheme": "dynamic"},
+        store=store_tensor,
+        see=see_token,
+        list_key="ignored_layers",
+    ),
+    "fp8-block": Written(
+        entry={"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [20, 24]},
+        store=lambda weight_OI: store_blocks(weight_OI, (20, 24), "weight_scale_inv"),
+        see=lambda x_TI: see_groups(x_TI, 24),
+    ),
+    "modelopt": Written(
+        entry={"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["*lm_head*"]},
+        store=store_tensor_static,
+        see=see_static,
+        list_key="ignore",
+        first_layer="model.layers.0*",
+    ),
+    "compressed-row": _compressed(
+        {"strategy": "channel"}, {"strategy": "token", "dynamic": True}, store=store_half_rows, see=see_token
+    ),
+    "compressed-block": _compressed(
+        {"strategy": "block", "block_structure": [16, 24]},
+        {"strategy": "group", "group_size": 16, "dynamic": True},
+        store=lambda weight_OI: store_blocks(weight_OI, (16, 24), "weight_scale"),
+        see=lambda x_TI: see_groups(x_TI, 16),
+    ),
+    "compressed-weights": _compressed({"strategy": "tensor"}, None, store=store_tensor),
     "awq-16": _awq(16),
     "awq-whole": _awq(-1),
 }

@@ -14,9 +14,20 @@ from torch import Tensor
 from paddock import axes
 from paddock.checkpoint.load import load
 from paddock.errors import CheckpointError
-from paddock.layers import Activation, Builder, LinearLayer, LinearMethod, Ops, finalise, reference_attention, targets
+from paddock.layers import (
+    Activation,
+    Builder,
+    Communicator,
+    LinearLayer,
+    LinearMethod,
+    Ops,
+    finalise,
+    reference_attention,
+    targets,
+)
 from paddock.layers.attention_layer import Attention
 from paddock.layers.unquantized import PlainMethod
+from paddock.planning import kv_scales
 from paddock.plugins import CheckpointFacts, ModelSpec, resolve
 from paddock.testing.contracts import BuiltModel, build_model, checkpoint
 from paddock.testing.oracle import relative_rms
@@ -47,15 +58,15 @@ TOKENS = torch.randint(0, 62, (23,), generator=torch.Generator().manual_seed(2))
 class Seen(PlainMethod):
     """A plain linear that first rounds its input as a format does."""
 
-    def __init__(self, written: Written, tensors: tuple[axes.Tensor, ...]) -> None:
-        """Round by `written`."""
+    def __init__(self, written: Written, tensors: tuple[axes.Tensor, ...], pieces: int = 1) -> None:
+        """Round by `written`, each of `pieces` of the input by itself."""
         super().__init__(tensors)
-        self.written = written
+        self.written, self.pieces = written, pieces
 
     def apply(self, layer: LinearLayer, x_TI: Activation) -> Tensor:
         """Return x W^T for the rounded x."""
         assert isinstance(x_TI, Tensor)
-        return super().apply(layer, self.written.see(x_TI))
+        return super().apply(layer, torch.cat([self.written.see(part_TI) for part_TI in x_TI.chunk(self.pieces, dim=-1)], dim=-1))
 
 
 def is_plain(name: str, spared: str = "-") -> bool:
@@ -81,8 +92,14 @@ def written_to(folder: Path, family: str, written: Written, spared: str = "-") -
     return meant
 
 
-def loaded(folder: Path, family: str, entry: dict[str, Any]) -> BuiltModel:
-    """Return the model of a config.json with this quantisation entry, filled from the folder."""
+def loaded(
+    folder: Path,
+    family: str,
+    entry: dict[str, Any],
+    shard: axes.Shard = axes.WHOLE,
+    communicator: Communicator | None = None,
+) -> BuiltModel:
+    """Return a rank's share of the model of a config.json with this quantisation entry, filled from the folder."""
     spec, raw = FAMILIES[family]
     facts = CheckpointFacts(config=raw | {"quantization_config": entry}, dtype="float32")
     schemes = [(found, resolve(found.detect)(facts)) for found in (*awq(), *fp8())]
@@ -97,9 +114,11 @@ def loaded(folder: Path, family: str, entry: dict[str, Any]) -> BuiltModel:
         dtype=torch.float32,
         device=CPU,
         max_model_len=64,
+        shard=shard,
+        communicator=communicator,
     )
     model = resolve(spec.build)(config, builder)
-    load(folder, targets(model), ignored_suffixes=table.ignored)
+    load(folder, targets(model), ignored_suffixes=(*table.ignored, *kv_scales.UNREAD))
     finalise(model)
     return BuiltModel(
         config=config,
@@ -112,13 +131,14 @@ def loaded(folder: Path, family: str, entry: dict[str, Any]) -> BuiltModel:
     )
 
 
-def plain(family: str, written: Written, meant: dict[str, Tensor], spared: str = "-") -> BuiltModel:
-    """Return the dequantised model, its linears rounding their inputs as the format does."""
+def plain(family: str, written: Written, meant: dict[str, Tensor], spared: str = "-", ranks: int = 1) -> BuiltModel:
+    """Return the dequantised model, its linears rounding their inputs as the format does on each of `ranks`."""
     spec, raw = FAMILIES[family]
 
     def method_for(path: str, linear: axes.Linear) -> LinearMethod:
         tensors = axes.Unquantized("float32").tensors(path, linear)
-        return PlainMethod(tensors) if is_plain(f"{path}.weight", spared) else Seen(written, tensors)
+        pieces = 1 if linear.inp.axis == axes.EMBED else ranks
+        return PlainMethod(tensors) if is_plain(f"{path}.weight", spared) else Seen(written, tensors, pieces)
 
     return build_model(spec, raw, method_for=method_for, state=meant)
 
@@ -137,22 +157,33 @@ def test_a_quantised_checkpoint_gives_the_logits_of_what_it_stands_for(tmp_path:
     assert relative_rms(logits(built), logits(plain(family, WRITTEN[name], meant))) < BOUND
 
 
-@pytest.mark.parametrize(("name", "key"), [("fbgemm_fp8", "modules_to_not_convert"), ("fp8-dynamic", "ignored_layers")])
-def test_modules_a_list_spares_are_read_plain(tmp_path: Path, name: str, key: str) -> None:
+@pytest.mark.parametrize("name", WRITTEN)
+def test_modules_a_list_spares_are_read_plain(tmp_path: Path, name: str) -> None:
     """The official recipe in miniature: the first layer is plain, the second is not."""
     spared, written = "model.layers.0.", WRITTEN[name]
     meant = written_to(tmp_path, "llama", written, spared)
-    built = loaded(tmp_path, "llama", written.entry | {key: [spared.rstrip(".")]})
+    built = loaded(tmp_path, "llama", written.entry | {written.list_key: [written.first_layer, "lm_head"]})
     assert relative_rms(logits(built), logits(plain("llama", written, meant, spared))) < BOUND
 
 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_files_that_contradict_the_list_are_refused(tmp_path: Path, name: str) -> None:
     """Quantised tensors of a module the list calls plain are unexpected; nothing is guessed."""
-    key = "ignored_layers" if name.startswith("fp8") else "modules_to_not_convert"
-    written_to(tmp_path, "llama", WRITTEN[name])
+    written = WRITTEN[name]
+    written_to(tmp_path, "llama", written)
     with pytest.raises(CheckpointError, match=r"model\.layers\.0\.mlp\.down_proj\.\w+'?: unexpected"):
-        loaded(tmp_path, "llama", WRITTEN[name].entry | {key: ["model.layers.0"]})
+        loaded(tmp_path, "llama", written.entry | {written.list_key: [written.first_layer, "lm_head"]})
+
+
+def test_scales_of_blocks_may_have_axes_of_one(tmp_path: Path) -> None:
+    """ModelOpt stores them [rows of blocks, 1, columns of blocks, 1]: the same numbers in the same order."""
+    written = WRITTEN["compressed-block"]
+    meant = written_to(tmp_path, "llama", written)
+    stored = load_file(tmp_path / "model.safetensors")
+    wide = {name: tensor[:, None, :, None] for name, tensor in stored.items() if name.endswith("weight_scale")}
+    save_file(stored | wide, tmp_path / "model.safetensors")
+    built = loaded(tmp_path, "llama", written.entry)
+    assert relative_rms(logits(built), logits(plain("llama", written, meant))) < BOUND
 
 
 @pytest.mark.parametrize("family", ["llama", "falcon-40b"])
@@ -161,6 +192,9 @@ def test_files_that_contradict_the_list_are_refused(tmp_path: Path, name: str) -
     [
         ({"k_scale": 0.5, "v_scale": 2.0}, (0.5, 2.0)),
         ({"k_proj.k_scale": 0.5, "v_proj.v_scale": 2.0}, (0.5, 2.0)),
+        ({"qkv_proj.k_scale": 0.5, "qkv_proj.v_scale": 2.0}, (0.5, 2.0)),
+        ({"k_proj.output_scale": 0.5, "v_proj.output_scale": 2.0}, (0.5, 2.0)),
+        ({"k_scale": 0.5, "v_scale": 2.0, "k_zero_point": 0.0, "v_zero_point": 0.0, "q_scale": 3.0}, (0.5, 2.0)),
         ({"kv_scale": 0.25}, (0.25, 0.25)),
         ({}, (1.0, 1.0)),
     ],

@@ -16,7 +16,7 @@ from paddock.checkpoint import reading
 from paddock.checkpoint.header import StoredTensor
 from paddock.checkpoint.load import load
 from paddock.checkpoint.matching import Match
-from paddock.checkpoint.targets import Target
+from paddock.checkpoint.targets import RowQuantiser, Target
 from paddock.errors import CheckpointError
 
 TENSORS = {"w": torch.arange(12.0).view(3, 4), "b": torch.arange(4.0), "s": torch.tensor(7.0)}
@@ -190,3 +190,46 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path) -> Non
     gone = StoredTensor(name="w", file=path, dtype="F32", shape=(8,), start=path.stat().st_size - 8, nbytes=32)
     with pytest.raises(CheckpointError, match="shorter"):
         reading.read([Match(gone, whole("w", torch.zeros(8)))], None)
+
+
+def tenths(rows_RI: Tensor) -> tuple[Tensor, Tensor]:
+    """Return whole numbers and scales a tenth of the rows' largest values."""
+    scale_R1 = rows_RI.amax(1, keepdim=True) / 10
+    return (rows_RI / scale_R1).round().to(torch.int8), scale_R1
+
+
+def quantising(view: Tensor, scales: Tensor, region: tuple[tuple[int, int], ...], seen: list[Tensor]) -> Target:
+    """Return a target that quantises a region of `w` [64, 6] and notes what it is given."""
+
+    def convert(rows_RI: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(rows_RI.clone())
+        return tenths(rows_RI)
+
+    return Target(
+        name="w", view=view, shape=(64, 6), region=region, rows=RowQuantiser(convert=convert, scales=scales, dtype="bfloat16")
+    )
+
+
+@pytest.mark.parametrize("region", [((0, 64), (0, 6)), ((10, 33), (0, 6)), ((0, 64), (3, 6)), ((63, 64), (2, 4))])
+@pytest.mark.parametrize("piece", [1, 100, 1 << 20])
+def test_rows_are_quantised_whole_and_piece_by_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, region: tuple[tuple[int, int], ...], piece: int
+) -> None:
+    """Values and scales are those of whole rows, whichever part of them is kept and however little is read at a time."""
+    monkeypatch.setattr(reading, "PIECE_BYTES", piece)
+    weight = torch.rand(64, 6, generator=torch.Generator().manual_seed(1)) + 0.5
+    (first, last), (left, right) = region
+    view, scales = torch.zeros(last - first, right - left, dtype=torch.int8), torch.zeros(last - first, 1)
+    seen: list[Tensor] = []
+    load(folder_with(tmp_path, {"w": weight}), [quantising(view, scales, region, seen)])
+    values, expected = tenths(weight)
+    assert torch.equal(view, values[first:last, left:right])
+    assert torch.equal(scales, expected[first:last])
+    assert all(rows.shape[1] == 6 and rows.nbytes <= max(piece, 24) for rows in seen)
+
+
+def test_only_floats_are_quantised(tmp_path: Path) -> None:
+    """A stored tensor that is quantised already cannot be read as a plain one."""
+    target = quantising(torch.zeros(64, 6, dtype=torch.int8), torch.zeros(64, 1), ((0, 64), (0, 6)), [])
+    said = refusal(folder_with(tmp_path, {"w": torch.zeros(64, 6, dtype=torch.int8)}), [target])
+    assert "'w': is I8, of shape [64, 6]; the model wants BF16 [64, 6]" in said

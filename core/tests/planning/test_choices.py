@@ -164,9 +164,12 @@ def test_kv_follows_what_the_checkpoint_was_calibrated_for() -> None:
 
 
 def test_uncalibrated_fp8_kv_is_worth_saying() -> None:
-    """FP8 KV that was asked for without calibrated scales is an info, no more."""
-    (issue,) = planned(kv_cache_dtype="fp8", attention_backend="torch").issues
-    assert (issue.level, issue.code) == ("info", "kv_scales_are_one")
+    """FP8 KV that was asked for without calibrated scales is a warning, an error where warnings are, and nothing for dummies."""
+    asked: dict[str, Any] = {"kv_cache_dtype": "fp8", "attention_backend": "torch"}
+    (issue,) = planned(**asked).issues
+    assert (issue.level, issue.code) == ("warning", "kv_scales_are_one")
+    assert "kv_scales_are_one" in [issue.code for issue in planned(**asked, strict=True).errors]
+    assert not planned(**asked, load_format="dummy").issues
 
 
 def test_ops_are_chosen_one_by_one() -> None:

@@ -63,11 +63,19 @@ def test_a_skipped_name_means_path_leaf_or_module_around(entry: str, plain: bool
 
 @pytest.mark.parametrize(
     ("entry", "plain"),
-    [("model.layers.1.mlp.down_proj", True), ("model.layers.1", True), ("down_proj", False), ("model.layers.11", False)],
+    [
+        ("model.layers.1.mlp.down_proj", True),
+        ("model.layers.1", True),
+        ("down_proj", True),  # as transformers lists them
+        ("mlp.down_proj", True),
+        ("proj", False),
+        ("mlp", False),
+        ("model.layers.11", False),
+    ],
 )
 @pytest.mark.parametrize("key", ["ignored_layers", "modules_to_not_convert"])
 def test_an_ignored_layer_means_path_or_module_around(key: str, entry: str, plain: bool) -> None:
-    """`ignored_layers` of `fp8`, in either spelling, names an exact path or a module around it."""
+    """`ignored_layers` of `fp8`, in either spelling, names a path, a module around it or the names it ends in."""
     scheme = detect_autofp8(facts(quant_method="fp8", activation_scheme="dynamic", **{key: [entry]}))
     assert scheme is not None
     assert (names(scheme, "model.layers.1.mlp.down_proj") == PLAIN) is plain
@@ -83,6 +91,14 @@ def test_static_checkpoints_store_two_scalars_a_part_and_dynamic_ones_one() -> N
     assert (dynamic.input_format, dynamic.kv_cache_dtype) == (FP8_TOKEN, None)
     assert [name for name, _, _ in names(static, "mlp.gate_proj", GATE_UP)] == ["weight", "weight_scale", "input_scale"]
     assert names(dynamic, "mlp.gate_proj", GATE_UP)[1:] == [("weight_scale", "float32", ())]
+
+
+def test_what_transformers_writes_is_read() -> None:
+    """Its keys beside the format do not change what is stored."""
+    own = {"modules_to_convert": None, "dequantize": False, "scale_fmt": "float", "expert_dtype": "fp8"}
+    scheme = detect_autofp8(facts(quant_method="fp8", activation_scheme="dynamic", weight_block_size=[128, 128], **own))
+    assert scheme == TensorwiseFp8(dtype="bfloat16", input_format=FP8_TOKEN, block=(128, 128))
+    assert names(scheme, "mlp.down_proj")[1] == ("weight_scale_inv", "float32", (1, 1))
 
 
 def test_the_head_is_never_quantised() -> None:
@@ -110,13 +126,17 @@ def test_other_formats_are_not_claimed(method: str | None) -> None:
 @pytest.mark.parametrize(
     ("entry", "named"),
     [
-        ({"activation_scheme": "static", "weight_block_size": [128, 128]}, r"a block of \[128, 128\] weights"),
+        ({"activation_scheme": "static", "weight_block_size": [128, 128]}, "activation_scheme"),
+        ({"activation_scheme": "dynamic", "weight_block_size": [128]}, r"weight_block_size is \[128\]"),
+        ({"activation_scheme": "dynamic", "weight_block_size": [128, 0]}, "weight_block_size"),
         ({"activation_scheme": "both"}, "activation_scheme"),
         ({}, "activation_scheme"),
         ({"activation_scheme": "static", "kv_cache_scheme": "dynamic"}, "kv_cache_scheme"),
         ({"activation_scheme": "static", "fmt": "e5m2"}, "fmt"),
         ({"activation_scheme": "static", "ignored_layers": "lm_head"}, "ignored_layers"),
         ({"activation_scheme": "static", "group_size": 128}, "group_size"),
+        ({"activation_scheme": "dynamic", "weight_block_size": [128, 128], "scale_fmt": "ue8m0"}, "scale_fmt is 'ue8m0'"),
+        ({"activation_scheme": "dynamic", "modules_to_convert": ["model.embed_tokens"]}, "modules_to_convert"),
     ],
 )
 def test_what_is_not_supported_is_named(entry: dict[str, Any], named: str) -> None:

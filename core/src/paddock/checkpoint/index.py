@@ -33,6 +33,22 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     return found
 
 
+def stored_names(folder: Path) -> frozenset[str] | None:
+    """Return the names of the checkpoint's tensors as its index, or its only file, lists them; None where that cannot be read.
+
+    Quick, and nothing is checked: `stored_tensors` does that before weights are read.
+    """
+    try:
+        names = _names(folder)
+        if INDEX in names:
+            return frozenset(_weight_map(folder, Problems()))
+        problems = Problems()
+        found = _headers(folder, [_single(folder, names)], problems)
+    except CheckpointError:
+        return None
+    return None if problems else frozenset(found)
+
+
 def _names(folder: Path) -> list[str]:
     try:
         return sorted(path.name for path in folder.iterdir())

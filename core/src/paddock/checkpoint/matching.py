@@ -74,7 +74,7 @@ def _describe(target: Target) -> str:
 
 
 def _dtype(target: Target) -> str:
-    return str(target.view.dtype).removeprefix("torch.")
+    return target.rows.dtype if target.rows is not None else str(target.view.dtype).removeprefix("torch.")
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:

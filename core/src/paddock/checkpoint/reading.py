@@ -14,13 +14,13 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor
 
 from paddock.checkpoint.dtypes import BITS, TORCH_NAMES
 from paddock.checkpoint.header import StoredTensor
 from paddock.checkpoint.matching import Match
-from paddock.checkpoint.targets import Target
+from paddock.checkpoint.targets import RowQuantiser, Target
 from paddock.errors import CheckpointError
 
 READERS = 4
@@ -31,13 +31,14 @@ Progress = Callable[[int, int], None]
 
 @frozen(eq=False, kw_only=True)
 class Piece:
-    """A contiguous run of a file, of `shape` in the stored dtype; its part at `inner` goes to `view`."""
+    """A contiguous run of a file, of `shape` in the stored dtype; its part at `inner` goes to `view`, quantised by `rows`."""
 
     stored: StoredTensor
     start: int
     shape: tuple[int, ...]
     inner: tuple[slice, ...]
     view: Tensor
+    rows: RowQuantiser | None = None
 
     @property
     def nbytes(self) -> int:
@@ -55,6 +56,8 @@ class Piece:
     def is_direct(self) -> bool:
         """Return whether the bytes can be read straight into the view."""
         view = self.view
+        if self.rows is not None:
+            return False
         return view.device.type == "cpu" and view.is_contiguous() and view.dtype == self.dtype and tuple(view.shape) == self.shape
 
 
@@ -82,7 +85,8 @@ def read(matches: Sequence[Match], progress: Progress | None) -> None:
 def _pieces(match: Match) -> Iterator[Piece]:
     """Yield the runs of the file that hold a target's region, each of at most PIECE_BYTES.
 
-    Runs are cut along the first axis whose entries are small enough; axes behind it are read whole and cut in memory.
+    Runs are cut along the first axis whose entries are small enough, and never within a row that is quantised; axes behind it
+    are read whole and cut in memory.
     """
     stored, target = match.stored, match.target
     view, shape, region = _at_least_one_axis(target)
@@ -90,6 +94,8 @@ def _pieces(match: Match) -> Iterator[Piece]:
         return
     strides = [math.prod(shape[axis + 1 :]) * BITS[stored.dtype] // 8 for axis in range(len(shape))]
     axis = next((axis for axis, stride in enumerate(strides) if stride <= PIECE_BYTES), len(shape) - 1)
+    if target.rows is not None:
+        axis = 0
     step = max(1, PIECE_BYTES // strides[axis])
     inner = (slice(None), *(slice(*span) for span in region[axis + 1 :]))
     first, last = region[axis]
@@ -105,7 +111,12 @@ def _pieces(match: Match) -> Iterator[Piece]:
                 shape=(end - begin, *shape[axis + 1 :]),
                 inner=inner,
                 view=view[place],
+                rows=_scales_of(target.rows, begin - first, end - first),
             )
+
+
+def _scales_of(rows: RowQuantiser | None, begin: int, end: int) -> RowQuantiser | None:
+    return None if rows is None else evolve(rows, scales=rows.scales[begin:end])
 
 
 def _at_least_one_axis(target: Target) -> tuple[Tensor, tuple[int, ...], tuple[tuple[int, int], ...]]:
@@ -125,7 +136,11 @@ def _fill(piece: Piece, file: int, local: threading.local) -> None:
         raise CheckpointError(
             f"{piece.stored.file} cannot be read any more: {error}", fix="check the disk, then fetch the file again"
         ) from error
-    piece.view.copy_(staged.view(piece.dtype).view(piece.shape)[piece.inner])
+    values = staged.view(piece.dtype).view(piece.shape)
+    if piece.rows is not None:
+        values, scales = piece.rows.convert(values.to(piece.view.device))
+        piece.rows.scales.copy_(scales)
+    piece.view.copy_(values[piece.inner])
     narrows = piece.view.dtype == torch.float16 and piece.dtype != torch.float16
     if narrows and not torch.isfinite(piece.view).all():
         raise CheckpointError(f"{piece.stored.name} holds values that float16 cannot", fix="load with dtype bfloat16 or float32")

@@ -16,6 +16,7 @@ from typing import Any
 from attrs import field, frozen
 
 from paddock.checkpoint import hub
+from paddock.checkpoint.index import stored_names
 from paddock.checkpoint.json_file import read_object
 from paddock.errors import CheckpointError, did_you_mean
 
@@ -30,7 +31,8 @@ class ModelSource:
     """A model folder and what its small JSON files say, by file name, parsed.
 
     `name` is what the user wrote; `revision` the commit that was fetched, None for a folder of the user's own.
-    `generation_config` and `quantization_files` are empty where the folder has no such file.
+    `generation_config` and `quantization_files` are empty where the folder has no such file. `tensor_names` is None where the
+    folder holds no weights, or none that are sound.
     """
 
     name: str
@@ -39,6 +41,7 @@ class ModelSource:
     generation_config: Mapping[str, Any] = field(factory=dict)
     quantization_files: Mapping[str, Mapping[str, Any]] = field(factory=dict)
     revision: str | None = None
+    tensor_names: frozenset[str] | None = None
 
 
 def open_source(name: str, *, revision: str | None = None, weights: bool = True) -> ModelSource:
@@ -95,6 +98,7 @@ def _read(name: str, folder: Path, revision: str | None) -> ModelSource:
         generation_config=_read_optional(folder / GENERATION_CONFIG),
         quantization_files={file: read_object(folder / file) for file in QUANTIZATION_FILES if (folder / file).exists()},
         revision=revision,
+        tensor_names=stored_names(folder),
     )
 
 

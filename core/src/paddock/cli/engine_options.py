@@ -29,7 +29,7 @@ _OPTIONS = (
     click.option("--max-num-seqs", type=int, metavar="N", help="Most sequences that run at once."),
     click.option("--max-num-batched-tokens", type=int, metavar="N", help="Most tokens computed in a step."),
     click.option("--load-format", type=click.Choice(LOAD_FORMATS), help="dummy: random weights, config.json is enough."),
-    click.option("--quantization", metavar="NAME", help="Format of the weights [auto: what the checkpoint says]."),
+    click.option("--quantization", metavar="NAME", help="Format of the weights; fp8 quantises plain ones [auto: as stored]."),
     click.option("--kv-cache-dtype", type=click.Choice(KV_CACHE_DTYPES), help="Type of the KV cache."),
     click.option("--attention-backend", metavar="NAME", help="Attention implementation; see `paddock list attention`."),
     click.option(

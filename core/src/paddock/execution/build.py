@@ -22,7 +22,7 @@ from paddock.execution.sampling_ops import SAMPLING_OP_NAMES, SamplingOps
 from paddock.execution.sizing import LargestStep, pages_with_room, run_largest
 from paddock.layers import unquantized
 from paddock.layers.parameters import torch_dtype
-from paddock.planning import rebuild
+from paddock.planning import kv_scales, rebuild
 from paddock.planning.hardware import GIB
 from paddock.planning.ledger import small_step_bytes
 from paddock.planning.plan import Plan
@@ -187,7 +187,8 @@ def fill_model(plan: Plan, model: nn.Module, folder: Path, device: torch.device,
     if plan.asked.load_format == DUMMY:
         layers.randomise(model, torch.Generator(device).manual_seed(plan.asked.seed))
     else:
-        load(folder, layers.targets(model), ignored_suffixes=rebuild.weight_table(plan).ignored, progress=progress)
+        unread = (*rebuild.weight_table(plan).ignored, *kv_scales.UNREAD)
+        load(folder, layers.targets(model), ignored_suffixes=unread, progress=progress)
     layers.finalise(model)
     model.eval()
     seconds = time.monotonic() - started

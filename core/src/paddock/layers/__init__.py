@@ -5,7 +5,7 @@
 
 from paddock.layers.attention import AttentionBackend, AttentionInputs, AttentionParams, LayerKV, Model
 from paddock.layers.builder import Builder
-from paddock.layers.linear import LinearLayer, LinearMethod
+from paddock.layers.linear import LinearLayer, LinearMethod, QuantisesRows
 from paddock.layers.ops import OP_NAMES, Ops
 from paddock.layers.parallel import Communicator
 from paddock.layers.parameters import allocate, finalise, part_spans, randomise, targets, torch_dtype
@@ -26,6 +26,7 @@ __all__ = [
     "Model",
     "Ops",
     "PlainMethod",
+    "QuantisesRows",
     "QuantizedActivation",
     "allocate",
     "finalise",

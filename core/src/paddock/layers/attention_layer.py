@@ -12,11 +12,15 @@ from attrs import evolve
 from torch import Tensor, nn
 
 from paddock.checkpoint.targets import Target
+from paddock.errors import CheckpointError
 from paddock.layers.attention import AttentionBackend, AttentionInputs, AttentionParams, LayerKV
 from paddock.layers.formats import InputFormat
 from paddock.layers.ops import Ops
 from paddock.layers.quantized import Activation, QuantizedActivation
 from paddock.layers.reference import FP8
+from paddock.planning import kv_scales
+
+MAX_KV_SCALE = 1e4  # keys and values of a working model stay far below 448 times that
 
 
 class Attention(nn.Module):
@@ -69,12 +73,17 @@ class Attention(nn.Module):
         if not self.scales_source:
             return
         for kind, scale in (("k", self.k_scale), ("v", self.v_scale)):
-            names = [f"{kind}_proj.{kind}_scale", f"{kind}_scale", f"qkv_proj.{kind}_scale", "kv_scale"]
-            first, *aliases = (f"{self.scales_source}.{name}" for name in names)
+            first, *aliases = (f"{self.scales_source}.{name}" for name in kv_scales.NAMES[kind])
             yield Target(name=first, view=scale, shape=(), region=(), optional=True, aliases=tuple(aliases))
 
     def finalise(self) -> None:
-        """Leave the scales as loaded."""
+        """Leave the scales as loaded; raise CheckpointError for one that is none."""
+        for kind, scale in (("k", self.k_scale), ("v", self.v_scale)):
+            if not 0 < scale.item() <= MAX_KV_SCALE:
+                raise CheckpointError(
+                    f"the {kind} scale of {self.scales_source or 'attention'} is {scale.item()}",
+                    fix=f"scales are positive numbers up to {MAX_KV_SCALE:g}: make or download the checkpoint again",
+                )
 
     def randomise(self, generator: torch.Generator) -> None:
         """Leave the scales at 1."""

@@ -6,7 +6,7 @@ T tokens, I input features, O output features.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from attrs import evolve
@@ -56,6 +56,17 @@ class LinearMethod(Protocol):
         """Fill the parameters with random values of a trained model's magnitude."""
 
 
+@runtime_checkable
+class QuantisesRows(Protocol):
+    """A `LinearMethod` whose `weight` and `weight_scale` [O, 1] are made of a plain weight while that is read.
+
+    What `QuantizationSpec.online` offers uses it; no more than a piece of the plain weight is ever held.
+    """
+
+    def quantise_rows(self, rows_RI: Tensor) -> tuple[Tensor, Tensor]:
+        """Return values [R, I] of `weight`'s dtype and scales [R, 1] of whole rows, each made of its row alone."""
+
+
 class LinearLayer(nn.Module):
     """y = x W^T + b for a rank's share of a declared linear.
 
@@ -82,7 +93,7 @@ class LinearLayer(nn.Module):
         super().__init__()
         self.ops = ops or Ops()
         self.whole, self.linear, self.shard, self.source = whole, shard.linear(whole), shard, source
-        self.method, self.reduce, self.gather, self.aliases = method, reduce, gather, aliases
+        self.method, self.dtype, self.reduce, self.gather, self.aliases = method, dtype, reduce, gather, aliases
         for name, tensor in method.create(self.linear, device).items():
             self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
         bias = torch.empty(self.linear.out_size, dtype=dtype, device=device) if whole.bias else None
@@ -103,9 +114,12 @@ class LinearLayer(nn.Module):
 
     def targets(self) -> Iterator[Target]:
         """Yield where the checkpoint's tensors for this layer go."""
-        for target in parameters.linear_targets(
-            self.whole, self.shard, self.source, self.method.tensors, dict(self.named_parameters())
-        ):
+        named = dict(self.named_parameters())
+        if isinstance(self.method, QuantisesRows):
+            convert = self.method.quantise_rows
+            yield from parameters.quantised_targets(self.whole, self.shard, self.source, self.dtype, named, convert)
+            return
+        for target in parameters.linear_targets(self.whole, self.shard, self.source, self.method.tensors, named):
             yield evolve(target, aliases=self.aliases)
 
     def finalise(self) -> None:

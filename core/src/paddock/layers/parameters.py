@@ -6,14 +6,15 @@ kept as a vector with one entry a part.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol, runtime_checkable
 
 import torch
+from attrs import evolve
 from torch import Tensor, nn
 
 from paddock import axes
-from paddock.checkpoint.targets import Target
+from paddock.checkpoint.targets import RowQuantiser, Target
 from paddock.errors import PlanError
 
 Region = tuple[tuple[int, int], ...]
@@ -105,6 +106,26 @@ def linear_targets(
                 shape=(part.size,),
                 region=(shard.span(part),),
             )
+
+
+def quantised_targets(
+    whole: axes.Linear,
+    shard: axes.Shard,
+    source: str,
+    dtype: torch.dtype,
+    parameters: Mapping[str, Tensor],
+    convert: Callable[[Tensor], tuple[Tensor, Tensor]],
+) -> Iterator[Target]:
+    """Yield the targets of a linear that is stored plainly and kept in other values, with a scale a row: `convert` makes both."""
+    name = str(dtype).removeprefix("torch.")
+    plain = axes.Unquantized(name).tensors("", whole)
+    rows = iter(part_spans(shard.linear(whole), plain[0]))
+    for target in linear_targets(whole, shard, source, plain, parameters):
+        if target.name.endswith(".bias"):
+            yield target
+            continue
+        scales = parameters["weight_scale"][slice(*next(rows)[0])]
+        yield evolve(target, rows=RowQuantiser(convert=convert, scales=scales, dtype=name))
 
 
 def targets(model: nn.Module) -> list[Target]:

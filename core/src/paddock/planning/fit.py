@@ -174,6 +174,8 @@ def ways_out(sized: Sized, layout: Layout, room: Room, max_model_len: int) -> It
             size = max(int(cost.weights.total - cost.weights.layers * (1 - bits / now)) for cost in costs)
             if size + rest <= room.budget_bytes:
                 yield f"use {name} checkpoint (about {_gib(size)} of weights each)"
+                if bits == 8 and sized.fmt.could_be:
+                    yield f"set quantization to {' or '.join(sized.fmt.could_be)}, which quantises this one while it is read"
 
 
 def _pages(sized: Sized, max_model_len: int) -> int:

@@ -9,26 +9,30 @@ from attrs import frozen
 
 from paddock.axes import Scheme, Unquantized
 from paddock.config import EngineConfig
-from paddock.errors import ModelConfigError, PlanError, PluginError
+from paddock.errors import ModelConfigError, PaddockError, PlanError, PluginError
 from paddock.planning.hardware import Hardware
 from paddock.planning.notes import ASKED, Candidate, Notes, Obstacle, reasons, why_not_here
 from paddock.planning.plan import ModelFiles, Rejected
+from paddock.plugins import kinds
 from paddock.plugins.descriptors import CheckpointFacts, ModelSpec, QuantizationSpec, resolve
 from paddock.plugins.provider import Provided
 from paddock.plugins.registry import Registry
 
 NONE = "none"
 AUTO = "auto"
+_TELLING = ("quant_algo", "format", "bits")
 _OTHER_FILES = {"hf_quant_config.json": "modelopt", "quant_config.json": "awq", "quantize_config.json": "gptq"}
 
 
 @frozen(kw_only=True)
 class Format:
-    """The dtype of activations and plain linears, and how the checkpoint stores the others."""
+    """The dtype of activations and plain linears, and how the others are kept: as stored, or quantised while read (`online`)."""
 
     dtype: str
     quantization: QuantizationSpec | None
     scheme: Scheme
+    online: bool = False
+    could_be: tuple[str, ...] = ()  # formats a plain checkpoint can be quantised to while it is read
 
 
 def choose_model(config: EngineConfig, registry: Registry, files: ModelFiles, notes: Notes) -> tuple[ModelSpec, Any]:
@@ -59,11 +63,11 @@ def choose_format(
     for position, candidate in enumerate(candidates):
         found = _detect(config, registry, files, candidate.value)
         obstacles = _dtype_unfit(candidate.value, hardware)
-        obstacles += why_not_here(found[0].spec, hardware, candidate.value) if found else []
+        obstacles += _quantization_unfit(found.provided.spec, hardware, candidate.value) if found else []
         if not obstacles:
             lower = [Rejected(other.value, "ranked lower") for other in candidates[position + 1 :]]
             notes.choose("dtype", candidate.value, candidate.reason, [*rejected, *lower])
-            return _noted(candidate.value, found, notes)
+            return _noted(candidate.value, found, _online_formats(registry), notes)
         rejected.append(Rejected(candidate.value, reasons(obstacles)))
     tried = "; ".join(f"{one.value}: {one.reason}" for one in rejected)
     raise PlanError(f"no dtype works on {hardware.name}: {tried}", fix="choose another dtype, device or checkpoint")
@@ -94,42 +98,53 @@ def _dtype_unfit(dtype: str, hardware: Hardware) -> list[Obstacle]:
     return []
 
 
-Found = tuple[Provided[QuantizationSpec], Scheme]
+def _quantization_unfit(spec: QuantizationSpec, hardware: Hardware, dtype: str) -> list[Obstacle]:
+    return [Obstacle(f"{spec.name} {why.reason}", why.fix) for why in why_not_here(spec, hardware, dtype)]
 
 
-def _noted(dtype: str, found: Found | None, notes: Notes) -> Format:
+@frozen(kw_only=True)
+class Found:
+    """The quantisation to use and its scheme; `online` when the checkpoint is plain and quantised while it is read."""
+
+    provided: Provided[QuantizationSpec]
+    scheme: Scheme
+    online: bool = False
+
+
+def _noted(dtype: str, found: Found | None, could_be: tuple[str, ...], notes: Notes) -> Format:
     if found is None:
         notes.choose("quantization", NONE, "config.json names no quantisation")
-        return Format(dtype=dtype, quantization=None, scheme=Unquantized(dtype))
-    provided, scheme = found
-    notes.choose("quantization", provided.spec.name, f"{provided.provider.distribution} recognises the checkpoint")
-    notes.use("quantization", provided.spec.name, provided.provider)
-    return Format(dtype=dtype, quantization=provided.spec, scheme=scheme)
+        return Format(dtype=dtype, quantization=None, scheme=Unquantized(dtype), could_be=could_be)
+    spec, provider = found.provided.spec, found.provided.provider
+    reason = f"{provider.distribution} recognises the checkpoint"
+    if found.online:
+        reason = f"{ASKED}: the checkpoint is plain, {provider.distribution} quantises it while it is read"
+    notes.choose("quantization", spec.name, reason)
+    notes.use("quantization", spec.name, provider)
+    return Format(dtype=dtype, quantization=spec, scheme=found.scheme, online=found.online)
 
 
 def _detect(config: EngineConfig, registry: Registry, files: ModelFiles, dtype: str) -> Found | None:
     """Return the one installed format that recognises the checkpoint, None for a plain one."""
     facts = CheckpointFacts(config=files.config, dtype=dtype, files=files.quantization_files)
     schemes = ((provided, resolve(provided.spec.detect)(facts)) for provided in _formats_to_ask(config, registry))
-    matches = [(provided, scheme) for provided, scheme in schemes if scheme is not None]
+    matches = [Found(provided=provided, scheme=scheme) for provided, scheme in schemes if scheme is not None]
     if len(matches) > 1:
-        owners = " and ".join(f"{provided.spec.name!r} of {provided.provider}" for provided, _ in matches)
+        owners = " and ".join(f"{one.provided.spec.name!r} of {one.provided.provider}" for one in matches)
         raise PluginError(
-            f"the checkpoint is recognised by {owners}", fix=f"choose one, as in quantization={matches[0][0].spec.name!r}"
+            f"the checkpoint is recognised by {owners}", fix=f"choose one, as in quantization={matches[0].provided.spec.name!r}"
         )
     declared = declared_method(files)
     if config.quantization == NONE and (declared or matches):
         raise PlanError(
-            f"quantization is 'none', but the checkpoint is quantised ({declared or matches[0][0].spec.name})",
+            f"quantization is 'none', but the checkpoint is quantised ({declared or matches[0].provided.spec.name})",
             fix="leave quantization at auto, or use the unquantised checkpoint",
         )
-    if matches or not declared:
-        return _match_asked(config, matches)
-    registry.quantization(declared)  # raises, with the plugin to install, when nobody brings it
-    raise PlanError(
-        f"the checkpoint is quantised as {declared!r}, but no installed quantisation recognises it",
-        fix="upgrade the plugin that brings it: paddock list quantizations",
-    )
+    if matches:
+        return matches[0]
+    if declared:
+        raise _unread(config, registry, files, declared)
+    return None if config.quantization in (AUTO, NONE) else _online(registry, config.quantization, facts)
 
 
 def _formats_to_ask(config: EngineConfig, registry: Registry) -> tuple[Provided[QuantizationSpec], ...]:
@@ -138,13 +153,48 @@ def _formats_to_ask(config: EngineConfig, registry: Registry) -> tuple[Provided[
     return (registry.quantization(config.quantization),)
 
 
-def _match_asked(config: EngineConfig, matches: list[Found]) -> Found | None:
-    if not matches and config.quantization not in (AUTO, NONE):
-        raise PlanError(
-            f"quantization is {config.quantization!r}, but the checkpoint is not quantised",
-            fix=f"use a checkpoint quantised as {config.quantization}, or leave quantization at auto",
+def _unread(config: EngineConfig, registry: Registry, files: ModelFiles, declared: str) -> PaddockError:
+    """Return the error for a checkpoint that is quantised, but not in a format that may read it."""
+    said = f"{declared!r}{_details(files)}"
+    if config.quantization not in (AUTO, NONE) and config.quantization != declared:
+        return PlanError(
+            f"quantization is {config.quantization!r}, but the checkpoint is quantised as {said}",
+            fix="leave quantization at auto, which reads it as it is, or use the unquantised checkpoint",
         )
-    return matches[0] if matches else None
+    brought = {provided.spec.name: provided.spec for provided in registry.quantizations}
+    if declared in brought:
+        read = f"of {declared}, this is read: {brought[declared].summary}; " if brought[declared].summary else ""
+        return PlanError(
+            f"the checkpoint is quantised as {said}, but no installed quantisation recognises it",
+            fix=f"{read}use a checkpoint in a format that `paddock list quantizations` shows: {', '.join(sorted(brought))}",
+        )
+    missing = registry.missing(kinds.QUANTIZATIONS, declared)
+    return PluginError(f"{missing.message}\n  the checkpoint is quantised as {said}", fix=missing.fix)
+
+
+def _online(registry: Registry, name: str, facts: CheckpointFacts) -> Found:
+    """Return how a plain checkpoint is quantised while it is read; raise PlanError where the format cannot."""
+    provided = registry.quantization(name)
+    if provided.spec.online is None:
+        able = _online_formats(registry)
+        instead = f"; a plain one can be quantised while it is read as {', '.join(able)}" if able else ""
+        raise PlanError(
+            f"quantization is {name!r}, but the checkpoint is not quantised",
+            fix=f"use a checkpoint quantised as {name}, or leave quantization at auto{instead}",
+        )
+    return Found(provided=provided, scheme=resolve(provided.spec.online)(facts), online=True)
+
+
+def _online_formats(registry: Registry) -> tuple[str, ...]:
+    return tuple(sorted(each.spec.name for each in registry.quantizations if each.spec.online is not None))
+
+
+def _details(files: ModelFiles) -> str:
+    """Return what the files say beside the method's name, as far as it tells formats of one tool apart."""
+    sections = [files.config.get(key) for key in ("quantization_config", "compression_config")]
+    sections.append(files.quantization_files.get("hf_quant_config.json", {}).get("quantization"))
+    told = {key: each[key] for each in sections if isinstance(each, Mapping) for key in _TELLING if each.get(key)}
+    return f" ({', '.join(f'{key} {value!r:.60}' for key, value in told.items())})" if told else ""
 
 
 def declared_method(files: ModelFiles) -> str:

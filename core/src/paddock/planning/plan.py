@@ -39,6 +39,10 @@ class ModelFiles(Protocol):
     def revision(self) -> str | None:
         """Return the commit they were read at, None for a plain folder."""
 
+    @property
+    def tensor_names(self) -> frozenset[str] | None:
+        """Return the names of the weights' tensors, None where no weights are at hand."""
+
 
 @frozen
 class Rejected:

@@ -34,6 +34,8 @@ def scheme(plan: Plan) -> Scheme:
         return Unquantized(plan.dtype)
     facts = CheckpointFacts(config=plan.model_config, dtype=plan.dtype, files=plan.quantization_files)
     found: Scheme | None = resolve(plan.quantization.detect)(facts)
+    if found is None and plan.quantization.online is not None:
+        found = resolve(plan.quantization.online)(facts)
     if found is None:
         raise PlanError(
             f"the plan says {plan.quantization.name}, but the installed plugin does not recognise the checkpoint",

@@ -7,11 +7,14 @@ from typing import Any
 
 from attrs import frozen
 
+from paddock.axes import Unquantized
 from paddock.config import EngineConfig
 from paddock.model_config import eos_token_ids
+from paddock.planning import kv_scales
+from paddock.planning.agreement import say_disagreement
 from paddock.planning.backends import Attention, choose_attention, choose_observers, choose_ops
 from paddock.planning.fit import Sized, choose_length, fit
-from paddock.planning.formats import AUTO, Format, choose_format, choose_model
+from paddock.planning.formats import Format, choose_format, choose_model
 from paddock.planning.hardware import Hardware
 from paddock.planning.issues import with_issues
 from paddock.planning.layout import Divisible, Layout, choose_layout
@@ -59,9 +62,11 @@ def _decide(config: EngineConfig, registry: Registry, hardware: Hardware, files:
     fmt = choose_format(config, registry, hardware, files, parsed.dtype, notes)
     table, needs = load(spec.weights)(parsed), load(spec.attention)(parsed)
     attention = choose_attention(config, registry, hardware, fmt, needs, notes)
-    _say_kv_scales(config, attention.kv_cache_dtype, fmt.scheme.kv_cache_dtype, notes)
     ops = choose_ops(config, registry, hardware, fmt.dtype, notes)
     tensors = stored_tensors(table, fmt.scheme)
+    kv_scales.say_missing(config, attention.kv_cache_dtype, fmt.scheme.kv_cache_dtype, files.tensor_names, table, notes)
+    held = stored_tensors(table, Unquantized(fmt.dtype)) if fmt.online else tensors
+    say_disagreement(config, fmt.scheme, held, table, files.tensor_names, notes)
     model = Divisible(table=table, tensors=tensors, needs=needs, layer_cost=_layer_cost(spec, parsed))
     layout = choose_layout(config, registry, hardware, model, notes)
     sized = Sized(
@@ -136,9 +141,3 @@ def _layer_cost(spec: ModelSpec, parsed: Any) -> Callable[[int], float]:
         return lambda _: 1.0
     cost = load(spec.layer_cost)
     return lambda i: float(cost(parsed, i))
-
-
-def _say_kv_scales(config: EngineConfig, kv_dtype: str, calibrated: str | None, notes: Notes) -> None:
-    if kv_dtype == "fp8" and calibrated != "fp8" and config.kv_cache_dtype != AUTO:
-        message = "the checkpoint was not calibrated for FP8 KV: every scale it does not store is 1"
-        notes.find("info", "kv_scales_are_one", message)

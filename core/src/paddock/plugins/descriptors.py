@@ -176,6 +176,8 @@ class QuantizationSpec:
 
     `detect`: light; `CheckpointFacts` to an `axes.Scheme`, or None when the checkpoint is not of this format.
     `method`: heavy; (scheme, checkpoint path, `axes.Linear`) to a `layers.LinearMethod` for that linear.
+    `online`: light; `CheckpointFacts` of a plain checkpoint to the `axes.Scheme` it is kept in when this format is asked for by
+    name, its linears quantised while they are read; their methods then have `quantise_rows`. None where the format cannot.
     """
 
     name: str = field(validator=_name)
@@ -185,6 +187,7 @@ class QuantizationSpec:
     min_compute_capability: tuple[int, int] | None = field(default=None, validator=_capability)
     dtypes: frozenset[str] = field(default=frozenset({"bfloat16", "float16", "float32"}), converter=_name_set, validator=_dtype)
     kv_cache_dtypes: frozenset[str] = field(default=frozenset(), converter=_name_set, validator=_kv_dtype)
+    online: str | None = field(default=None, validator=_optional_reference)
     summary: str = field(default="", validator=_text)
 
 

@@ -10,7 +10,6 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from paddock import axes
-from paddock.errors import CheckpointError
 from paddock.layers import (
     Activation,
     LinearLayer,
@@ -21,25 +20,30 @@ from paddock.layers import (
     reference,
     torch_dtype,
 )
-from paddock_quant_fp8.detect import E4M3, RowwiseFp8, TensorwiseFp8
+from paddock_quant_fp8.dequantising import DequantisedMethod
+from paddock_quant_fp8.online import OnlineFp8
+from paddock_quant_fp8.rows import quantise_rows
+from paddock_quant_fp8.scales import checked, chunks
+from paddock_quant_fp8.schemes import BLOCK, Fp8Scheme
 
-_CHUNK_BYTES = 64 << 20  # of weights held in float32 at a time
 _RANDOM_DEVIATION = 100.0  # of stored values: most of the range is used, next to nothing saturates
 _RANDOM_INPUT_SCALE = 0.05
 
 
-def linear_method(scheme: RowwiseFp8 | TensorwiseFp8, path: str, linear: axes.Linear) -> LinearMethod:
+def linear_method(scheme: Fp8Scheme, path: str, linear: axes.Linear) -> LinearMethod:
     """Return how `linear`, whose first part is at checkpoint prefix `path`, is stored and multiplied."""
-    tensors = scheme.tensors(path, linear)
-    if tensors[0].dtype != E4M3:
-        return PlainMethod(tensors)
-    bound = scheme.activation_bound if isinstance(scheme, RowwiseFp8) else None
-    return Fp8Method(
+    stored, dtype = scheme.stored(path, linear), torch_dtype(scheme.dtype)
+    if stored is None:
+        return PlainMethod(scheme.tensors(path, linear))
+    if stored.scales == BLOCK or stored.input_format == axes.PLAIN:
+        return DequantisedMethod(stored=stored, dtype=dtype)
+    method = OnlineMethod if isinstance(scheme, OnlineFp8) else Fp8Method
+    return method(
         path=path,
-        tensors=tensors,
-        dtype=torch_dtype(scheme.dtype),
-        input_format=scheme.input_format,
-        input_bound=bound,
+        tensors=stored.tensors,
+        dtype=dtype,
+        input_format=stored.input_format,
+        input_bound=stored.input_bound,
     )
 
 
@@ -62,13 +66,13 @@ class Fp8Method:
 
     def finalise(self, layer: LinearLayer) -> None:
         """Check the scales and spread those of the parts over rows; of several input scales the largest clips nothing."""
-        weight_scale = self._checked(layer, "weight_scale")
+        weight_scale = checked(layer, self.tensors, "weight_scale")
         if weight_scale.ndim == 1:
             sizes = torch.tensor([part.size for part in layer.linear.out], device=weight_scale.device)
             weight_scale = weight_scale.repeat_interleave(sizes).unsqueeze(1)
         layer.weight_scale = nn.Parameter(weight_scale, requires_grad=False)
         if self.input_format == axes.FP8_STATIC:
-            layer.input_scale = nn.Parameter(self._checked(layer, "input_scale").max(), requires_grad=False)
+            layer.input_scale = nn.Parameter(checked(layer, self.tensors, "input_scale").max(), requires_grad=False)
 
     def input_scale(self, layer: LinearLayer) -> Tensor | None:
         """Return the static input scale [], None when activations are scaled per token."""
@@ -87,7 +91,7 @@ class Fp8Method:
     def randomise(self, layer: LinearLayer, generator: torch.Generator) -> None:
         """Fill the parameters so that outputs keep their inputs' magnitude."""
         weight_OI = layer.get_parameter("weight")
-        for rows in _chunks(weight_OI):
+        for rows in chunks(weight_OI):
             values_OI = torch.empty(weight_OI[rows].shape, device=weight_OI.device)
             values_OI.normal_(std=_RANDOM_DEVIATION, generator=generator).clamp_(-reference.FP8_MAX, reference.FP8_MAX)
             weight_OI[rows] = values_OI.to(weight_OI.dtype)
@@ -101,17 +105,10 @@ class Fp8Method:
             return layer.ops.quantize_fp8_static(x_TI, scale)
         return layer.ops.quantize_fp8_token(x_TI, self.input_bound)
 
-    def _checked(self, layer: LinearLayer, name: str) -> Tensor:
-        scale = layer.get_parameter(name).detach()
-        if not bool(((scale > 0) & scale.isfinite()).all()):
-            raise CheckpointError(
-                f"{name} of {self.path} holds a scale that is not a positive number", fix="make or download the checkpoint again"
-            )
-        return scale
 
+class OnlineMethod(Fp8Method):
+    """A plain weight that is stored in FP8 with a scale a row, row by row while it is read."""
 
-def _chunks(weight_OI: Tensor) -> list[slice]:
-    """Return slices of rows small enough to hold in float32."""
-    rows, inputs = weight_OI.shape
-    step = max(1, _CHUNK_BYTES // (4 * inputs))
-    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+    def quantise_rows(self, rows_RI: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the FP8 values [R, I] and float32 scales [R, 1] of whole rows of a plain weight."""
+        return quantise_rows(rows_RI)

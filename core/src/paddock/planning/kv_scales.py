@@ -1,0 +1,58 @@
+"""Scales of FP8 keys and values: the names savers gave them, and which layers of a checkpoint have none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from paddock.axes import WeightTable
+from paddock.config import EngineConfig
+from paddock.planning.notes import Notes
+
+DUMMY = "dummy"
+# Below the attention block: of ModelOpt; compressed-tensors and AutoFP8; fused; one for both; early llm-compressor.
+NAMES = {
+    kind: (f"{kind}_proj.{kind}_scale", f"{kind}_scale", f"qkv_proj.{kind}_scale", "kv_scale", f"{kind}_proj.output_scale")
+    for kind in ("k", "v")
+}
+# What some savers write beside them and nobody needs: zero points of symmetric scales, and the scale of queries in FP8, which
+# are kept plain here.
+UNREAD = (".k_zero_point", ".v_zero_point", ".kv_zero_point", ".output_zero_point", ".q_zero_point", ".q_scale")
+
+
+def layers_without(names: Iterable[str], table: WeightTable) -> list[int]:
+    """Return the layers for whose keys or values no tensor in `names` is a scale."""
+    found: dict[str, set[str]] = {}
+    for name in names:
+        for kind, endings in NAMES.items():
+            if name.endswith(tuple(f".{ending}" for ending in endings)):
+                found.setdefault(kind, set()).add(name)
+    return [i for i in range(table.num_layers) if not _has_both(found, table.layer_source.format(i=i))]
+
+
+def _has_both(found: dict[str, set[str]], prefix: str) -> bool:
+    return all(any(name.startswith(prefix) for name in found.get(kind, ())) for kind in NAMES)
+
+
+def say_missing(
+    config: EngineConfig, kv_dtype: str, calibrated: str | None, names: frozenset[str] | None, table: WeightTable, notes: Notes
+) -> None:
+    """Warn where KV is kept in FP8 with scales of 1 that nobody calibrated.
+
+    `calibrated` is what config.json says the checkpoint has scales for, `names` its tensors where they are at hand.
+    """
+    if kv_dtype != "fp8" or config.load_format == DUMMY:
+        return
+    if names is None:
+        without = [] if calibrated == "fp8" else list(range(table.num_layers))
+    else:
+        without = layers_without(names, table)
+    if not without:
+        return
+    layers = "every layer" if len(without) == table.num_layers else f"{len(without)} of {table.num_layers} layers"
+    said = "config.json announces FP8 KV, but the checkpoint" if calibrated == "fp8" else "the checkpoint"
+    notes.find(
+        "warning",
+        "kv_scales_are_one",
+        f"{said} holds no scales of FP8 keys and values for {layers}: they count as 1, which nobody calibrated",
+        "use a checkpoint with calibrated KV scales, or keep KV in 16 bits with kv_cache_dtype",
+    )

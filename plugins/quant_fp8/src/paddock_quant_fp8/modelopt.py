@@ -1,0 +1,102 @@
+"""Which checkpoints of NVIDIA's ModelOpt are read: those with FP8 weights. Free of torch.
+
+The quantisation is described in config.json (exporters from about version 0.30 on), in hf_quant_config.json (all of them), or in
+both, which must then agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from attrs import frozen
+
+from paddock.axes import FP8_STATIC, FP8_TOKEN, PLAIN
+from paddock.errors import ModelConfigError
+from paddock.model_config import ConfigReader
+from paddock.plugins import CheckpointFacts
+from paddock_quant_fp8.reading import Entry, entry_of, names_in, reader_of
+from paddock_quant_fp8.schemes import BLOCK, ROW, TENSOR, ModelOptFp8, Stored
+
+FILE = "hf_quant_config.json"
+ALGORITHMS = {
+    "FP8": Stored(scales=TENSOR, input_format=FP8_STATIC),
+    "FP8_PER_CHANNEL_PER_TOKEN": Stored(scales=ROW, input_format=FP8_TOKEN),
+    "FP8_PB_WO": Stored(scales=BLOCK, input_format=PLAIN),
+}
+_FP8_KV = {"dynamic": False, "num_bits": 8, "type": "float"}
+
+
+@frozen
+class _Said:
+    """What a file says: the algorithm, `fp8` or nothing for KV, and the modules left plain, in order of name."""
+
+    algorithm: str
+    kv: str | None
+    skipped: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Return it as the error for two files that disagree quotes it."""
+        return f"quant_algo {self.algorithm}, KV {self.kv or 'plain'}, plain modules {', '.join(self.skipped) or 'none'}"
+
+
+def detect(facts: CheckpointFacts) -> ModelOptFp8 | None:
+    """Return the scheme of a ModelOpt checkpoint in FP8, else None: its other algorithms are left to other formats.
+
+    Raises ModelConfigError for unknown keys, a KV cache in other than FP8, and two files that disagree.
+    """
+    if isinstance(facts.config.get("compression_config"), Mapping):
+        return None
+    found = entry_of(facts, lambda method: method.startswith("modelopt"))
+    if found is None and facts.config.get("quantization_config"):
+        return None
+    said = {name: one for name, one in (("config.json", found), (FILE, _in_file(facts))) if one is not None}
+    algorithms = {name: _algorithm(entry) for name, (_, entry) in said.items()}
+    if len(set(algorithms.values())) > 1:
+        raise _two_stories({name: f"quant_algo {algorithm}" for name, algorithm in algorithms.items()})
+    if not said or not set(algorithms.values()) <= ALGORITHMS.keys():
+        return None
+    read = {name: _read(name, *one) for name, one in said.items()}
+    first, *others = read.values()
+    if any(other != first for other in others):
+        raise _two_stories(read)
+    return ModelOptFp8(dtype=facts.dtype, how=ALGORITHMS[first.algorithm], skipped=first.skipped, kv_cache_dtype=first.kv)
+
+
+def _in_file(facts: CheckpointFacts) -> tuple[ConfigReader, Entry] | None:
+    """Return the quantisation section of hf_quant_config.json with a reader of it, None where there is none."""
+    section = facts.files.get(FILE, {}).get("quantization")
+    if not isinstance(section, Mapping) or not section:
+        return None
+    return reader_of("quantization", section), section
+
+
+def _algorithm(entry: Entry) -> str:
+    return str(entry.get("quant_algo") or "").upper()
+
+
+def _two_stories(said: Mapping[str, object]) -> ModelConfigError:
+    return ModelConfigError(
+        "; ".join(f"{name} says {one}" for name, one in said.items()),
+        fix="the two must describe the same quantisation: keep the files of one export",
+    )
+
+
+def _read(name: str, reader: ConfigReader, entry: Entry) -> _Said:
+    """Return what one file says, in either of the two forms."""
+    reader.accept("quant_algo", "producer", "config_groups", "kv_cache_scheme", "kv_cache_quant_algo", "group_size")
+    skipped = names_in(reader, entry, "exclude_modules", "ignore")
+    kv = _kv(reader, entry)
+    reader.finish()
+    return _Said(_algorithm(entry), kv, tuple(sorted(skipped)))
+
+
+def _kv(reader: ConfigReader, entry: Entry) -> str | None:
+    for key in ("kv_cache_quant_algo", "kv_cache_scheme"):
+        said = entry.get(key)
+        if isinstance(said, Mapping) and {name: said.get(name, value) for name, value in _FP8_KV.items()} == _FP8_KV:
+            return "fp8"
+        if said is not None and str(said).upper() != "FP8":
+            raise reader.wrong(key, said, "FP8 or null: keys and values are kept in FP8 or plainly")
+        if said is not None:
+            return "fp8"
+    return None

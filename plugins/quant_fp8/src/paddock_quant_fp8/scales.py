@@ -1,0 +1,37 @@
+"""Scales as a checkpoint brings them: checked once after loading, and rows of a weight in pieces that fit in float32.
+
+O outputs, I inputs.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from paddock import axes
+from paddock.errors import CheckpointError
+from paddock.layers import LinearLayer, part_spans
+
+MAX_SCALE = 1e4  # no weight or activation of a working model reaches 448 times that
+CHUNK_BYTES = 64 << 20  # of weights held in float32 at a time
+
+
+def checked(layer: LinearLayer, tensors: tuple[axes.Tensor, ...], name: str) -> Tensor:
+    """Return the scales called `name`; raise CheckpointError, naming tensor and value, where one is not in (0, MAX_SCALE]."""
+    (declared,) = (tensor for tensor in tensors if tensor.name == name)
+    scale = layer.get_parameter(name).detach()
+    for part, region in zip(layer.linear.out, part_spans(layer.linear, declared), strict=True):
+        values = scale[tuple(slice(*span) for span in region)].flatten()
+        wrong = values[~((values > 0) & (values <= MAX_SCALE))]
+        if wrong.numel():
+            raise CheckpointError(
+                f"{name} of {layer.source}{part.source} holds {wrong[0].item()}, one of {wrong.numel()} unusable scales",
+                fix=f"scales are positive numbers up to {MAX_SCALE:g}: make or download the checkpoint again",
+            )
+    return scale
+
+
+def chunks(weight_OI: Tensor) -> list[slice]:
+    """Return slices of rows small enough to hold in float32."""
+    rows, inputs = weight_OI.shape
+    step = max(1, CHUNK_BYTES // (4 * inputs))
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]

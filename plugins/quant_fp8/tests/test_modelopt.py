@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from paddock.axes import EMBED, FFN, FP8_STATIC, FP8_TOKEN, PLAIN, VOCAB, Linear, Part
+from paddock.errors import ModelConfigError
+from paddock.plugins import CheckpointFacts
+from paddock_quant_fp8.modelopt import ALGORITHMS, FILE, detect
+from paddock_quant_fp8.schemes import BLOCK, ROW, TENSOR
+
+DOWN = Linear("down", (Part("down", EMBED, 32, source="mlp.down_proj"),), Part("ffn", FFN, 48))
+HEAD = Linear("lm_head", (Part("tokens", VOCAB, 99, source="lm_head"),), Part("embed", EMBED, 32))
+DOWN_PATH = "model.layers.1.mlp.down_proj"
+FP8: dict[str, Any] = {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8", "exclude_modules": ["lm_head"]}
+GROUP = {"weights": {"num_bits": 8, "type": "float"}, "targets": ["Linear"]}
+IN_CONFIG: dict[str, Any] = {"quant_method": "modelopt", "quant_algo": "FP8", "config_groups": {"group_0": GROUP}}
+IN_CONFIG |= {"kv_cache_scheme": {"dynamic": False, "num_bits": 8, "type": "float"}, "ignore": ["lm_head"]}
+
+
+def facts(entry: dict[str, Any] | None = None, file: dict[str, Any] | None = None, **config: Any) -> CheckpointFacts:
+    """Return what config.json and hf_quant_config.json say, each left out when it is None."""
+    files = {} if file is None else {FILE: {"producer": {"name": "modelopt"}, "quantization": file}}
+    raw = config if entry is None else {"quantization_config": entry} | config
+    return CheckpointFacts(config=raw, dtype="bfloat16", files=files)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "stored"),
+    [
+        ("FP8", (TENSOR, FP8_STATIC, ["weight", "weight_scale", "input_scale"])),
+        ("FP8_PER_CHANNEL_PER_TOKEN", (ROW, FP8_TOKEN, ["weight", "weight_scale"])),
+        ("fp8_pb_wo", (BLOCK, PLAIN, ["weight", "weight_scale"])),
+    ],
+)
+def test_each_algorithm_says_what_a_scale_covers_and_how_inputs_are_scaled(algorithm: str, stored: Any) -> None:
+    """Names are those of quant_algo, in either case; from the file alone and from config.json alone."""
+    for found in (detect(facts(file={"quant_algo": algorithm})), detect(facts(IN_CONFIG | {"quant_algo": algorithm}))):
+        assert found is not None
+        how = found.stored(DOWN_PATH, DOWN)
+        assert how is not None
+        assert (how.scales, how.input_format, [tensor.name for tensor in how.tensors]) == stored
+
+
+def test_either_file_says_the_same_as_both() -> None:
+    """KV and the list of plain modules are spelt differently in the two files."""
+    both = detect(facts(IN_CONFIG, FP8))
+    assert both is not None
+    assert both == detect(facts(IN_CONFIG)) == detect(facts(file=FP8))
+    assert (both.kv_cache_dtype, both.skipped) == ("fp8", ("lm_head",))
+    assert both.tensors("lm_head", HEAD)[0].dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"quant_algo": "W4A16_AWQ"}, "config.json says quant_algo FP8; hf_quant_config.json says quant_algo W4A16_AWQ"),
+        ({"kv_cache_quant_algo": None}, r"KV fp8, .*; hf_quant_config.json says .* KV plain"),
+        ({"exclude_modules": ["lm_head", "x*"]}, r"plain modules lm_head; .* plain modules lm_head, x\*"),
+    ],
+)
+def test_two_files_that_disagree_are_both_quoted(change: dict[str, Any], said: str) -> None:
+    """Neither wins: the error says what each says."""
+    with pytest.raises(ModelConfigError, match=said):
+        detect(facts(IN_CONFIG, FP8 | change))
+
+
+@pytest.mark.parametrize("algorithm", ["W4A16_AWQ", "NVFP4", "MIXED_PRECISION", "W8A8_SQ_PER_CHANNEL"])
+def test_other_algorithms_are_left_to_other_formats(algorithm: str) -> None:
+    """What is no FP8 is not claimed, wherever it is said."""
+    assert detect(facts(file={"quant_algo": algorithm})) is None
+    assert detect(facts({"quant_method": "modelopt", "quant_algo": algorithm})) is None
+
+
+def test_other_tools_are_not_claimed() -> None:
+    """A config.json that names another tool wins over a file of ModelOpt's."""
+    assert detect(facts({"quant_method": "fp8", "activation_scheme": "static"}, FP8)) is None
+    assert detect(facts(file=FP8, compression_config={"config_groups": {}})) is None
+    assert detect(facts()) is None
+
+
+@pytest.mark.parametrize(
+    ("entry", "named"),
+    [
+        ({"kv_cache_quant_algo": "INT8"}, "kv_cache_quant_algo is 'INT8'"),
+        ({"kv_cache_scheme": {"num_bits": 4, "type": "float", "dynamic": False}}, "kv_cache_scheme"),
+        ({"exclude_modules": "lm_head"}, "exclude_modules"),
+        ({"svd_rank": 8}, "svd_rank"),
+    ],
+)
+def test_what_is_not_supported_is_named(entry: dict[str, Any], named: str) -> None:
+    """Unknown keys and KV caches in other than FP8 are errors, never guesses."""
+    with pytest.raises(ModelConfigError, match=named):
+        detect(facts(file={"quant_algo": "FP8"} | entry))
+
+
+def test_every_algorithm_declares_where_its_scales_lie() -> None:
+    """The block-scaled one has 128 by 128; shapes for 200 outputs and 300 inputs follow."""
+    shapes = {name: how.tensors[1].shape(200, 300) for name, how in ALGORITHMS.items()}
+    assert shapes == {"FP8": (), "FP8_PER_CHANNEL_PER_TOKEN": (200, 1), "FP8_PB_WO": (2, 3)}
