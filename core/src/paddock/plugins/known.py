@@ -38,7 +38,17 @@ KNOWN = (
     KnownPlugin(
         plugin="quant-awq",
         distribution="paddock-quant-awq",
-        brings={kinds.QUANTIZATIONS.name: ("awq",)},
+        brings={
+            kinds.QUANTIZATIONS.name: (
+                "awq",
+                "gptq",
+                "auto-round",
+                "compressed-tensors-w4a16",
+                "compressed-tensors-w4a8",
+                "modelopt-w4a16",
+                "modelopt-w4a8",
+            )
+        },
     ),
     KnownPlugin(plugin="triton", distribution="paddock-triton", brings={kinds.ATTENTION.name: ("triton",)}),
     KnownPlugin(plugin="parallel", distribution="paddock-parallel", brings={kinds.PARALLEL.name: ("tp", "pp")}),

@@ -79,7 +79,7 @@ def _plain(sections: list[Section]) -> tuple[str, ...]:
     keys = ("ignore", "exclude_modules")
     if not any(key in section.entry for section in sections for key in keys):
         return (_HEAD,)
-    return tuple(name for section in sections for name in section.names(*keys))
+    return tuple(dict.fromkeys(name for section in sections for name in section.names(*keys)))
 
 
 def _group_size(sections: list[Section]) -> int:
