@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plugins.quant_awq.tests.made import linear, made, named, scheme_of, weight
+from plugins.quant_awq.tests.made import CPU, linear, made, named, scheme_of, weight
 from plugins.quant_awq.tests.written import FORMATS, packed
 
 from paddock.axes import FP8_TOKEN, PLAIN
@@ -92,10 +92,10 @@ def test_outputs_are_unpacked_in_bounded_pieces(name: str, monkeypatch: pytest.M
     """How many outputs are held in float32 at a time changes neither what is repacked nor what is multiplied."""
     whole, _ = loaded(name, 40, 128, 32)
     x_TI = torch.randn(3, 128, generator=torch.Generator().manual_seed(6))
-    monkeypatch.setattr(method_module, "_CHUNK_BYTES", 1)
+    monkeypatch.setitem(method_module._CHUNK_BYTES, "cpu", 1)
     pieces, _ = loaded(name, 40, 128, 32)
     assert isinstance(pieces.method, Int4Method)
-    assert [rows.stop - rows.start for rows in pieces.method._chunks()] == [1] * 40
+    assert [rows.stop - rows.start for rows in pieces.method._chunks(CPU)] == [1] * 40
     assert torch.equal(pieces.get_parameter("packed"), whole.get_parameter("packed"))
     assert relative_rms(pieces(x_TI), whole.method.apply(whole, x_TI)) <= bound("linear", torch.float32)
 

@@ -56,6 +56,12 @@ KNOWN = (
 )
 
 
+# Formats of other tools that no first-party plugin reads, as config.json names them.
+READ_BY_NOBODY = frozenset(
+    {"aqlm", "bitnet", "bitsandbytes", "eetq", "gguf", "higgs", "hqq", "quanto", "quark", "quip", "spqr", "torchao", "vptq"}
+)
+
+
 def who_brings(kind: Kind, name: str) -> KnownPlugin | None:
     """Return the first-party plugin that brings `name`, installed or not."""
     return next((plugin for plugin in KNOWN if name in plugin.brings.get(kind.name, ())), None)

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 from attrs import frozen
 
+_PATTERN_SIGNS = frozenset("*+?^$|()[]{}\\")  # what tells a pattern from a path
 _LINEAR_CLASSES = ("Linear", "FalconLinear")  # what the tools' models call the linears of ours
 
 
@@ -76,7 +77,7 @@ class OutsideBlocks:
         """Return whether the module at checkpoint prefix `path` is plain."""
         if path in self.quantised:
             return False
-        if any(path == entry or re.search(entry, path) for entry in self.excluded):
+        if any(path == entry or (_PATTERN_SIGNS & set(entry) and re.search(entry, path)) for entry in self.excluded):
             return True
         return bool(self.blocks) and not any(path.startswith(f"{block}.") for block in self.blocks)
 
