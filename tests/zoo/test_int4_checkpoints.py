@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from plugins.quant_awq.tests.made import scheme_of
 from plugins.quant_awq.tests.written import FORMATS, Format
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from paddock import axes
 from paddock.errors import CheckpointError
 from paddock.layers import Communicator
+from paddock.planning.weights import straddling_groups
 from paddock.plugins import CheckpointFacts, resolve
 from paddock.testing.contracts import MODEL_BOUND, build_model, checkpoint
 from paddock.testing.oracle import relative_rms
@@ -127,6 +129,24 @@ def test_eight_ranks_whose_borders_slice_groups_give_the_logits_of_one(name: str
     whole = work(1, 0, None)
     for logits_TV in run_ranks(8, partial(work, 8)):
         assert relative_rms(logits_TV, whole) < MODEL_BOUND
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "world", "says"),
+    [("gptq-ordered", 64, 2, "0.5 groups of 384"), ("awq", 48, 16, "0.5 groups of 48"), ("awq", 64, 24, "0.5 groups of 32")],
+)
+def test_a_plan_that_would_break_a_group_is_refused(name: str, group: int, world: int, says: str) -> None:
+    """Planning knows from the declaration what loading would refuse; where groups can be sliced it has nothing to say."""
+    down = axes.Linear("down", (axes.Part("down", axes.EMBED, 16, source="down"),), axes.Part("ffn", axes.FFN, 384))
+    table = axes.WeightTable(outer=(down,), layer=(), num_layers=0)
+
+    def problems(world: int) -> list[str]:
+        tensors = {"down": scheme_of(FORMATS[name].entry(group)).tensors("down", down)}
+        return list(straddling_groups(table, tensors, axes.Shard(0, world, CUTS)))
+
+    (problem,) = problems(world)
+    assert says in problem
+    assert not problems(1 if name == "gptq-ordered" else 4)
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -128,7 +128,7 @@ def test_modelopt_agrees() -> None:
     agrees(made(scheme_of(entry), linear(OUTS, INS), named(stored)), r.meaning)
     convert = pytest.importorskip("modelopt.torch.export.convert_hf_config")
     for algorithm in ("W4A16_AWQ", "W4A8_AWQ"):
-        inner = {"quant_algo": algorithm, "group_size": GROUP, "has_zero_point": False, "pre_quant_scale": True}
+        inner: dict[str, Any] = {"quant_algo": algorithm, "group_size": GROUP, "has_zero_point": False, "pre_quant_scale": True}
         inner |= {"kv_cache_quant_algo": None, "exclude_modules": ["lm_head"]}
         file = {"producer": {"name": "modelopt", "version": "0.47.0"}, "quantization": inner}
         theirs = json.loads(json.dumps(convert.convert_hf_quant_config_format(json.loads(json.dumps(file)))))

@@ -25,7 +25,6 @@ from paddock.layers import (
 )
 from paddock_quant_awq.dummy import randomise
 from paddock_quant_awq.layout import (
-    BLOCK,
     HALF,
     MIDDLE,
     Int4Form,
