@@ -170,7 +170,7 @@ class Tensor:
     """A stored tensor of a linear: checkpoint suffix, dtype and axes. Without an `out` axis it is kept once for each part.
 
     An `optional` one may be absent: the parameter then holds what `create` put there. `stored_as` is its name in the checkpoint
-    where that is not the part's prefix and `name`.
+    where that is not the part's prefix and `name`; `{part}` in it stands for the prefix.
     """
 
     name: str

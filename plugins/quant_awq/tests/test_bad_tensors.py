@@ -118,3 +118,13 @@ def test_known_bytes_mean_known_numbers() -> None:
     stored = {"qweight": word, "qzeros": torch.zeros(1, 1, dtype=torch.int32), "scales": torch.ones(1, 8)}
     layer = made(scheme_of(FORMATS["awq"].entry(8)), linear(8, 8), named(stored))
     assert layer.method.dequantise(layer)[:, 0].tolist() == [float(q) for q in range(8)]
+
+
+def test_a_bias_of_zeros_that_the_model_lacks_is_let_pass() -> None:
+    """AutoGPTQ wrote one for every linear; one that is not zero would change the model, and is refused."""
+    stored = named(stored_as("gptq"))
+    layer = made(scheme_of(FORMATS["gptq"].entry(GROUP)), linear(16, 64), stored | {"down.bias": torch.zeros(16).half()})
+    assert "spare_bias" not in dict(layer.named_parameters())
+    assert layer.bias is None
+    error = refusal("gptq", stored | {"down.bias": torch.full((16,), 0.5)})
+    assert "bias of down hold 0.5, which must be 0: the model has no bias there" in error.message

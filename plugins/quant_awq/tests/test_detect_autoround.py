@@ -26,7 +26,7 @@ def test_the_packing_is_gptqs_or_autoawqs(packing: str, expected: tuple[str, int
     """And what is stored of a zero point goes with it."""
     scheme = scheme_of(ROUND | {"packing_format": packing})
     assert (scheme.packing, scheme.zero_offset) == expected
-    assert scheme.tensors("down", linear(96, 256))[0].name == "qweight"
+    assert "qweight" in [tensor.name for tensor in scheme.tensors("down", linear(96, 256))]
 
 
 def test_a_published_configuration_is_read() -> None:

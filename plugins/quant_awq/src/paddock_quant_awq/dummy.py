@@ -29,7 +29,7 @@ def randomise(scheme: Int4Scheme, layer: LinearLayer, tensors: tuple[axes.Tensor
             parameter.fill_(_MIDDLES[scheme.zero_offset])
         elif tensor.name in ("weight_scale_2", "input_scale"):
             parameter.fill_(1.0)
-        elif not tensor.optional:
+        elif not tensor.optional:  # what may be absent is
             _random_bits(parameter, generator)
 
 

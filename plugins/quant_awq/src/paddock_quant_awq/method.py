@@ -175,7 +175,7 @@ def local_groups(group: int, start: int, size: int, device: torch.device) -> tup
 
 def _repacked(stored: Stored, form: Int4Form, order_I: Tensor | None) -> Tensor:
     """Return the weight in its final form [B, O, J], a bounded number of outputs at a time."""
-    device = stored.layer.get_parameter(stored.tensors[0].name).device
+    device = stored.device
     packed_BOJ = torch.empty((form.blocks, form.outputs, HALF), dtype=torch.uint8, device=device)
     step = max(WORD, _CHUNK_BYTES[device.type] // (4 * form.inputs) // WORD * WORD)
     first = 0

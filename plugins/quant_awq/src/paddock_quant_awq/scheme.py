@@ -117,7 +117,10 @@ def _awq_gemm(scheme: Int4Scheme, path: str, linear: Linear) -> tuple[Tensor, ..
 
 def _gptq(scheme: Int4Scheme, path: str, linear: Linear) -> tuple[Tensor, ...]:
     groups = scheme.groups(linear)
+    # AutoGPTQ wrote a bias of zeros for every linear, of models too that have none.
+    spare = () if linear.bias else (Tensor("spare_bias", "float32", (_OUT,), optional=True, stored_as="{part}.bias"),)
     return (
+        *spare,
         Tensor("qweight", "int32", (_IN_WORDS, _OUT)),
         Tensor("qzeros", "int32", (groups, _OUT_WORDS)),
         Tensor("scales", scheme.scale_dtype, (groups, _OUT)),

@@ -38,6 +38,11 @@ class Stored:
     layer: LinearLayer
     tensors: tuple[axes.Tensor, ...]
 
+    @property
+    def device(self) -> torch.device:
+        """Return where the parameters lie."""
+        return self.layer.get_parameter(_WEIGHT[self.scheme.packing]).device
+
     def codes(self, part: int, rows: slice) -> Tensor:
         """Return codes [R, I] of outputs `rows` of a part; they begin and end at multiples of 8, or with the part."""
         weight, first = self.layer.get_parameter(_WEIGHT[self.scheme.packing]), self._first_row(part)
@@ -132,6 +137,9 @@ class Stored:
             if name in names:
                 scalar_P = self.layer.get_parameter(name)
                 self._demand((scalar_P > 0) & scalar_P.isfinite(), scalar_P, name, "positive")
+        if "spare_bias" in names:
+            bias_O = self.layer.get_parameter("spare_bias")
+            self._demand(bias_O == 0, bias_O, "bias", "0: the model has no bias there")
         if "weight_shape" not in names:
             return
         for part, shape in zip(self.layer.whole.out, self.layer.get_parameter("weight_shape").tolist(), strict=True):
@@ -175,7 +183,7 @@ class Stored:
 
 
 _ABSENT = torch.iinfo(torch.int32).min  # no group, no size
-_WHERE_ABSENT = {"g_idx": _ABSENT, "weight_shape": _ABSENT, "pre_quant_scale": 1.0, "act_scales": 1.0}
+_WHERE_ABSENT = {"g_idx": _ABSENT, "weight_shape": _ABSENT, "pre_quant_scale": 1.0, "act_scales": 1.0, "spare_bias": 0.0}
 
 
 def fill_absent(parameters: dict[str, Tensor]) -> None:
