@@ -23,7 +23,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 GPU_ARGS ?= --numprocesses 8 --dist worksteal
 SANITIZER ?= compute-sanitizer
 
-.PHONY: help setup models demo test gpu-test memcheck lint format types wheels lock clean
+.PHONY: help setup models assets demo test gpu-test memcheck lint format types wheels lock clean
 
 help: ## say what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -32,6 +32,10 @@ setup: $(INSTALLED) ## build .venv: torch, the pinned packages, the workspace
 
 models: setup ## fetch the model that the demo and the tests use
 	@$(BIN)/python -m tests.assets.smollm2 $(if $(HUB),--hub)
+
+assets: models ## fetch what the tests of quality use beside it: stories15M, the evaluation sets, a long text
+	@$(BIN)/python -m tests.assets.stories15m
+	@$(BIN)/python -m tests.assets.evaluation_sets
 
 demo: models ## let a real model answer a few prompts at once
 	@$(BIN)/python docs/examples/demo.py

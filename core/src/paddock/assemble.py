@@ -60,6 +60,7 @@ def assemble(
         eos_ids=frozenset(plan.eos_token_ids),
         plan=plan,
         memory_use=tokens.memory_use,
+        watch_prompts=tokens.watch_prompts,
     )
     log.get_logger().info("engine_ready", seconds=round(time.monotonic() - started, 2))
     return engine

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import cache, partial
 from os import PathLike, fspath
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from paddock.begin import import_assemble
 from paddock.config import EngineConfig
@@ -22,6 +22,9 @@ from paddock.text.chat import Message
 from paddock.text.frontend import TextEngine
 from paddock.text.prompts import EncodedPrompt, Prompt, as_list
 from paddock.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from paddock.execution.prompt_logprobs import PromptWatcher
 
 Prompts = Prompt | Sequence[Prompt]
 Conversations = Sequence[Message] | Sequence[Sequence[Message]]
@@ -78,6 +81,20 @@ class LLM:
     def memory_use(self) -> MemoryUse | None:
         """Return what the engine really takes of a GPU's memory, beside what `plan.ledger` predicted; None on a CPU."""
         return self._engine.memory_use()
+
+    @contextmanager
+    def watching_prompts(self, watcher: PromptWatcher) -> Iterator[None]:
+        """Show `watcher` all logits of every prompt that runs meanwhile and whose sampling has `prompt_logprobs`.
+
+        It is called as `watcher(sequence_id, position, logits_RV)`: float32 on the model's device, at most 64 MiB a call or one
+        row, row r predicting the prompt's token at `position + r + 1`. The same rows may come twice.
+        """
+        self._need_open()
+        self._engine.watch_prompts(watcher)
+        try:
+            yield
+        finally:
+            self._engine.watch_prompts(None)
 
     @property
     def max_model_len(self) -> int:

@@ -52,3 +52,18 @@ def request_progress(total: int, *, shown: bool | None = None) -> Iterator[Calla
             bar.update(task, advance=1, speed=f"{speed:,.0f} tokens/s")
 
         yield advance
+
+
+@contextmanager
+def count_progress(label: str, *, shown: bool | None = None) -> Iterator[Callable[[int, int], None]]:
+    """Yield what to call with how many are done and how many there are; `shown` None means when standard error is a terminal."""
+    if not (sys.stderr.isatty() if shown is None else shown):
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=shown is None) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -140,6 +140,45 @@ def test_a_definition_writes_fp8_as_itself(op: str) -> None:
         assert verdict.error == 0 or "FP8" not in verdict.what
 
 
+@pytest.mark.parametrize("op", ["rms_norm_fp8", "layer_norm_fp8", "silu_mul_fp8", "gelu_fp8"])
+def test_a_producer_of_fp8_is_held_to_its_definition(op: str) -> None:
+    """Itself differs in nothing; a scale 2 percent off, a value in 50 and a sum that is not added are seen."""
+    twin, cases = getattr(reference, op), OpCases(table=evolve(SMALL, tokens=(64,)), draw=DRAW).of(op)
+    assert [case.name.partition(", ")[2] for case in cases] == ["static", "a scale a token"]
+
+    def spoilt(*given: Any) -> Any:
+        found = twin(*given)
+        total, values = found if isinstance(found, tuple) else (None, found)
+        values.values_TI.view(torch.uint8)[::5, ::10] ^= 1
+        return values if total is None else (total, values)
+
+    def rescaled(*given: Any) -> Any:
+        found = twin(*given)
+        total, values = found if isinstance(found, tuple) else (None, found)
+        values = evolve(values, scale=values.scale * 1.02)
+        return values if total is None else (total, values)
+
+    for case in cases:
+        assert op_verdict(op, twin, twin, case.make).error == 0
+        assert not op_verdict(op, spoilt, twin, case.make).right
+        assert not op_verdict(op, rescaled, twin, case.make).right
+        if "norm" in op:
+            assert not op_verdict(op, lambda x, delta, *rest: twin(x, None, *rest), twin, case.make).right
+
+
+def test_an_fp8_product_is_held_to_float32() -> None:
+    """Its definition is right, one percent is not; its bytes are the weight's, one each, and its products the matrix unit's."""
+    (case, *_), twin = OpCases(table=FULL, draw=DRAW).of("linear_fp8"), reference.linear_fp8
+    assert (case.name, case.kind) == ("8B 1 x 4096 -> 6144", "fp8")
+    assert (case.nbytes, case.flops) == (6144 * 4096 + 4096 + 2 * 6144 + 4 * (1 + 6144), 2 * 6144 * 4096)
+    for small in OpCases(table=SMALL, draw=DRAW).of("linear_fp8"):
+        assert op_verdict("linear_fp8", twin, twin, small.make).right
+        assert not op_verdict("linear_fp8", lambda *given: twin(*given) * 1.01, twin, small.make).right
+    names = {case.name for case in OpCases(table=FULL, draw=DRAW).of("linear_fp8")}
+    assert {f"70B {tokens} x 28672 -> 8192" for tokens in (1, 2, 4, 8, 16, 32, 64, 256, 4096)} <= names
+    assert not [name for name in names if "128256" in name]
+
+
 def test_a_wrong_kernel_has_an_error_and_no_time() -> None:
     """An op one percent off and attention with its heads mixed up are found out; their times are not told."""
     given = bench(Kernels())

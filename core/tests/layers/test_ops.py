@@ -106,4 +106,64 @@ def test_ops_bind_what_is_named_and_fall_back_to_the_reference() -> None:
 
     ops = Ops.bind({"gelu": gelu})
     assert ops.gelu is gelu
-    assert all(getattr(ops, name) is getattr(reference, name) for name in OP_NAMES - {"gelu"})
+    assert all(getattr(ops, name) is getattr(reference, name) for name in OP_NAMES - {"gelu", "gelu_fp8"})
+
+
+FUSED = ("rms_norm_fp8", "layer_norm_fp8", "silu_mul_fp8", "gelu_fp8")
+
+
+@pytest.mark.parametrize("scale", [None, 0.02], ids=["token", "static"])
+@pytest.mark.parametrize("name", FUSED)
+def test_what_is_fused_equals_its_parts(name: str, scale: float | None) -> None:
+    """The plain result is rounded to the input's dtype, then quantised: the same bits by one op, by two, by a plugin's two."""
+    x, delta, weight, bias = (torch.randn(5, 66).bfloat16() for _ in range(4))
+    static = None if scale is None else torch.tensor(scale)
+    plain = name.removesuffix("_fp8")
+    rest = {"rms_norm": (weight[0], 1e-5), "layer_norm": (weight[0], bias[0], 1e-5)}.get(plain)
+    sums = [x + delta, x] if rest else [x]
+    calls = [(x, delta), (x, None)] if rest else [(x,)]
+    for given, total in zip(calls, sums, strict=True):
+        expected = getattr(reference, plain)(total, *(rest or ()))
+        quantised = (
+            reference.quantize_fp8_token(expected, 2.0) if static is None else reference.quantize_fp8_static(expected, static)
+        )
+        for ops in (Ops(), brought(plain)):
+            found = getattr(ops, name)(*given, *(rest or ()), static, 2.0)
+            if rest:
+                found_sum, found = found
+                assert torch.equal(found_sum, total)
+            assert torch.equal(found.values_TI.view(torch.uint8), quantised.values_TI.view(torch.uint8))
+            assert torch.equal(found.scale, quantised.scale)
+
+
+def brought(plain: str) -> Ops:
+    """Return ops of which a plugin implements the plain one."""
+    return Ops.bind({plain: lambda *given: getattr(reference, plain)(*given)})
+
+
+def test_a_fused_op_that_a_plugin_brings_is_not_taken_apart() -> None:
+    """Nor is one taken apart whose parts are the core's own."""
+
+    def silu_mul_fp8(*_: Any) -> Any:
+        return None
+
+    ops = Ops.bind({"silu_mul": lambda x_T2F: x_T2F, "silu_mul_fp8": silu_mul_fp8})
+    assert ops.silu_mul_fp8 is silu_mul_fp8
+    assert ops.rms_norm_fp8 is reference.rms_norm_fp8
+    quantised: list[torch.Tensor] = []
+    Ops.bind({"quantize_fp8_token": lambda x, bound: quantised.append(x)}).gelu_fp8(torch.ones(1, 2), None, None)
+    assert len(quantised) == 1
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_an_fp8_product_sums_in_float32_and_rounds_once(static: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scales of x, [] or one a token, and of the weight's rows; the weight is widened a bounded piece at a time."""
+    x, weight = (torch.randn(shape).mul(50).to(reference.FP8) for shape in ((5, 24), (16, 24)))
+    x_scale, weight_scale = torch.rand(()) if static else torch.rand(5, 1), torch.rand(16, 1)
+    exact = (x.double() * x_scale) @ (weight.double() * weight_scale).T
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        monkeypatch.setattr(reference, "_CHUNK_BYTES", 64 << 20)
+        whole = reference.linear_fp8(x, x_scale, weight, weight_scale, dtype)
+        assert_close(whole, exact, op="linear", dtype=dtype)
+        monkeypatch.setattr(reference, "_CHUNK_BYTES", 4 * 24 * 5)
+        torch.testing.assert_close(reference.linear_fp8(x, x_scale, weight, weight_scale, dtype), whole)

@@ -212,6 +212,14 @@ def test_both_strategies_are_named_outermost_first() -> None:
     assert [spec.name for spec in plan.parallel] == ["pipeline", "tensor"]
 
 
+def test_what_several_gpus_hold_alike_is_mentioned() -> None:
+    """Four ranks hold each of two KV heads twice, in the weights and in the pages; two ranks hold one each."""
+    (issue,) = planned({}, gpus(4), plugins=[ParallelPlugin()]).issues
+    assert (issue.level, issue.code) == ("info", "held_alike")
+    assert issue.message == "4 ranks share 2 KV heads, so that they hold 2 copies each of k, v, the KV pages"
+    assert not planned({}, gpus(2), plugins=[ParallelPlugin()]).issues
+
+
 def test_idle_gpus_are_mentioned() -> None:
     """Fewer ranks than GPUs is fine, and said."""
     plan = planned({}, gpus(4), plugins=[ParallelPlugin()], tensor_parallel_size=2)

@@ -99,6 +99,45 @@ def test_the_405b_with_sixteen_kv_heads_counts_as_many(installed: Any) -> None:
     assert plan.kv_bytes_per_token == 2 * 516_096
 
 
+def test_the_180b_with_a_head_of_its_own_counts_it(installed: Any) -> None:
+    """A derivative that unties the head has the 179,522,565,120 parameters that the published files hold."""
+    raw = published("falcon-180b") | {"tie_word_embeddings": False}
+    assert resolve(EngineConfig(model="untied"), installed, parse_gpus("H200"), source(raw)).weight_bytes == 2 * 179_522_565_120
+
+
+@pytest.mark.parametrize("gpus", ["2xH200", "4xH200", "8xH200"])
+def test_the_180b_is_cut_by_whole_kv_groups(installed: Any, gpus: str) -> None:
+    """Every rank holds its share of all but the norms, at 2, 4 and 8 ranks, and nothing twice."""
+    plan = planned(installed, "falcon-180b", gpus)
+    norms = 2 * (80 * 2 + 1) * 2 * 14_848
+    world = plan.tensor_parallel_size
+    assert str(world) == gpus[0]
+    assert plan.ledger.weights.total == (WEIGHT_BYTES["falcon-180b"] - norms) // world + norms
+    assert "held_alike" not in {issue.code for issue in plan.issues}
+
+
+@pytest.mark.parametrize("world", [2, 4, 8])
+def test_the_one_kv_head_of_falcon_7b_is_held_by_every_rank(installed: Any, world: int) -> None:
+    """Ranks cut the MLP and the vocabulary and repeat attention and its pages, and the plan says so."""
+    seven = {"hidden_size": 4544, "num_attention_heads": 71, "num_hidden_layers": 32, "multi_query": True, "model_type": "falcon"}
+    raw = seven | {"architectures": ["FalconForCausalLM"], "torch_dtype": "bfloat16", "vocab_size": 65024}
+    plan = resolve(EngineConfig(model="7b"), installed, parse_gpus(f"{world}xH200"), source(raw))
+    layer = (4672 + 4544) * 4544 + 2 * 18_176 * 4544 // world
+    assert plan.tensor_parallel_size == world
+    assert plan.ledger.weights.total == 2 * (32 * layer + 65_024 * 4544 // world + (32 + 1) * 2 * 4544)
+    assert plan.kv_bytes_per_token == world * 8_192  # 2 x 32 x 1 x 64 x 2 bytes on each
+    (issue,) = [issue for issue in plan.issues if issue.code == "held_alike"]
+    assert f"{world} copies each of self_attention.query_key_value, self_attention.dense, the KV pages" in issue.message
+
+
+def test_ranks_beyond_the_kv_groups_of_the_180b_are_refused(installed: Any) -> None:
+    """Sixteen ranks would sum every group of the attention output twice: asked for, an error; else pipeline stages take over."""
+    with pytest.raises(PlanError, match="'attended' has 8 kv_heads: 16 ranks"):
+        planned(installed, "falcon-180b", "16xH200", tensor_parallel_size=16)
+    plan = planned(installed, "falcon-180b", "16xH200")
+    assert (plan.tensor_parallel_size, plan.pipeline_parallel_size) == (8, 2)
+
+
 def test_eight_gpus_hold_an_eighth_of_the_cut_weights_each(installed: Any) -> None:
     """Tensor parallelism divides everything but norms and the scalars of a whole part."""
     ledger = planned(installed, "llama-3.1-405b", "8xH200").ledger
@@ -113,6 +152,14 @@ def test_what_the_h200_is_bought_for_fits(installed: Any) -> None:
     assert not planned(installed, "llama-3.1-70b-fp8").errors
     (issue,) = planned(installed, "llama-3.1-405b").errors
     assert issue.code == "out_of_memory"
+
+
+def test_a_checkpoint_in_fewer_bits_is_advised_where_it_would_fit(installed: Any) -> None:
+    """Falcon-180B in FP8 is too large for one H200 and hears of INT4; INT4 on a smaller GPU hears only of more GPUs."""
+    (issue,) = planned(installed, "falcon-180b-fp8").errors
+    assert issue.fix == "use 2 GPUs (tp 2 x pp 1); use an INT4 checkpoint (about 89.7 GiB of weights each)"
+    (issue,) = planned(installed, "falcon-180b-awq", "1xH100").errors
+    assert issue.fix == "use 2 GPUs (tp 2 x pp 1)"
 
 
 def test_int4_405b_fits_two_gpus_once_something_spreads_it(installed: Any) -> None:

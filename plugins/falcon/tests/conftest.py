@@ -9,6 +9,7 @@ import pytest
 
 _TINY = {"vocab_size": 62, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
 _GROUPED = {"hidden_size": 32, "new_decoder_architecture": True, "num_kv_heads": 2}
+_LONG = {"factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 500.0}
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "7b": {"hidden_size": 32, "multi_query": True, "parallel_attn": True},
@@ -19,6 +20,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "serial-rope": {"hidden_size": 32, "bias": True, "multi_query": False, "parallel_attn": False},
     "parallel-heads": {"hidden_size": 32, "multi_query": False, "parallel_attn": True, "ffn_hidden_size": 80},
     "grouped-alibi": {**_GROUPED, "alibi": True, "bias": True, "layer_norm_epsilon": 1e-3},
+    "yarn": {**_GROUPED, "rope_parameters": {**_LONG, "rope_type": "yarn", "rope_theta": 10000.0}},
+    "llama3": {
+        "hidden_size": 32,
+        "rope_parameters": {**_LONG, "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    },
     "long": {**_GROUPED, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}},
 }
 

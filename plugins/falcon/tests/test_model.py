@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -18,6 +20,13 @@ from paddock.testing.oracle import relative_rms
 from paddock_falcon.plugin import paddock_models
 
 (SPEC,) = paddock_models()
+KINDS: dict[str, dict[str, Any]] = {
+    "shared-norm": {},
+    "two-norms": {"new_decoder_architecture": True},
+    "grouped-shared-norm": {"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1},
+    "serial": {"multi_query": False, "parallel_attn": False},
+    "parallel-heads": {"multi_query": False},
+}
 BOUND = 1e-5  # relative RMS in float32
 TOKENS = torch.randint(0, 62, (41,), generator=torch.Generator().manual_seed(2)).tolist()
 
@@ -42,6 +51,73 @@ def test_logits_agree_with_transformers(variant: dict[str, Any], reference_model
 def test_every_variant_keeps_the_model_contracts(variant: dict[str, Any]) -> None:
     """Chunking, batching, permuting, sharding and loading change no logits; ranks that cannot cut one KV group all hold it."""
     check_model(SPEC, variant)
+
+
+def test_alibi_agrees_for_heads_whose_slopes_bfloat16_cannot_hold(
+    reference_model: Callable[[dict[str, Any]], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 12 and 16 heads, once transformers keeps its slopes in float32; rounded to bfloat16 they are what differs."""
+    for heads in (12, 16):
+        raw = {"hidden_size": 8 * heads, "num_attention_heads": heads, "num_hidden_layers": 2, "vocab_size": 62, "alibi": True}
+        reference = reference_model(raw | {"bias": True, "multi_query": False, "parallel_attn": False})
+        actual = build_model(SPEC, read_back(reference), state=reference.state_dict()).run([("a", TOKENS)])["a"]
+        with torch.no_grad():
+            rounded = reference(torch.tensor([TOKENS])).logits[0]
+            with monkeypatch.context() as patch:
+                patch.setattr(Tensor, "bfloat16", Tensor.float)
+                exact = reference(torch.tensor([TOKENS])).logits[0]
+        assert relative_rms(actual, exact) < BOUND
+        assert BOUND < relative_rms(actual, rounded) < 1e-2
+
+
+@given(
+    kind=st.sampled_from(["shared-norm", "two-norms", "grouped-shared-norm", "serial", "parallel-heads"]),
+    heads=st.sampled_from([(1, 1), (2, 2), (4, 2), (6, 3), (8, 1), (8, 4)]),
+    head_dim=st.sampled_from([2, 6, 16]),
+    layers=st.integers(1, 3),
+    ffn=st.integers(1, 40),
+    vocab=st.integers(2, 70),
+    length=st.integers(2, 40),
+    flags=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    eps=st.sampled_from([1e-6, 1e-5, 1e-2]),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_logits_agree_with_transformers_on_random_shapes(
+    reference_model: Callable[[dict[str, Any]], Any],
+    kind: str,
+    heads: tuple[int, int],
+    head_dim: int,
+    layers: int,
+    ffn: int,
+    vocab: int,
+    length: int,
+    flags: tuple[bool, bool, bool],
+    eps: float,
+    seed: int,
+) -> None:
+    """Any combination of block, sizes, biases, ties, rotation or ALiBi agrees, as a prompt and a decode after it."""
+    num_heads, (bias, tied, alibi) = heads[0], flags
+    raw: dict[str, Any] = {"num_attention_heads": num_heads, "hidden_size": num_heads * head_dim, "num_hidden_layers": layers}
+    raw |= {"ffn_hidden_size": ffn, "vocab_size": vocab, "max_position_embeddings": 64, "layer_norm_epsilon": eps}
+    raw |= {"bias": bias, "tie_word_embeddings": tied, "alibi": alibi, "bos_token_id": 0, "eos_token_id": 1}
+    reference = reference_model(
+        raw | KINDS[kind] | ({"num_kv_heads": heads[1]} if "new_decoder_architecture" in KINDS[kind] else {})
+    )
+    tokens = torch.randint(vocab, (length,), generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        expected = reference(tokens[None]).logits[0]
+    built = build_model(SPEC, read_back(reference), state=reference.state_dict())
+    actual = built.run([("a", tokens[:-1].tolist())], [("a", tokens[-1:].tolist())])["a"]
+    assert relative_rms(actual, expected) < BOUND
+
+
+@pytest.mark.parametrize("world", [2, 4, 8])
+def test_ranks_give_the_logits_of_one(variant: dict[str, Any], world: int) -> None:
+    """Two, four and eight ranks that hold whole KV groups, or all of the only one, sum to the model, biases counted once."""
+    grouped = {"num_kv_heads": 8} if "num_kv_heads" in variant else {}
+    sizes = {"hidden_size": 128, "num_attention_heads": 16, "vocab_size": 64, "bias": True}
+    check_tensor_parallel(SPEC, variant | sizes | grouped, world=world)
 
 
 def test_ranks_that_cannot_sum_over_groups_are_refused() -> None:
@@ -70,3 +146,25 @@ def test_a_tied_head_may_be_stored_and_an_untied_one_must_be(
         return
     load(tmp_path, targets(built.model), ignored_suffixes=built.table.ignored)
     assert torch.equal(built.run([("a", TOKENS)])["a"], expected)
+
+
+@pytest.mark.parametrize("stored", ["transformer.word_embeddings.weight", "lm_head.weight"])
+def test_stages_find_a_tied_table_under_either_name(
+    reference_model: Callable[[dict[str, Any]], Any], tmp_path: Path, stored: str
+) -> None:
+    """A file that holds the table once, under the embedding's name or the head's, fills the first stage and the last."""
+    reference = reference_model({"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 62})
+    state = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
+    table_VE = state.pop("lm_head.weight")
+    del state["transformer.word_embeddings.weight"]
+    save_file(state | {stored: table_VE}, tmp_path / "model.safetensors")
+    for layers in (range(2), range(1), range(1, 2)):
+        built = build_model(SPEC, read_back(reference), layers=layers, finalised=False)
+        others = tuple(f"h.{i}." for i in range(2) if i not in layers)
+        unread = [*built.table.ignored, "ln_f.weight", "ln_f.bias", "word_embeddings.weight"]
+        unread += [name for name in state if any(other in name for other in others)]
+        load(tmp_path, targets(built.model), ignored_suffixes=unread)
+        if layers.start == 0:
+            assert torch.equal(built.model.embedding.weight, table_VE)
+        if layers.stop == 2:
+            assert torch.equal(built.model.lm_head.weight, table_VE)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from paddock.axes import HEADS, KV_HEADS, Embedding, Linear, Module, Shard, Vector
+from paddock.axes import FFN, HEADS, KV_HEADS, Embedding, Linear, Module, Shard, Vector
 from paddock.errors import PlanError
 from paddock_falcon.config import parse_config
 from paddock_falcon.plugin import paddock_models
@@ -21,6 +22,8 @@ BIG = {
     "num_kv_heads": 8,
     "new_decoder_architecture": True,
 }
+RW = {"hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 32, "vocab_size": 50304}
+RW = {**RW, "alibi": True, "bias": True, "multi_query": False, "parallel_attn": False}
 
 
 def _tensors(source: str, module: Module) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -57,26 +60,59 @@ def test_a_tied_model_ignores_a_stored_head_and_an_untied_one_does_not() -> None
     assert "lm_head.weight" not in weight_table(parse_config({**BIG, "tie_word_embeddings": False})).ignored
 
 
-def test_the_largest_model_has_its_published_number_of_parameters() -> None:
-    """178,557,088,768 for 180B with a tied head."""
-    table = weight_table(parse_config(BIG))
-    count = 0
-    for _, source, module in table.modules():
-        for _, shape in _tensors(source, module):
-            count += shape[0] * (shape[1] if len(shape) == 2 else 1)
-    assert count == 178_557_088_768
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ({}, 6_921_720_704),
+        (BIG, 178_557_088_768),
+        (BIG | {"tie_word_embeddings": False}, 179_522_565_120),
+        (RW, 1_311_625_216),
+    ],
+    ids=["7b", "180b", "180b-untied", "rw-1b"],
+)
+def test_published_models_have_their_published_number_of_parameters(raw: dict[str, Any], expected: int) -> None:
+    """The weight table declares them, biases and norms included."""
+    modules = weight_table(parse_config(raw)).modules()
+    shapes = [shape for _, source, module in modules for _, shape in _tensors(source, module)]
+    assert sum(map(math.prod, shapes)) == expected
 
 
 def _layer_linears(raw: dict[str, Any]) -> dict[str, Linear]:
     return {module.name: module for module in weight_table(parse_config(raw)).layer if isinstance(module, Linear)}
 
 
-def test_tensor_parallel_ranks_take_whole_kv_groups() -> None:
-    """Eight ranks of 180B hold 29 query heads, one key and one value head each, and the columns of those 29 heads."""
-    shard = Shard(rank=3, world=8, cuts=frozenset({HEADS, KV_HEADS}))
-    linears = _layer_linears(BIG)
+@pytest.mark.parametrize("world", [2, 4, 8])
+@pytest.mark.parametrize("raw", [BIG, RW], ids=["180b", "rw-1b"])
+def test_tensor_parallel_ranks_take_whole_kv_groups(raw: dict[str, Any], world: int) -> None:
+    """Rows of the fused projection and the columns of `dense` fall into whole groups."""
+    config, linears = parse_config(raw), _layer_linears(raw)
+    (qkv,), heads = linears["qkv"].out, linears["dense"].inp
+    group, queries = (config.heads_per_group + 2) * config.head_dim, config.heads_per_group * config.head_dim
+    for rank in range(world):
+        shard = Shard(rank, world, frozenset({HEADS, KV_HEADS}))
+        (start, stop), columns = shard.span(qkv), shard.span(heads)
+        first, last = rank * config.num_kv_heads // world, (rank + 1) * config.num_kv_heads // world
+        assert (start, stop) == (first * group, last * group)
+        assert columns == (first * queries, last * queries)
+        assert shard.linear(linears["qkv"]).bias is config.bias  # as long as the rows, and cut with them
+
+
+def test_eight_ranks_of_the_180b_hold_29_query_heads_and_one_kv_head_each() -> None:
+    """(29 + 2) x 64 rows, and the columns of 29 heads."""
+    shard, linears = Shard(3, 8, frozenset({KV_HEADS})), _layer_linears(BIG)
     assert shard.linear(linears["qkv"]).out_size == (29 + 2) * 64
     assert shard.linear(linears["dense"]).in_size == 29 * 64
+
+
+@pytest.mark.parametrize("world", [2, 4, 8])
+def test_ranks_of_the_7b_hold_its_one_group_whole(world: int) -> None:
+    """71 query heads and one KV head are one group: no rank gets a part of it, and nothing is summed."""
+    linears = _layer_linears({})
+    for rank in range(world):
+        shard = Shard(rank, world, frozenset({HEADS, KV_HEADS, FFN}))
+        assert shard.span(linears["qkv"].out[0]) == (0, (71 + 2) * 64)
+        assert shard.span(linears["dense"].inp) == (0, 71 * 64)
+        assert shard.span(linears["up"].out[0]) == (rank * 18176 // world, (rank + 1) * 18176 // world)
 
 
 def test_ranks_that_do_not_divide_the_groups_are_refused() -> None:

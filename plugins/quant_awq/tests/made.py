@@ -39,12 +39,12 @@ def scheme_of(entry: Mapping[str, Any], **facts: Any) -> Int4Scheme:
     return scheme
 
 
-def linear(outs: int, ins: int, *parts: int, fed_by: str = "") -> Linear:
+def linear(outs: int, ins: int, *parts: int) -> Linear:
     """Return a linear of one part `down`, or of parts `p0`, `p1` ... of these sizes; the inputs can be cut."""
     sizes = parts or (outs,)
     names = [f"p{i}" for i in range(len(sizes))] if parts else ["down"]
     out = tuple(Part(name, EMBED, size, source=name) for name, size in zip(names, sizes, strict=True))
-    return Linear("made", out, Part("ffn", FFN, ins), fed_by=fed_by)
+    return Linear("made", out, Part("ffn", FFN, ins))
 
 
 def empty(scheme: Int4Scheme, whole: Linear, shard: Shard = axes.WHOLE, dtype: torch.dtype = torch.float32) -> LinearLayer:

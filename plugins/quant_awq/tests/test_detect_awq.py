@@ -129,17 +129,6 @@ def test_groups_and_words_must_be_whole() -> None:
         evolve(scheme, group_size=64).tensors("odd", odd)
 
 
-def test_an_activation_that_divides_may_be_stored_beside_a_gelu() -> None:
-    """AutoAWQ's ScaledActivation of Falcon: its scales are the inputs' of the linear behind it, and may be missing."""
-    down = Linear("down", (Part("down", EMBED, 64, source="mlp.dense_4h_to_h"),), Part("ffn", FFN, 256), fed_by="gelu")
-    scheme = found(quant_method="awq", group_size=64)
-    assert scheme is not None
-    (scales,) = (t for t in scheme.tensors("transformer.h.3.mlp.dense_4h_to_h", down) if t.optional)
-    assert scales.stored_as == "transformer.h.3.mlp.act.scales"
-    assert scales.shape(64, 256) == (256,)
-    assert not any(t.optional for t in scheme.tensors("mlp.dense_4h_to_h", evolve(down, fed_by="silu_mul")))
-
-
 def test_the_descriptors_light_references_import_no_torch() -> None:
     """Planning detects the formats in a process that has not imported torch."""
     lines = ["import sys", "from paddock.plugins import CheckpointFacts, resolve"]

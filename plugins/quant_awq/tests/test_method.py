@@ -19,9 +19,9 @@ from paddock_quant_awq.layout import unpack
 from paddock_quant_awq.method import Int4Method, linear_method
 
 
-def random(name: str, outs: int, ins: int, group: int, dtype: str = "float32", fed_by: str = "") -> LinearLayer:
+def random(name: str, outs: int, ins: int, group: int, dtype: str = "float32") -> LinearLayer:
     """Return a layer with random parameters, as load format `dummy` makes them."""
-    layer = empty(scheme_of(FORMATS[name].entry(group), dtype=dtype), linear(outs, ins, fed_by=fed_by))
+    layer = empty(scheme_of(FORMATS[name].entry(group), dtype=dtype), linear(outs, ins))
     layer.randomise(torch.Generator().manual_seed(1))
     layer.finalise()
     return layer
@@ -93,21 +93,6 @@ def test_random_parameters_keep_the_magnitude(name: str) -> None:
     assert set(unpack(layer.get_parameter("packed"), 512).flatten().tolist()) == set(range(16))
     x = torch.randn(32, 512, generator=torch.Generator().manual_seed(2))
     assert 0.7 < layer(x).std().item() < 1.3
-
-
-def test_inputs_are_divided_by_what_a_scaled_activation_stores() -> None:
-    """Falcon's `act.scales`: gelu(x) / scales, which is the linear's input; without it nothing is done to the input."""
-    stored, meaning_OI = FORMATS["awq"].store(weight(16, 64), 32)
-    whole, scheme = linear(16, 64, fed_by="gelu"), scheme_of(FORMATS["awq"].entry(32))
-    scales_I = torch.linspace(0.5, 4, 64)
-    layer = made(scheme, whole, named(stored) | {".act.scales": scales_I})
-    x = torch.randn(5, 64, generator=torch.Generator().manual_seed(6))
-    assert_close(layer(x), (x.double() / scales_I.double()) @ meaning_OI.double().T, op="linear", dtype=torch.float32)
-    without = made(scheme, whole, named(stored))
-    assert "input_factor" not in dict(without.named_parameters())
-    assert torch.equal(without.method.dequantise(without), meaning_OI)
-    ones = made(scheme, whole, named(stored) | {".act.scales": torch.ones(64)})
-    assert "input_factor" not in dict(ones.named_parameters())
 
 
 @pytest.mark.parametrize("name", ["modelopt", "modelopt-w4a8"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,8 +9,7 @@ from torch import Tensor
 
 from paddock.axes import EMBED, FFN, FP8_STATIC, FP8_TOKEN, PLAIN, VOCAB, Linear, Part
 from paddock.errors import CheckpointError
-from paddock.layers import LinearLayer, reference
-from paddock_quant_fp8 import method
+from paddock.layers import LinearLayer, Ops, reference
 from paddock_quant_fp8.detect import RowwiseFp8, TensorwiseFp8
 from paddock_quant_fp8.method import linear_method
 
@@ -30,6 +30,13 @@ def made(scheme: RowwiseFp8 | TensorwiseFp8) -> LinearLayer:
     layer.randomise(generator)
     scale = layer.get_parameter("weight_scale")
     scale.copy_(torch.rand(scale.shape, generator=generator) * 0.01 + 0.001)
+    return layer
+
+
+def made_final(scheme: RowwiseFp8 | TensorwiseFp8) -> LinearLayer:
+    """Return the same layer, finalised."""
+    layer = made(scheme)
+    layer.finalise()
     return layer
 
 
@@ -118,14 +125,21 @@ def test_the_output_has_the_planned_dtype_and_is_rounded_once(dtype: str) -> Non
     assert torch.equal(half(x), exact(x.float()).to(getattr(torch, dtype)))
 
 
-def test_rows_are_multiplied_in_bounded_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The result does not depend on how many rows are held in float32 at a time."""
-    layer = made(ROWWISE)
+def test_the_product_is_an_op() -> None:
+    """A kernel bound as `linear_fp8` gets the values, both scales and the planned dtype; so do those that quantise."""
+    layer = made(DYNAMIC)
     layer.finalise()
-    whole = layer(inputs())
-    monkeypatch.setattr(method, "_CHUNK_BYTES", 4 * 24 * 5)
-    torch.testing.assert_close(layer(inputs()), whole)
-    assert len(method._chunks(layer.get_parameter("weight"))) == 4
+    seen: list[tuple[torch.dtype, ...]] = []
+
+    def linear_fp8(*given: Any) -> Tensor:
+        seen.append(tuple(x.dtype for x in given[:4]) + given[4:])
+        return reference.linear_fp8(*given)
+
+    layer.ops = Ops.bind(
+        {"linear_fp8": linear_fp8, "quantize_fp8_token": lambda x, bound: reference.quantize_fp8_token(x * 2, bound)}
+    )
+    torch.testing.assert_close(layer(inputs()), 2 * made_final(DYNAMIC)(inputs()))
+    assert seen == [(FP8, torch.float32, FP8, torch.float32, torch.float32)]
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])

@@ -1,12 +1,14 @@
 """Compile the kernels for compute capability 9.0 on a machine that may have no GPU; print what each example compiled as JSON.
 
 Run as a script, in a process of its own: what it does to Triton's driver and launches stays there. Triton brings the assembler.
-With the word `ahead` everything is compiled in threads first, then launched, as far as that goes without a GPU.
+With the word `orders` only norms are compiled, and the order of their sums is printed. With the word `ahead` everything is
+compiled in threads first, then launched, as far as that goes without a GPU.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -24,7 +26,7 @@ from triton.runtime.jit import JITFunction
 from paddock.errors import KernelError
 from paddock.layers import AttentionInputs, AttentionParams, LayerKV
 from paddock.plugins import AttentionNeeds, resolve
-from paddock_triton import attention, plugin
+from paddock_triton import attention, ops_norm, plugin
 
 FP8, HALF = torch.float8_e4m3fn, torch.bfloat16
 # (H, K, D), KV dtype, page size, features: each tile shape, both ways to read pages, and pairs of FP8 values.
@@ -32,8 +34,14 @@ STEPS: dict[str, tuple[tuple[int, int, int], torch.dtype, int, dict[str, Any]]] 
     "attention, bfloat16 pages of 64": ((8, 2, 128), HALF, 64, {}),
     "attention, bfloat16 pages of 64, ALiBi": ((8, 2, 128), HALF, 64, {"alibi_slopes_H": torch.ones(8)}),
     "attention, FP8 pages of 64": ((8, 2, 128), FP8, 64, {}),
+    "attention, FP8 pages of 64, FP8 out": ((8, 2, 128), FP8, 64, {"out_scale": torch.ones(())}),
     "attention, 29 query heads a KV head, FP8 pages of 16, softcap": ((29, 1, 64), FP8, 16, {"softcap": 2.0}),
     "attention, heads of 256, window": ((6, 2, 256), HALF, 64, {"window": 100}),
+}
+# What a kernel is for: it compiles to something slower where a tile's sides are not the unit's.
+INSTRUCTIONS = {
+    ("paddock_triton.ops_linear_fp8", "_few_kernel"): "wgmma.mma_async.sync.aligned.m64n32k32.f32.e4m3.e4m3",
+    ("paddock_triton.ops_linear_fp8", "_one_kernel"): "cvt.rn.f16x2.e4m3x2",
 }
 TOKENS, OTHER_TOKENS = 20, (21, 32)  # of a step: rows that begin at multiples of 16 bytes, rows that do not, a power of two
 
@@ -83,6 +91,8 @@ def _attend(heads: tuple[int, int, int], kv_dtype: torch.dtype, page: int, featu
     )
     scales = dict.fromkeys(("k_scale", "v_scale"), torch.ones(()) if kv_dtype == FP8 else None)
     params = AttentionParams(scale=head**-0.5, **scales, **features)
+    if params.out_scale is not None:  # decodes alone emit it
+        inputs, tokens = evolve(inputs, num_decodes=2), 2
     q_THD = torch.zeros(tokens, num_heads, head, dtype=HALF)
     backend.attend(q_THD, LayerKV(*pages), evolve(inputs, prepared=backend.prepare(inputs)), params)
 
@@ -110,6 +120,11 @@ def _examples(tokens: int) -> dict[str, tuple[Any, ...]]:
         "cache_kv": (k_TKD, k_TKD, kv, index_T, one, one),
         "quantize_fp8_static": (x_TE, one),
         "quantize_fp8_token": (x_TE, None),
+        "linear_fp8": (x_TE.to(FP8), one, torch.zeros(256, 512).to(FP8), torch.ones(256, 1), HALF),
+        "rms_norm_fp8": (x_TE, x_TE, weight_E, 1e-5, one, None),
+        "layer_norm_fp8": (x_TE, x_TE, weight_E, None, 1e-5, one, None),
+        "silu_mul_fp8": (x_TE, one, None),
+        "gelu_fp8": (x_TE, one, None),
         "most_likely": (logits_RV,),
         "draw": (*draw, *noise),
         "draw_filtered": (*draw, integers_3R[0], top_p_R, min_p_R, *noise),
@@ -125,6 +140,8 @@ def _only_compile() -> list[str]:
     def compiled(self: Any, *args: Any, warmup: bool, **options: Any) -> Any:
         kernel = run(self, *args, warmup=True, **options)
         assert kernel.asm["cubin"], self.fn.__name__
+        instruction = INSTRUCTIONS.get((self.fn.__module__, self.fn.__name__), "")
+        assert instruction in kernel.asm["ptx"], f"{self.fn.__name__} has no {instruction}"
         if all(kernel is not one for one in known):
             known.append(kernel)
             names.append(self.fn.__name__)
@@ -139,7 +156,19 @@ def _calls(tokens: int) -> dict[str, Callable[[], Any]]:
     ops: dict[str, Callable[[], Any]] = {
         spec.op: partial(resolve(spec.implementation), *_examples(tokens)[spec.op]) for spec in plugin.paddock_ops()
     }
-    return ops | {name: partial(_attend, *step, tokens=tokens) for name, step in STEPS.items()}
+    more: dict[str, Callable[[], Any]] = {}
+    for op in ("rms_norm_fp8", "layer_norm_fp8", "silu_mul_fp8", "gelu_fp8"):
+        *given, _, bound = _examples(tokens)[op]
+        more[f"{op}, a scale a token"] = partial(ops[op].func, *given, None, bound)  # type: ignore[attr-defined]
+    values_TI, one, *weight = _examples(tokens)["linear_fp8"]
+    more["linear_fp8, one token"] = partial(ops["linear_fp8"].func, values_TI[:1], one, *weight)  # type: ignore[attr-defined]
+    more["linear_fp8, a scale a token"] = partial(
+        ops["linear_fp8"].func,  # type: ignore[attr-defined]
+        values_TI,
+        torch.ones(tokens, 1),
+        *weight,
+    )
+    return ops | more | {name: partial(_attend, *step, tokens=tokens) for name, step in STEPS.items()}
 
 
 def _watch_compilations(failing: set[str]) -> list[tuple[str, bool]]:
@@ -174,6 +203,27 @@ def _compile_ahead() -> None:
     json.dump({"failing": failing, "ahead": ahead, "launched": seen, "messages": messages}, sys.stdout)
 
 
+def _orders() -> None:
+    """Print, for each norm at a published width, what of a row each thread of the plain kernel and the FP8 ones adds up."""
+    found: dict[str, set[str]] = {}
+    x_TE, weight_E, run = torch.zeros(4, 4096, dtype=HALF), torch.zeros(4096, dtype=HALF), JITFunction.run
+
+    def compiled(self: Any, *args: Any, warmup: bool, **options: Any) -> Any:
+        kernel = run(self, *args, warmup=True, **options)
+        text = kernel.asm["ttgir"]
+        layouts = dict(re.findall(r"^(#\w+) = (.*)$", text, re.MULTILINE))
+        found.setdefault(self.fn.__name__, set()).update(layouts[name] for name in re.findall(r"tt.load .*(#blocked\w*)>", text))
+        return kernel
+
+    JITFunction.run = compiled
+    for name, vectors in (("rms_norm", (weight_E,)), ("layer_norm", (weight_E, weight_E))):
+        plain, fp8 = (getattr(ops_norm, op) for op in (f"add_{name}", f"{name}_fp8"))
+        plain(x_TE, x_TE, *vectors, 1e-5)
+        for scale in (torch.ones(()), None):
+            fp8(x_TE, x_TE, *vectors, 1e-5, scale, None)
+    json.dump({name: sorted(layouts) for name, layouts in found.items()}, sys.stdout)
+
+
 def main() -> None:
     """Compile everything and print {example: [new kernel, ...]}; with other numbers of tokens after all else."""
     driver.set_active(Hopper())
@@ -181,6 +231,9 @@ def main() -> None:
     attention.runs_on = lambda device: True  # type: ignore[attr-defined]
     if sys.argv[1:] == ["ahead"]:
         _compile_ahead()
+        return
+    if sys.argv[1:] == ["orders"]:
+        _orders()
         return
     names, found = _only_compile(), {}
     examples = _calls(TOKENS)

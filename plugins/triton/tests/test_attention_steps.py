@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from attrs import evolve
 
 pytest.importorskip("triton")
 
 from paddock.layers import reference
 from paddock_triton.attention import create
+from paddock_triton.ops_quantize import quantize_fp8_static
 
 ON_GPU = torch.cuda.is_available()
 LONG = 131072 if ON_GPU else 600
@@ -45,6 +47,26 @@ def test_any_ratio_of_query_to_kv_heads_is_served(ratio: int, halves: list[torch
             step = case([(70, 1), (0, 1), (5, 13), (0, 67)], (2 * ratio, 2, head), dtype=dtype, kv_dtype=kv_dtype)
             params = step.params()
             step.check(step.attend(create(step.needs, step.q_THD.device), params), params, str(kv_dtype))
+
+
+@pytest.mark.parametrize("fp8_pages", [False, True])
+@pytest.mark.parametrize("lengths", [(3, 64), (LONG, 5)], ids=["whole", "in pieces"])
+def test_decodes_emit_the_fp8_that_a_quantisation_would_make(
+    lengths: tuple[int, int], fp8_pages: bool, halves: list[torch.dtype], case: Callable[..., Any]
+) -> None:
+    """One kernel gives the bits of two, a sequence's keys split or not; a step with a prompt in it is quantised after."""
+    for dtype in halves:
+        step = case([(n, 1) for n in lengths], (6, 2, 16), dtype=dtype, kv_dtype=reference.FP8 if fp8_pages else dtype)
+        backend, params = create(step.needs, step.q_THD.device), step.params()
+        scale = torch.tensor(0.004, device=step.q_THD.device)
+        found = step.attend(backend, evolve(params, out_scale=scale))
+        expected = quantize_fp8_static(step.attend(backend, params).flatten(1), scale)
+        assert found.dtype == reference.FP8
+        assert torch.equal(found.flatten(1).float(), expected.values_TI.float())
+        assert len(set(expected.values_TI.float().flatten().tolist())) > 20
+    mixed = case([(3, 1), (0, 5)], (6, 2, 16), dtype=halves[0])
+    params = evolve(mixed.params(), out_scale=scale)
+    mixed.check(mixed.attend(create(mixed.needs, mixed.q_THD.device), params), params)
 
 
 @pytest.mark.parametrize("heads", GROUPS, ids=str)

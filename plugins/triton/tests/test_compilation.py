@@ -44,6 +44,13 @@ def test_every_kernel_compiles_for_hopper_without_one(compiled: dict[str, list[s
     assert {"_decode", "_prefill"} <= set(compiled["attention, bfloat16 pages of 64, ALiBi"])
 
 
+def test_a_norm_sums_in_one_order_whatever_it_emits() -> None:
+    """A thread holds the same values of a row for a plain norm and for FP8: both are the same bits before they are FP8."""
+    orders = _said("orders")
+    assert set(orders) == {"_rms_norm_kernel", "_layer_norm_kernel"}
+    assert all(len(layouts) == 1 for layouts in orders.values()), orders
+
+
 def test_other_numbers_of_tokens_compile_nothing(compiled: dict[str, list[str]]) -> None:
     """A kernel compiled amid serving would hold every sequence up: how many tokens a step has is no part of a kernel."""
     others = {name: kernels for name, kernels in compiled.items() if " tokens" in name}

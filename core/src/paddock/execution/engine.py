@@ -12,6 +12,7 @@ import torch
 from paddock.errors import RequestError
 from paddock.execution.launch import InFlight, Launcher
 from paddock.execution.memory import MemoryUse
+from paddock.execution.prompt_logprobs import PromptWatcher
 from paddock.execution.stats import StepStats
 from paddock.request import Request
 from paddock.scheduling.scheduler import Scheduler
@@ -79,6 +80,10 @@ class Engine:
     def memory_use(self) -> MemoryUse | None:
         """Return what the runner really takes of its device's memory, None where nobody counts."""
         return self._runner.memory_use()
+
+    def watch_prompts(self, watcher: PromptWatcher | None) -> None:
+        """Show `watcher` (None: nobody) the logits of each prompt whose logprobs are asked for, from the next step on."""
+        self._runner.watch_prompts(watcher)
 
     def close(self) -> None:
         """End every request and release the runner; closing twice is closing once."""

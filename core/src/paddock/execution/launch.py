@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from paddock.execution.memory import MemoryUse
+from paddock.execution.prompt_logprobs import PromptWatcher
 from paddock.scheduling.step import Step, StepResult
 
 
@@ -46,6 +47,9 @@ class Launcher(Protocol):
 
     def memory_use(self) -> MemoryUse | None:
         """Return what the launcher really takes of its device's memory (of several, the fullest); None where nobody counts."""
+
+    def watch_prompts(self, watcher: PromptWatcher | None) -> None:
+        """Show `watcher` (None: nobody) the logits of each prompt whose logprobs are asked for, from the next launch on."""
 
     def close(self) -> None:
         """Release what the launcher holds; nothing may be launched afterwards."""

@@ -15,9 +15,16 @@ from torch import Tensor
 from paddock.execution.logprobs import TopLogprobs, top_logprobs
 from paddock.execution.packing import to_device
 from paddock.request import TokenLogprobs
-from paddock.scheduling.step import Admission, Step
+from paddock.scheduling.step import Admission, PrefillChunk, Step
 
 _LOGITS = 1 << 24  # logits computed at a time: bounds them to 64 MiB
+
+PromptWatcher = Callable[[str, int, Tensor], None]
+"""Called as `watcher(sequence_id, position, logits_RV)` with raw float32 logits, on the device, as a prompt is prefilled.
+
+A sequence's id is `REQUEST_ID#CONTINUATION`. Row r predicts the prompt's token at `position + r + 1`. Rows may come twice, where
+a step is taken back or a sequence is preempted; the tensor is the watcher's to keep.
+"""
 
 
 @frozen(eq=False)
@@ -38,14 +45,14 @@ class PromptLogprobs:
     def __init__(self, vocab_size: int, device: torch.device) -> None:
         """Start with no prompt."""
         self._vocab_size, self._device = vocab_size, device
-        self._prompts: dict[int, tuple[list[int], int]] = {}
+        self._prompts: dict[int, Admission] = {}
+        self.watcher: PromptWatcher | None = None
 
     def admit(self, admission: Admission) -> None:
         """Take a slot's new sequence."""
         self._prompts.pop(admission.slot, None)
-        width = admission.params.prompt_logprobs
-        if width is not None:
-            self._prompts[admission.slot] = (admission.token_ids[: admission.prompt_len], width)
+        if admission.params.prompt_logprobs is not None:
+            self._prompts[admission.slot] = admission
 
     def wants(self, step: Step) -> bool:
         """Return whether a chunk of the step has logprobs to give."""
@@ -58,14 +65,23 @@ class PromptLogprobs:
         found, first = {}, len(step.decode_slots)
         for i, chunk in enumerate(step.prefills):
             if chunk.slot in self._prompts:
-                prompt, width = self._prompts[chunk.slot]
-                after = prompt[chunk.start + 1 : chunk.start + 1 + len(chunk.token_ids)]
-                found[i] = self._chunk(x_TE[first : first + len(after)], after, width, logits)
+                found[i] = self._chunk(self._prompts[chunk.slot], chunk, x_TE[first : first + len(chunk.token_ids)], logits)
             first += len(chunk.token_ids)
         return found
 
-    def _chunk(self, x_RE: Tensor, after: list[int], width: int, logits: Callable[[Tensor], Tensor]) -> ChunkLogprobs:
+    def _chunk(
+        self, admission: Admission, chunk: PrefillChunk, x_TE: Tensor, logits: Callable[[Tensor], Tensor]
+    ) -> ChunkLogprobs:
+        width = admission.params.prompt_logprobs
+        assert width is not None, "only prompts whose logprobs were asked for are remembered"
+        after = admission.token_ids[: admission.prompt_len][chunk.start + 1 : chunk.start + 1 + len(chunk.token_ids)]
         after_R = to_device({"after": np.array(after, dtype=np.int64)}, self._device)["after"]
         height = max(1, _LOGITS // self._vocab_size)
-        spans = [slice(first, first + height) for first in range(0, len(after), height)]
-        return ChunkLogprobs([top_logprobs(logits(x_RE[span]), after_R[span], width).to_host() for span in spans], width)
+        pieces = []
+        for first in range(0, len(after), height):
+            span = slice(first, min(first + height, len(after)))
+            logits_RV = logits(x_TE[span])
+            if self.watcher is not None:
+                self.watcher(admission.sequence_id, chunk.start + first, logits_RV)
+            pieces.append(top_logprobs(logits_RV, after_R[span], width).to_host())
+        return ChunkLogprobs(pieces, width)

@@ -17,7 +17,7 @@ from paddock.execution.memory import NOTHING_LOADED, Loaded, MemoryUse
 from paddock.execution.packing import to_device
 from paddock.execution.padded import PaddedSteps, is_shortage
 from paddock.execution.padded_inputs import Scratch, StepInputs
-from paddock.execution.prompt_logprobs import ChunkLogprobs, PromptLogprobs
+from paddock.execution.prompt_logprobs import ChunkLogprobs, PromptLogprobs, PromptWatcher
 from paddock.execution.sampler import Sampled, Sampler
 from paddock.execution.sampling_ops import REFERENCE_OPS, SamplingOps
 from paddock.execution.sampling_state import plain_kind
@@ -156,6 +156,10 @@ class Runner:
         if self.overlaps:
             torch.cuda.synchronize(self._device)
         self._padded = None
+
+    def watch_prompts(self, watcher: PromptWatcher | None) -> None:
+        """Show `watcher` (None: nobody) the logits of each prompt whose logprobs are asked for."""
+        self._prompt_logprobs.watcher = watcher
 
     def memory_use(self) -> MemoryUse | None:
         """Return what the device's allocator has handed out, None on a CPU."""

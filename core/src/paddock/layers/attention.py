@@ -52,7 +52,8 @@ class AttentionParams:
 
     `alibi_slopes_H` float32: adds `slope * scale * key position` to the logits (Falcon's form). `window`: keys a query
     sees, itself included. `softcap`: logits become cap * tanh(logits / cap). `k_scale`, `v_scale`: float32 scalars, real =
-    stored * scale.
+    stored * scale. `out_scale`: float32 scalar; where it is given, the linear behind takes FP8 divided by it, and a backend may
+    return that.
     """
 
     scale: float
@@ -61,6 +62,7 @@ class AttentionParams:
     softcap: float | None = None
     k_scale: Tensor | None = None
     v_scale: Tensor | None = None
+    out_scale: Tensor | None = None
 
 
 class AttentionBackend(Protocol):
@@ -70,7 +72,10 @@ class AttentionBackend(Protocol):
         """Return what the backend wants to know once a step, before any layer runs (kept in `inputs.prepared`)."""
 
     def attend(self, q_THD: Tensor, kv: LayerKV, inputs: AttentionInputs, params: AttentionParams) -> Tensor:
-        """Return the attention output [T, H, D] in q's dtype; this step's K and V are already in the pages."""
+        """Return the attention output [T, H, D] in q's dtype; this step's K and V are already in the pages.
+
+        With `params.out_scale` it may be FP8 e4m3: the output rounded to q's dtype, divided by the scale, saturated at 448.
+        """
 
 
 class Model(Protocol):

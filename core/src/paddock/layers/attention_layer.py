@@ -15,7 +15,8 @@ from paddock.checkpoint.targets import Target
 from paddock.layers.attention import AttentionBackend, AttentionInputs, AttentionParams, LayerKV
 from paddock.layers.formats import InputFormat
 from paddock.layers.ops import Ops
-from paddock.layers.quantized import Activation
+from paddock.layers.quantized import Activation, QuantizedActivation
+from paddock.layers.reference import FP8
 
 
 class Attention(nn.Module):
@@ -52,7 +53,16 @@ class Attention(nn.Module):
             self.ops.cache_kv(k_TKD, v_TKD, kv, inputs.slots_T, *scales)
         else:
             q_THD = self.ops.rope_and_cache(q_THD, k_TKD, v_TKD, self.cos_sin_LD, inputs.positions_T, kv, inputs.slots_T, *scales)
-        return self.emits(self.backend.attend(q_THD, kv, inputs, self.params).flatten(1))
+        out_TI = self.backend.attend(q_THD, kv, inputs, self._params).flatten(1)
+        if out_TI.dtype != FP8:
+            return self.emits(out_TI)
+        assert self.emits.scale is not None, "the backend returns FP8 where nobody asked for it"
+        return QuantizedActivation(out_TI, self.emits.scale)
+
+    @property
+    def _params(self) -> AttentionParams:
+        """Return the parameters, with the scale of the output where the linear behind takes it in FP8 by a static one."""
+        return self.params if self.emits.scale is None else evolve(self.params, out_scale=self.emits.scale)
 
     def targets(self) -> Iterator[Target]:
         """Yield where the checkpoint's KV scales go, under every name savers gave them; a checkpoint need hold none."""

@@ -126,9 +126,15 @@ class Builder:
         self._format(whole.fed_by).feed(layer)
         return layer
 
-    def activation(self, name: str, *, kind: ActivationKind) -> ActivationLayer:
-        """Return an activation: `silu_mul` of gate and up side by side, or `gelu`."""
-        return ActivationLayer(kind, self.ops, self._format(name))
+    def activation(self, name: str, *, kind: ActivationKind, scaled: axes.Part | None = None) -> ActivationLayer:
+        """Return an activation: `silu_mul` of gate and up side by side, or `gelu`.
+
+        `scaled` is the part for which AWQ checkpoints of the family may store `.scales` that divide the output, with the
+        prefix of that tensor as its source; None where they do not.
+        """
+        return ActivationLayer(
+            kind, self.ops, self._format(name), self.device, scaled=scaled, shard=self.shard, source=self._source
+        )
 
     def attention(
         self,
@@ -205,10 +211,10 @@ class Builder:
         embedding = self._made.embeddings.get(whole.tied_to)
         if embedding is not None:
             return TiedLinear(embedding.weight, self.ops, gather)
-        (rows,) = (m.rows for m in self.table.outer if isinstance(m, axes.Embedding) and m.name == whole.tied_to)
-        copy = evolve(whole, out=(rows,), tied_to="")
-        method = PlainMethod.of(copy, self.dtype)
-        return LinearLayer(copy, method, self.dtype, self.device, shard=self.shard, gather=gather, ops=self.ops)
+        declared = self._declared(whole.tied_to, axes.Embedding)
+        copy = evolve(whole, out=(declared.rows,), tied_to="")
+        method, names = PlainMethod.of(copy, self.dtype), self._tied_names(declared)
+        return LinearLayer(copy, method, self.dtype, self.device, shard=self.shard, gather=gather, ops=self.ops, aliases=names)
 
     def _tied_names(self, embedding: axes.Embedding) -> tuple[str, ...]:
         """Return the checkpoint names of heads tied to an embedding: savers wrote the shared table under either name, or both."""

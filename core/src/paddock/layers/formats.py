@@ -25,8 +25,13 @@ class InputFormat:
         self._ops = ops
         self._consumers: list[LinearLayer] = []
         self.name = axes.PLAIN
-        self._scale: Tensor | None = None
-        self._bound: float | None = None
+        self.scale: Tensor | None = None
+        self.bound: float | None = None
+
+    @property
+    def is_fp8(self) -> bool:
+        """Return whether the ops named `_fp8` make the format, by `scale` and `bound`."""
+        return self.name in (axes.FP8_STATIC, axes.FP8_TOKEN)
 
     def feed(self, consumer: LinearLayer) -> None:
         """Note a linear that takes the producer's output."""
@@ -41,17 +46,17 @@ class InputFormat:
         scales = [layer.method.input_scale(layer) for layer in self._consumers]
         if len(names) != 1 or len(bounds) != 1 or not _same(scales):
             return
-        (self.name,), (self._bound,), self._scale = names, bounds, scales[0]
-        assert (self._scale is not None) == (self.name == axes.FP8_STATIC), self.name
+        (self.name,), (self.bound,), self.scale = names, bounds, scales[0]
+        assert (self.scale is not None) == (self.name == axes.FP8_STATIC), self.name
 
     def __call__(self, x_TI: Tensor) -> Activation:
         """Return x in the format agreed on."""
         if self.name == axes.PLAIN:
             return x_TI
         if self.name == axes.FP8_TOKEN:
-            return self._ops.quantize_fp8_token(x_TI, self._bound)
-        assert self._scale is not None
-        return self._ops.quantize_fp8_static(x_TI, self._scale)
+            return self._ops.quantize_fp8_token(x_TI, self.bound)
+        assert self.scale is not None
+        return self._ops.quantize_fp8_static(x_TI, self.scale)
 
 
 def _same(scales: list[Tensor | None]) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
+from attrs import evolve
 from torch import Tensor, nn
 
 from paddock import axes
@@ -60,7 +61,7 @@ class LinearLayer(nn.Module):
 
     `linear` is the share, `whole` the declaration, `source` the checkpoint prefix of its scope. `reduce` sums partial results
     over ranks where the input axis is cut; `gather` joins the ranks' columns where every rank needs them all (the head). A method
-    that multiplies plainly does so through `ops`.
+    that multiplies plainly does so through `ops`. `aliases` are other checkpoint names of the one tensor of a plain linear.
     """
 
     def __init__(
@@ -75,12 +76,13 @@ class LinearLayer(nn.Module):
         reduce: Callable[[Tensor], Tensor] | None = None,
         gather: Callable[[Tensor], Tensor] | None = None,
         ops: Ops | None = None,
+        aliases: tuple[str, ...] = (),
     ) -> None:
         """Allocate the parameters on `device`; they hold nothing until loaded or randomised."""
         super().__init__()
         self.ops = ops or Ops()
         self.whole, self.linear, self.shard, self.source = whole, shard.linear(whole), shard, source
-        self.method, self.reduce, self.gather = method, reduce, gather
+        self.method, self.reduce, self.gather, self.aliases = method, reduce, gather, aliases
         for name, tensor in method.create(self.linear, device).items():
             self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
         bias = torch.empty(self.linear.out_size, dtype=dtype, device=device) if whole.bias else None
@@ -101,9 +103,10 @@ class LinearLayer(nn.Module):
 
     def targets(self) -> Iterator[Target]:
         """Yield where the checkpoint's tensors for this layer go."""
-        yield from parameters.linear_targets(
+        for target in parameters.linear_targets(
             self.whole, self.shard, self.source, self.method.tensors, dict(self.named_parameters())
-        )
+        ):
+            yield evolve(target, aliases=self.aliases)
 
     def finalise(self) -> None:
         """Bring the loaded parameters into the layout the method multiplies with."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from attrs import fields_dict, frozen
+import torch
+from attrs import evolve, fields_dict, frozen
 from torch import Tensor
 
 from paddock.layers import reference
 from paddock.layers.attention import LayerKV
 from paddock.layers.quantized import QuantizedActivation
+from paddock.layers.unfused_fp8 import FUSED, parts_of
 
 
 class RopeAndCache(Protocol):
@@ -44,6 +46,40 @@ class CacheKV(Protocol):
         """Return nothing; `kv` holds the tokens afterwards."""
 
 
+class NormFp8(Protocol):
+    """Add, take the root-mean-square norm, quantise."""
+
+    def __call__(
+        self,
+        x_TE: Tensor,
+        delta_TE: Tensor | None,
+        weight_E: Tensor,
+        eps: float,
+        scale: Tensor | None,
+        bound: float | None,
+    ) -> tuple[Tensor, QuantizedActivation]:
+        """Return (x + delta, its norm in FP8): by the static `scale` [] or, where that is None, a scale a token up to `bound`."""
+
+
+class LayerNormFp8(Protocol):
+    """Add, take the layer norm, quantise."""
+
+    def __call__(
+        self,
+        x_TE: Tensor,
+        delta_TE: Tensor | None,
+        weight_E: Tensor,
+        bias_E: Tensor | None,
+        eps: float,
+        scale: Tensor | None,
+        bound: float | None,
+    ) -> tuple[Tensor, QuantizedActivation]:
+        """Return (x + delta, its norm in FP8): by the static `scale` [] or, where that is None, a scale a token up to `bound`."""
+
+
+Fp8Of = Callable[[Tensor, Tensor | None, float | None], QuantizedActivation]
+
+
 @frozen(eq=False, kw_only=True)
 class Ops:
     """One implementation of every op. `layers.reference` defines each of them, signature, rounding and all.
@@ -51,7 +87,9 @@ class Ops:
     embed(token_ids_T, table_VE) -> x_TE; linear(x_TI, weight_OI) -> y_TO;
     rms_norm(x_TE, weight_E, eps) -> h_TE; add_rms_norm(x_TE, delta_TE, weight_E, eps) -> (x + delta, its norm);
     layer_norm(x_TE, weight_E, bias_E or None, eps) -> h_TE; add_layer_norm likewise; silu_mul(gate_up_T2F) -> [T, F];
-    gelu(x_TF) -> [T, F]; quantize_fp8_static(x_TI, scale); quantize_fp8_token(x_TI, bound or None).
+    gelu(x_TF) -> [T, F]; quantize_fp8_static(x_TI, scale); quantize_fp8_token(x_TI, bound or None);
+    linear_fp8(values_TI, x_scale [] or [T, 1], weight_OI, weight_scale_O1, dtype) -> y_TO; `silu_mul_fp8`, `gelu_fp8`,
+    `rms_norm_fp8` and `layer_norm_fp8` quantise what the plain op returns, by a static scale or one a token.
     """
 
     embed: Callable[[Tensor, Tensor], Tensor] = reference.embed
@@ -66,12 +104,24 @@ class Ops:
     cache_kv: CacheKV = reference.cache_kv
     quantize_fp8_static: Callable[[Tensor, Tensor], QuantizedActivation] = reference.quantize_fp8_static
     quantize_fp8_token: Callable[[Tensor, float | None], QuantizedActivation] = reference.quantize_fp8_token
+    linear_fp8: Callable[[Tensor, Tensor, Tensor, Tensor, torch.dtype], Tensor] = reference.linear_fp8
+    rms_norm_fp8: NormFp8 = reference.rms_norm_fp8
+    layer_norm_fp8: LayerNormFp8 = reference.layer_norm_fp8
+    silu_mul_fp8: Fp8Of = reference.silu_mul_fp8
+    gelu_fp8: Fp8Of = reference.gelu_fp8
 
     @classmethod
     def bind(cls, implementations: Mapping[str, Any]) -> Ops:
-        """Return the ops with these implementations by name; an op not named runs its reference."""
+        """Return the ops with these implementations by name; an op not named runs its reference.
+
+        A producer of FP8 that nobody fuses runs the plain op bound here, then the quantisation bound here.
+        """
         assert implementations.keys() <= OP_NAMES, implementations.keys() - OP_NAMES
-        return cls(**implementations)
+        ops = cls(**implementations)
+        apart = parts_of(ops)
+        unfused = (name for name in FUSED if getattr(ops, name) is getattr(reference, name))
+        brought = {name for name in unfused if any(getattr(ops, part) is not getattr(reference, part) for part in FUSED[name])}
+        return evolve(ops, **{name: getattr(apart, name) for name in brought})
 
 
 OP_NAMES = frozenset(fields_dict(Ops))

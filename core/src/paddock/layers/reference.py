@@ -16,6 +16,7 @@ from paddock.layers.quantized import QuantizedActivation
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0
 FP8_MIN_SCALE = 1.0 / (FP8_MAX * 512.0)  # the floor of FBGEMM's row-wise scales
+_CHUNK_BYTES = 64 << 20  # of an FP8 weight held in float32 at a time
 
 
 def embed(token_ids_T: Tensor, table_VE: Tensor) -> Tensor:
@@ -26,6 +27,19 @@ def embed(token_ids_T: Tensor, table_VE: Tensor) -> Tensor:
 def linear(x_TI: Tensor, weight_OI: Tensor) -> Tensor:
     """Return x W^T [T, O] in x's dtype, summed in float32."""
     return nnf.linear(x_TI, weight_OI)
+
+
+def linear_fp8(values_TI: Tensor, x_scale: Tensor, weight_OI: Tensor, weight_scale_O1: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return x W^T [T, O] in `dtype` for x and W in FP8 e4m3: x_scale * weight_scale * sum(x W), summed in float32, rounded once.
+
+    `x_scale` float32 [] (static) or [T, 1] (per token); `weight_scale_O1` float32. A bounded piece of W is in float32 at a time.
+    """
+    x32_TI, y_TO = values_TI.float(), values_TI.new_empty((len(values_TI), len(weight_OI)), dtype=dtype)
+    step = max(1, _CHUNK_BYTES // (4 * weight_OI.shape[1]))
+    for start in range(0, len(weight_OI), step):
+        rows = slice(start, start + step)
+        y_TO[:, rows] = (x32_TI @ weight_OI[rows].float().T * (x_scale * weight_scale_O1[rows].T)).to(dtype)
+    return y_TO
 
 
 def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
@@ -61,6 +75,41 @@ def silu_mul(gate_up_T2F: Tensor) -> Tensor:
 def gelu(x_TF: Tensor) -> Tensor:
     """Return x * Phi(x), Phi the normal distribution exactly (erf), as Falcon's activation."""
     return nnf.gelu(x_TF)
+
+
+def rms_norm_fp8(
+    x_TE: Tensor, delta_TE: Tensor | None, weight_E: Tensor, eps: float, scale: Tensor | None, bound: float | None
+) -> tuple[Tensor, QuantizedActivation]:
+    """Return (x + delta, its rms_norm in FP8): the norm is rounded to x's dtype before it is quantised. No delta adds nothing.
+
+    `scale` [] float32 is static; None gives each token its own, of magnitudes up to `bound`. So for all of `_fp8`.
+    """
+    sum_TE = x_TE if delta_TE is None else x_TE + delta_TE
+    return sum_TE, _quantized(rms_norm(sum_TE, weight_E, eps), scale, bound)
+
+
+def layer_norm_fp8(
+    x_TE: Tensor,
+    delta_TE: Tensor | None,
+    weight_E: Tensor,
+    bias_E: Tensor | None,
+    eps: float,
+    scale: Tensor | None,
+    bound: float | None,
+) -> tuple[Tensor, QuantizedActivation]:
+    """Return (x + delta, its layer_norm in FP8), rounded to x's dtype in between."""
+    sum_TE = x_TE if delta_TE is None else x_TE + delta_TE
+    return sum_TE, _quantized(layer_norm(sum_TE, weight_E, bias_E, eps), scale, bound)
+
+
+def silu_mul_fp8(gate_up_T2F: Tensor, scale: Tensor | None, bound: float | None) -> QuantizedActivation:
+    """Return silu(gate) * up in FP8, rounded to its input's dtype in between."""
+    return _quantized(silu_mul(gate_up_T2F), scale, bound)
+
+
+def gelu_fp8(x_TF: Tensor, scale: Tensor | None, bound: float | None) -> QuantizedActivation:
+    """Return gelu(x) in FP8, rounded to x's dtype in between."""
+    return _quantized(gelu(x_TF), scale, bound)
 
 
 def rope_and_cache(
@@ -101,6 +150,10 @@ def quantize_fp8_token(x_TI: Tensor, bound: float | None = None) -> QuantizedAct
         amax_T1 = amax_T1.clamp(max=bound)
     scale_T1 = (amax_T1 / FP8_MAX).clamp(min=FP8_MIN_SCALE)
     return QuantizedActivation(_saturate(x_TI.float() / scale_T1), scale_T1)
+
+
+def _quantized(x_TI: Tensor, scale: Tensor | None, bound: float | None) -> QuantizedActivation:
+    return quantize_fp8_token(x_TI, bound) if scale is None else quantize_fp8_static(x_TI, scale)
 
 
 def _rotate(x_THD: Tensor, cos_T1J: Tensor, sin_T1J: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from functools import partial
 
 from attrs import evolve, frozen
 
+from paddock.axes import Linear
 from paddock.config import EngineConfig
 from paddock.errors import PlanError
 from paddock.planning.backends import Attention
@@ -17,12 +18,14 @@ from paddock.planning.layout import Divisible, Layout, Sizes
 from paddock.planning.ledger import Batch, Room, StageCost, graph_bytes, kv_bytes_per_token, ledgers, workspace
 from paddock.planning.notes import ASKED, Notes
 from paddock.planning.plan import Ledger, Rejected
-from paddock.planning.weights import Weigher, copies_tied_heads, dtype_bytes
+from paddock.planning.weights import Weigher, copies_tied_heads
 
 # An automatic length is not shortened below this (or the model's own length): where even that does not fit, nothing does.
 SHORTEST_AUTOMATIC_LENGTH = 512
 # What a GPU's driver and the allocator's rounding take is not ours to give away.
 LARGEST_ADVISED_SHARE = 0.97
+# A checkpoint in fewer bits is advised where its linears would take no more than this share of what they take now.
+WORTH_FEWER_BITS = 0.6
 _MORE_KV = {
     "cpu": "give the KV cache more memory with kv_cache_memory_bytes",
     "cuda": "use more GPUs, raise gpu_memory_utilization, keep KV in fewer bits with kv_cache_dtype",
@@ -161,13 +164,14 @@ def ways_out(sized: Sized, layout: Layout, room: Room, max_model_len: int) -> It
     if devices is not None and room.hardware.device == "cuda":
         held = room.longest(sized.costs(sized.layout(devices)))
         yield f"use {devices.devices} GPUs ({devices}" + (f", sequences to {held} tokens)" if held < sized.positions else ")")
-    if sized.fmt.quantization is None:
-        rest = max(cost.fixed_bytes - cost.weights.total + pages * cost.page_bytes for cost in costs)
-        half = max(cost.weights.total for cost in costs) // 2
-        if sized.fmt.dtype == "float32" and half + rest <= room.budget_bytes:
-            yield f"use dtype bfloat16 ({_gib(half)} of weights)"
-        for name, bits in (("an FP8", 8.0), ("an INT4", 4.25)):
-            size = _quantised_size(sized, costs, bits)
+    rest = max(cost.fixed_bytes - cost.weights.total + pages * cost.page_bytes for cost in costs)
+    half = max(cost.weights.total for cost in costs) // 2
+    if sized.fmt.quantization is None and sized.fmt.dtype == "float32" and half + rest <= room.budget_bytes:
+        yield f"use dtype bfloat16 ({_gib(half)} of weights)"
+    now = _stored_bits(sized, layout, costs)
+    for name, bits in (("an FP8", 8.0), ("an INT4", 4.25)):
+        if bits <= WORTH_FEWER_BITS * now:
+            size = max(int(cost.weights.total - cost.weights.layers * (1 - bits / now)) for cost in costs)
             if size + rest <= room.budget_bytes:
                 yield f"use {name} checkpoint (about {_gib(size)} of weights each)"
 
@@ -189,10 +193,11 @@ def _enough_devices(sized: Sized, layout: Layout, room: Room, max_model_len: int
     return None
 
 
-def _quantised_size(sized: Sized, costs: tuple[StageCost, ...], bits: float) -> int:
-    """Return the weights of the largest stage were its layers' linears stored in `bits` bits."""
-    share = bits / (8 * dtype_bytes(sized.fmt.dtype))
-    return max(int(cost.weights.total - cost.weights.layers * (1 - share)) for cost in costs)
+def _stored_bits(sized: Sized, layout: Layout, costs: tuple[StageCost, ...]) -> float:
+    """Return the bits in which a weight of the layers' linears is stored, scales and zero points included."""
+    linears = (layout.shard.linear(module) for module in sized.model.table.layer if isinstance(module, Linear))
+    held = sum(linear.out_size * linear.in_size for linear in linears) * sized.model.table.num_layers
+    return 8 * sum(cost.weights.layers for cost in costs) / max(1, held)
 
 
 def _gib(size: int) -> str:

@@ -77,6 +77,23 @@ class Divisible:
         uneven = self._uneven(self.shard(sizes.tensor))
         return reasons + (uneven or list(straddling_groups(self.table, self.tensors, self.shard(sizes.tensor))))
 
+    def copies(self, world: int) -> dict[int, list[str]]:
+        """Return what several ranks hold alike, by how many do: checkpoint prefixes of linears, and the KV pages.
+
+        A part with fewer units than ranks is held by all that share a unit; a linear that takes in a whole part, by all.
+        """
+        shard, found = self.shard(world), dict[int, list[str]]()
+        linears = (module for module in (*self.table.outer, *self.table.layer) if isinstance(module, Linear))
+        for linear in (linear for linear in linears if not linear.tied_to):
+            for part in linear.out:
+                times = _times(shard, part if part.axis in self.cuts else linear.inp)
+                if times > 1:
+                    found.setdefault(times, []).append(part.source)
+        times = _times(shard, Part("kv", KV_HEADS, self.needs.num_kv_heads))
+        if times > 1:
+            found.setdefault(times, []).append("the KV pages")
+        return found
+
     def stages(self, count: int) -> tuple[Stage, ...]:
         """Return the layers of each stage, the costliest stage as cheap as it can be."""
         ends = cut_layers([self.layer_cost(i) for i in range(self.table.num_layers)], count)
@@ -93,6 +110,11 @@ class Divisible:
                 parts += [module.rows, module.width] if isinstance(module, Embedding) else [module.width]
         said = [_refusal(shard, part) for part in parts] + [_refusal(shard, part, summed=True) for part in inputs]
         return list(dict.fromkeys(filter(None, said)))
+
+
+def _times(shard: Shard, part: Part) -> int:
+    """Return how many ranks hold each unit of a part that is cut."""
+    return shard.part(part).units * shard.world // part.units
 
 
 def _refusal(shard: Shard, part: Part, *, summed: bool = False) -> str:
@@ -144,8 +166,21 @@ def choose_layout(config: EngineConfig, registry: Registry, hardware: Hardware, 
         )
     elif sizes.devices < hardware.count:
         notes.find("info", "idle_devices", f"{sizes} uses {sizes.devices} of {hardware.count} devices")
+    _say_copies(model, sizes, notes)
     strategies = _strategies(sizes, found, registry, notes)
     return Layout(sizes=sizes, shard=model.shard(sizes.tensor), stages=model.stages(sizes.pipeline), strategies=strategies)
+
+
+def _say_copies(model: Divisible, sizes: Sizes, notes: Notes) -> None:
+    heads = model.needs.num_kv_heads
+    shared = f"{sizes.tensor} ranks share {heads} KV head{'' if heads == 1 else 's'}"
+    for times, names in model.copies(sizes.tensor).items():
+        notes.find(
+            "info",
+            "held_alike",
+            f"{shared}, so that they hold {times} copies each of {', '.join(names)}",
+            "pipeline_parallel_size in place of tensor_parallel_size keeps one of each",
+        )
 
 
 def _with_cuts(model: Divisible, tensor: Strategy) -> Divisible:

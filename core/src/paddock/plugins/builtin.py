@@ -20,6 +20,11 @@ OPS = {
     "cache_kv": "K and V written into pages",
     "quantize_fp8_static": "activation to FP8 with a scale known before the run",
     "quantize_fp8_token": "activation to FP8 with a scale for each token",
+    "linear_fp8": "product of an FP8 activation with an FP8 weight",
+    "rms_norm_fp8": "residual add if there is one, RMS norm, then FP8",
+    "layer_norm_fp8": "residual add if there is one, layer norm, then FP8",
+    "silu_mul_fp8": "SiLU of the gate times the up projection, then FP8",
+    "gelu_fp8": "GELU, then FP8",
 }
 SAMPLING_OPS = {
     "most_likely": "the largest logit of a row and its token",
@@ -30,6 +35,8 @@ COMMANDS = {
     "generate": "Complete prompts with a model, all in one batch.",
     "chat": "Talk with a model in the terminal.",
     "bench": "Measure throughput, latency, start-up or kernels, with what each figure means.",
+    "eval": "Measure how well a model predicts a text and answers multiple-choice questions.",
+    "compare": "Hold two models, or two plans of one, beside each other: KL divergence, first choices, perplexity.",
     "plan": "Say what would run, why, and whether it fits, from config.json alone.",
     "plugins": "Show every plugin found: what it brings, or why it failed.",
     "list": "List the models, formats, backends, strategies or ops that are installed.",

@@ -104,6 +104,9 @@ class FakeRunner:
     def memory_use(self) -> None:
         """Count no memory."""
 
+    def watch_prompts(self, watcher: object) -> None:
+        """Have no logits to show."""
+
     def recover(self) -> None:
         """Count."""
         self.num_recovered += 1

@@ -162,7 +162,7 @@ def page_comparisons(op: str, found: Any, kv: LayerKV, expected: Any, expected_k
 
 
 def widened(arguments: Iterable[Any]) -> tuple[Any, ...]:
-    """Return the arguments in float32, pages too; FP8 and integers as they are."""
+    """Return the arguments in float32, pages too, and a dtype to return as float32; FP8 and integers as they are."""
     return tuple(map(_wide, arguments))
 
 
@@ -276,6 +276,8 @@ def _cached(
 def _wide(value: Any) -> Any:
     if isinstance(value, LayerKV):
         return LayerKV(_wide(value.k_pages_NPKD), _wide(value.v_pages_NPKD))
+    if isinstance(value, torch.dtype) and value in _WIDENED:  # of what an op is to return
+        return torch.float32
     return value.float() if isinstance(value, Tensor) and value.dtype in _WIDENED else value
 
 

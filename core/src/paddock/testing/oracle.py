@@ -28,6 +28,10 @@ ROUNDINGS = {
     "rope_and_cache": (1, "rotated in float32, rounded once"),
     "cache_kv": (0, "stored as given"),
     "linear": (1, "accumulated in float32, rounded once"),
+    "linear_fp8": (
+        1,
+        "blocks of 256 products in 14 bits, 2e-4 (half a rounding of float16), their sums in float32, rounded once",
+    ),
     "attention": (2, "probabilities are rounded before they meet V, and the output once"),
 }
 _BLOCK = 1 << 20  # values summed at a time: float64 copies of a large result would not fit beside it, nor in a CPU's cache

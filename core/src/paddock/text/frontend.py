@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from paddock.errors import PaddockError, RequestError
 from paddock.execution.memory import MemoryUse
@@ -16,6 +16,9 @@ from paddock.text.files import TextFiles
 from paddock.text.outputs import LiveRequest
 from paddock.text.prompts import EncodedPrompt, Prompt, PromptReader
 from paddock.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from paddock.execution.prompt_logprobs import PromptWatcher
 
 
 class TokenEngine(Protocol):
@@ -41,7 +44,8 @@ class TokenEngine(Protocol):
 class TextEngine:
     """Runs many requests at once, in text. Not thread-safe: one caller adds, steps and aborts.
 
-    `plan` is the resolved Plan it was built from, where there is one; `memory_use()` what it really takes of a GPU's memory.
+    `plan` is the resolved Plan it was built from, where there is one; `memory_use()` what it really takes of a GPU's memory;
+    `watch_prompts(watcher)` shows a PromptWatcher (None: nobody) the logits of prompts whose logprobs are asked for.
     Times come from `clock`, in monotonic seconds.
     """
 
@@ -56,6 +60,7 @@ class TextEngine:
         plan: Any = None,
         chat: ChatRenderer | None = None,
         memory_use: Callable[[], MemoryUse | None] = lambda: None,
+        watch_prompts: Callable[[PromptWatcher | None], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
@@ -66,6 +71,7 @@ class TextEngine:
         )
         self._chat = chat or ChatRenderer()
         self.memory_use = memory_use
+        self.watch_prompts = watch_prompts or _unwatched
         self._clock = clock
         self._requests: dict[str, LiveRequest] = {}
         self._numbers = itertools.count()
@@ -207,3 +213,8 @@ class TextEngine:
     def _need_open(self) -> None:
         if self._closed:
             raise PaddockError("the engine is closed", fix="make another one")
+
+
+def _unwatched(watcher: PromptWatcher | None) -> None:
+    if watcher is not None:
+        raise PaddockError("this engine computes no logits that can be watched", fix="load a model")

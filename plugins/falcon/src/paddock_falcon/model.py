@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from paddock.axes import KV_HEADS, Part
+from paddock.axes import FFN, KV_HEADS, Part
 from paddock.layers import Activation, AttentionInputs, Builder, LayerKV
 from paddock_falcon.config import FalconConfig
 
@@ -42,12 +42,13 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linears around a GELU."""
+    """Two linears around a GELU, whose output AWQ checkpoints may divide by stored scales."""
 
-    def __init__(self, make: Builder) -> None:
+    def __init__(self, config: FalconConfig, make: Builder) -> None:
         """Make the linears."""
         super().__init__()
-        self.up, self.gelu, self.down = make.linear("up"), make.activation("gelu", kind="gelu"), make.linear("down")
+        self.up, self.down = make.linear("up"), make.linear("down")
+        self.gelu = make.activation("gelu", kind="gelu", scaled=Part("ffn", FFN, config.ffn_size, source="mlp.act"))
 
     def forward(self, h_TE: Activation) -> Tensor:
         """Return [T, E]."""
@@ -62,7 +63,7 @@ class SharedNormBlock(nn.Module):
         """Make one norm and the two branches."""
         super().__init__()
         self.norm = make.norm("norm", kind="layer", eps=config.norm_eps)
-        self.attention, self.mlp = Attention(config, make), MLP(make)
+        self.attention, self.mlp = Attention(config, make), MLP(config, make)
 
     def forward(self, x_TE: Tensor, delta_TE: Tensor | None, inputs: AttentionInputs, kv: LayerKV) -> tuple[Tensor, Tensor]:
         """Return the residual stream with `delta_TE` added, and what this block is to add."""
@@ -78,7 +79,7 @@ class TwoNormBlock(nn.Module):
         super().__init__()
         self.attention_norm = make.norm("attention_norm", kind="layer", eps=config.norm_eps)
         self.mlp_norm = make.norm("mlp_norm", kind="layer", eps=config.norm_eps)
-        self.attention, self.mlp = Attention(config, make), MLP(make)
+        self.attention, self.mlp = Attention(config, make), MLP(config, make)
 
     def forward(self, x_TE: Tensor, delta_TE: Tensor | None, inputs: AttentionInputs, kv: LayerKV) -> tuple[Tensor, Tensor]:
         """Return the residual stream with `delta_TE` added, and what this block is to add."""
@@ -95,7 +96,7 @@ class SerialBlock(nn.Module):
         super().__init__()
         self.attention_norm = make.norm("attention_norm", kind="layer", eps=config.norm_eps)
         self.mlp_norm = make.norm("mlp_norm", kind="layer", eps=config.norm_eps)
-        self.attention, self.mlp = Attention(config, make), MLP(make)
+        self.attention, self.mlp = Attention(config, make), MLP(config, make)
 
     def forward(self, x_TE: Tensor, delta_TE: Tensor | None, inputs: AttentionInputs, kv: LayerKV) -> tuple[Tensor, Tensor]:
         """Return the residual stream with `delta_TE` and the attention added, and what the MLP is to add."""

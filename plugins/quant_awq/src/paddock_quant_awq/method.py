@@ -110,7 +110,10 @@ class Int4Method:
             assert isinstance(x_TI, Tensor), "a linear with 16-bit inputs takes plain activations"
             return self._times_dequantised(layer, self._prepared(layer, x_TI))
         if isinstance(x_TI, Tensor):
-            x_TI = reference.quantize_fp8_token(self._prepared(layer, x_TI))
+            if self.input_format == axes.FP8_TOKEN:
+                x_TI = layer.ops.quantize_fp8_token(x_TI, None)
+            else:
+                x_TI = reference.quantize_fp8_token(self._prepared(layer, x_TI))
         return self._times_codes(layer, x_TI)
 
     def dequantise(self, layer: LinearLayer) -> Tensor:

@@ -104,15 +104,11 @@ class Int4Scheme:
 
 def _awq_gemm(scheme: Int4Scheme, path: str, linear: Linear) -> tuple[Tensor, ...]:
     groups = scheme.groups(linear)
-    stored = (
+    return (
         Tensor("qweight", "int32", (_IN, _OUT_WORDS)),
         Tensor("qzeros", "int32", (groups, _OUT_WORDS)),
         Tensor("scales", scheme.scale_dtype, (groups, _OUT)),
     )
-    if linear.fed_by != "gelu":
-        return stored
-    # AutoAWQ wraps a GELU, which cannot absorb the inputs' factors, in one that divides by `scales`.
-    return (*stored, Tensor("act_scales", "float32", (_IN,), optional=True, stored_as=f"{path.rpartition('.')[0]}.act.scales"))
 
 
 def _gptq(scheme: Int4Scheme, path: str, linear: Linear) -> tuple[Tensor, ...]:

@@ -115,9 +115,8 @@ class Stored:
 
     def input_factor(self) -> Tensor | None:
         """Return what the inputs are multiplied with first, [I] float32, None where that is 1."""
-        names = {tensor.name for tensor in self.tensors}
-        name = next((name for name in ("pre_quant_scale", "act_scales") if name in names), "")
-        if not name:
+        name = "pre_quant_scale"
+        if name not in {tensor.name for tensor in self.tensors}:
             return None
         factor_PI = self.layer.get_parameter(name).detach()
         self._demand((factor_PI > 0) & factor_PI.isfinite(), factor_PI, name, "positive")
@@ -126,9 +125,7 @@ class Stored:
                 f"{self.path}: its {name} differs from that of {self._others()}, which run as one product",
                 fix="export the checkpoint with one scale for all that share an input",
             )
-        if bool((factor_PI == 1).all()):
-            return None
-        return factor_PI[0].clone() if name == "pre_quant_scale" else factor_PI[0].reciprocal()
+        return None if bool((factor_PI == 1).all()) else factor_PI[0].clone()
 
     def check(self) -> None:
         """Raise CheckpointError where the stored shape or a scalar that is not needed says something impossible."""
@@ -183,7 +180,7 @@ class Stored:
 
 
 _ABSENT = torch.iinfo(torch.int32).min  # no group, no size
-_WHERE_ABSENT = {"g_idx": _ABSENT, "weight_shape": _ABSENT, "pre_quant_scale": 1.0, "act_scales": 1.0, "spare_bias": 0.0}
+_WHERE_ABSENT = {"g_idx": _ABSENT, "weight_shape": _ABSENT, "pre_quant_scale": 1.0, "spare_bias": 0.0}
 
 
 def fill_absent(parameters: dict[str, Tensor]) -> None:

@@ -77,11 +77,8 @@ class Fp8Method:
     def apply(self, layer: LinearLayer, x_TI: Activation) -> Tensor:
         """Return x W^T [T, O]."""
         xq = x_TI if isinstance(x_TI, QuantizedActivation) else self._quantise(layer, x_TI)
-        x32_TI, y_TO = xq.values_TI.float(), xq.values_TI.new_empty((len(xq.values_TI), layer.linear.out_size), dtype=self.dtype)
-        weight_OI, scale_O = layer.get_parameter("weight"), layer.get_parameter("weight_scale").squeeze(1)
-        for rows in _chunks(weight_OI):
-            y_TO[:, rows] = (x32_TI @ weight_OI[rows].float().T * (xq.scale * scale_O[rows])).to(self.dtype)
-        return y_TO
+        weight_OI, scale_O1 = layer.get_parameter("weight"), layer.get_parameter("weight_scale")
+        return layer.ops.linear_fp8(xq.values_TI, xq.scale, weight_OI, scale_O1, self.dtype)
 
     def dequantise(self, layer: LinearLayer) -> Tensor:
         """Return W [O, I] in float32."""
@@ -101,8 +98,8 @@ class Fp8Method:
     def _quantise(self, layer: LinearLayer, x_TI: Tensor) -> QuantizedActivation:
         scale = self.input_scale(layer)
         if scale is not None:
-            return reference.quantize_fp8_static(x_TI, scale)
-        return reference.quantize_fp8_token(x_TI, self.input_bound)
+            return layer.ops.quantize_fp8_static(x_TI, scale)
+        return layer.ops.quantize_fp8_token(x_TI, self.input_bound)
 
     def _checked(self, layer: LinearLayer, name: str) -> Tensor:
         scale = layer.get_parameter(name).detach()

@@ -46,10 +46,11 @@ class TritonAttention:
         return _Prepared()
 
     def attend(self, q_THD: Tensor, kv: LayerKV, inputs: AttentionInputs, params: AttentionParams) -> Tensor:
-        """Return the attention output [T, H, D]."""
+        """Return the attention output [T, H, D]: in FP8 by `params.out_scale` for a step of decodes alone, else in q's dtype."""
         assert isinstance(inputs.prepared, _Prepared), "prepare the inputs before the first layer"
         q_THD = q_THD.contiguous()
-        out_THD = torch.empty_like(q_THD)
+        in_fp8 = params.out_scale is not None and q_THD.shape[0] == inputs.num_decodes
+        out_THD = torch.empty_like(q_THD, dtype=FP8 if in_fp8 else q_THD.dtype)
         if inputs.num_decodes:
             tile = decode_tile(q_THD, kv)
             decode(out_THD, q_THD, kv, inputs.block_tables_SM, self._decodes(q_THD, kv, inputs, params, tile), params, tile)

@@ -12,10 +12,12 @@ import triton.language as tl
 from torch import Tensor
 
 from paddock.layers import AttentionParams, LayerKV
+from paddock.layers.reference import FP8
 from paddock_triton.attention_schedule import UNIT, Units
 from paddock_triton.attention_tile import Spec, Tile, absorb, empty_state, find_page, load_queries, load_rows, whole
 from paddock_triton.dependence import DEPENDENT, start_next, wait
 from paddock_triton.failures import OTHER_ATTENTION, named
+from paddock_triton.fp8 import emitted
 from paddock_triton.launch import launch
 
 
@@ -23,7 +25,7 @@ from paddock_triton.launch import launch
 def decode(
     out_THD: Tensor, q_THD: Tensor, kv: LayerKV, tables_SM: Tensor, units: Units, params: AttentionParams, tile: Tile
 ) -> None:
-    """Write the attention of the decodes, which are the first tokens, into `out_THD`."""
+    """Write the attention of the decodes, which are the first tokens, into `out_THD`, an FP8 one by `params.out_scale`."""
     spec = Spec.of(q_THD, kv, params, tile)
     blocks = triton.cdiv(spec.group, tile.block_m)
     found_UHD = torch.empty((units.count, spec.heads, spec.head), dtype=torch.float32, device=q_THD.device)
@@ -42,6 +44,7 @@ def decode(
         params.k_scale,
         params.v_scale,
         params.alibi_slopes_H,
+        params.out_scale if out_THD.dtype == FP8 else None,
         tables_SM.stride(0),
         BLOCKS=blocks,
         spec=spec,
@@ -56,7 +59,8 @@ def decode(
 def _decode(
     out_ptr: tl.tensor, q_ptr: tl.tensor, k_source: tl.tensor, v_source: tl.tensor, tables_ptr: tl.tensor,
     units_ptr: tl.tensor, counters_ptr: tl.tensor, found_ptr: tl.tensor, weight_ptr: tl.tensor, k_scale_ptr: tl.tensor,
-    v_scale_ptr: tl.tensor, slopes_ptr: tl.tensor, table_stride: tl.tensor, BLOCKS: tl.constexpr, spec: tl.constexpr,
+    v_scale_ptr: tl.tensor, slopes_ptr: tl.tensor, out_scale_ptr: tl.tensor, table_stride: tl.tensor, BLOCKS: tl.constexpr,
+    spec: tl.constexpr,
 ) -> None:  # fmt: skip
     start_next()
     block, unit = tl.program_id(0), tl.program_id(1)
@@ -86,7 +90,7 @@ def _decode(
     )  # fmt: skip
     found_MD = acc_MD * (v_scale / tl.where(sum_M > 0, sum_M, 1.0))[:, None]
     if pieces == 1:
-        tl.store(out_ptr + at_MD, found_MD.to(out_ptr.dtype.element_ty), mask=used_MD)
+        tl.store(out_ptr + at_MD, emitted(found_MD, q_ptr.dtype.element_ty, out_scale_ptr), mask=used_MD)
     else:
         found_at_MD = (unit.to(tl.int64) * spec.heads + head_M)[:, None] * spec.head + d_D[None, :]
         tl.store(found_ptr + found_at_MD, found_MD, mask=used_MD)
@@ -94,7 +98,8 @@ def _decode(
         tl.debug_barrier()  # all of this program's stores come before it counts itself
         counter_ptr = counters_ptr + seq * tl.num_programs(0) + block
         if tl.atomic_add(counter_ptr, 1) == pieces - 1:
-            _join(out_ptr, found_ptr, weight_ptr, seq, first_unit, pieces, kv_head, first_row, spec)
+            dtype: tl.constexpr = q_ptr.dtype.element_ty
+            _join(out_ptr, found_ptr, weight_ptr, out_scale_ptr, seq, first_unit, pieces, kv_head, first_row, dtype, spec)
             tl.store(counter_ptr, 0)
 
 
@@ -130,8 +135,8 @@ def _gather(
 
 @triton.jit
 def _join(
-    out_ptr: tl.tensor, found_ptr: tl.tensor, weight_ptr: tl.tensor, seq: tl.tensor, first_unit: tl.tensor, pieces: tl.tensor,
-    kv_head: tl.tensor, first_row: tl.tensor, spec: tl.constexpr,
+    out_ptr: tl.tensor, found_ptr: tl.tensor, weight_ptr: tl.tensor, out_scale_ptr: tl.tensor, seq: tl.tensor,
+    first_unit: tl.tensor, pieces: tl.tensor, kv_head: tl.tensor, first_row: tl.tensor, DTYPE: tl.constexpr, spec: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write the mean of a sequence's pieces, each weighted by the sum it has seen. Loads of some pieces are under way at once."""
     at_once: tl.constexpr = spec.join
@@ -154,4 +159,4 @@ def _join(
             acc_GD = acc_GD * alpha_G[:, None] + found_GD * weight_G[:, None]
             sum_G, max_G = sum_G * alpha_G + weight_G, new_max_G
     out_at_GD = (seq.to(tl.int64) * spec.heads + head_G)[:, None] * spec.head + d_D[None, :]
-    tl.store(out_ptr + out_at_GD, (acc_GD / sum_G[:, None]).to(out_ptr.dtype.element_ty), mask=used_GD)
+    tl.store(out_ptr + out_at_GD, emitted(acc_GD / sum_G[:, None], DTYPE, out_scale_ptr), mask=used_GD)

@@ -1,11 +1,19 @@
-"""The one way a number becomes FP8 e4m3 here."""
+"""The one way a number becomes FP8 e4m3 here.
+
+T tokens, I features; B elements of a block, a row of them or a part of one.
+"""
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from paddock.layers import QuantizedActivation
 
 FP8_MAX = tl.constexpr(448.0)
+_MIN_SCALE = tl.constexpr(1.0 / (448.0 * 512.0))  # the floor of FBGEMM's row-wise scales
 _ABOVE = tl.constexpr(456.0)  # rounds to 448
 
 
@@ -21,3 +29,51 @@ def to_fp8(x: tl.tensor, scale: tl.tensor) -> tl.tensor:
     x = tl.clamp(x, -reach, reach, propagate_nan=tl.PropagateNan.ALL)
     guess = x * inverse
     return tl.fma(tl.fma(-guess, tl.zeros_like(x) + scale, x), inverse, guess).to(tl.float8e4nv)
+
+
+@triton.jit
+def emitted(x: tl.tensor, DTYPE: tl.constexpr, scale_ptr: tl.tensor) -> tl.tensor:
+    """Return x rounded to DTYPE, and then in FP8 where there is a static scale."""
+    y = x.to(DTYPE)
+    if scale_ptr is not None:
+        y = to_fp8(y.to(tl.float32), tl.load(scale_ptr))
+    return y
+
+
+@triton.jit
+def token_scale(largest: tl.tensor, bound: tl.tensor) -> tl.tensor:
+    """Return what maps the largest magnitude, or the bound if there is one below it, to 448."""
+    if bound is not None:
+        largest = tl.minimum(largest, bound)
+    return tl.maximum(tl.div_rn(largest, FP8_MAX), _MIN_SCALE)
+
+
+@triton.jit
+def store_row(
+    out_ptr: tl.tensor, scale_ptr: tl.tensor, token_scale_ptr: tl.tensor, bound: tl.tensor, row: tl.tensor, h_B: tl.tensor,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+) -> None:  # fmt: skip
+    """Write a whole row, zero beyond its width: as it is, in FP8 by the static scale, or by its own, which is written too."""
+    # left alone, sixteen FP8 values a thread would spread to the sums before them: in another order than those of a plain row
+    column_B = tl.max_contiguous(tl.arange(0, BLOCK), 8) if BLOCK >= 8 else tl.arange(0, BLOCK)
+    if scale_ptr is not None:
+        h_B = to_fp8(h_B.to(tl.float32), tl.load(scale_ptr))
+    elif token_scale_ptr is not None:
+        h_B = h_B.to(tl.float32)
+        scale = token_scale(tl.max(tl.abs(h_B)), bound)
+        tl.store(token_scale_ptr + row, scale)
+        h_B = to_fp8(h_B, scale)
+    tl.store(out_ptr + row * WIDTH + column_B, h_B, mask=column_B < WIDTH)
+
+
+def empty_fp8(x_TX: Tensor, width: int, scale: Tensor | None) -> QuantizedActivation:
+    """Return memory for x's tokens in FP8 [T, width] with the static scale, or with memory for one a token [T, 1]."""
+    values_TI = x_TX.new_empty((x_TX.shape[0], width), dtype=torch.float8_e4m3fn)
+    return QuantizedActivation(values_TI, x_TX.new_empty((x_TX.shape[0], 1), dtype=torch.float32) if scale is None else scale)
+
+
+def scale_arguments(
+    out: QuantizedActivation, scale: Tensor | None, bound: float | None
+) -> tuple[Tensor | None, Tensor | None, float | None]:
+    """Return what a kernel is given of scales: the static one, where each token's own goes, the bound of those."""
+    return (None, out.scale, bound) if scale is None else (scale, None, None)

@@ -5,13 +5,17 @@ T tokens, E model size; B the power of two from E up, what a row fills of a bloc
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from paddock.layers import QuantizedActivation
 from paddock_triton.dependence import DEPENDENT, start_next, wait
 from paddock_triton.failures import named
+from paddock_triton.fp8 import empty_fp8, scale_arguments, store_row
 from paddock_triton.launch import launch
 from paddock_triton.rows import power_of_2, row_warps, unit_stride
 
@@ -37,9 +41,10 @@ def _read_row(
 @triton.jit
 def _rms_norm_kernel(
     x_ptr: tl.tensor, delta_ptr: tl.tensor, weight_ptr: tl.tensor, sum_ptr: tl.tensor, out_ptr: tl.tensor,
+    scale_ptr: tl.tensor, token_scale_ptr: tl.tensor, bound: tl.tensor,
     x_stride: tl.tensor, delta_stride: tl.tensor, eps: tl.tensor, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Write the sum, if there is a delta, and its norm, rounded before and after the weight."""
+    """Write the sum, if there is a delta, and its norm, rounded before and after the weight; then in FP8, if there is a scale."""
     start_next()
     row = tl.program_id(0).to(tl.int64)
     column_B = tl.arange(0, BLOCK)
@@ -48,16 +53,18 @@ def _rms_norm_kernel(
     wait()
     x_B = _read_row(x_ptr, delta_ptr, sum_ptr, x_stride, delta_stride, WIDTH, BLOCK)
     scale = tl.rsqrt(tl.sum(x_B * x_B) / WIDTH + eps)
-    h_B = (x_B * scale).to(out_ptr.dtype.element_ty).to(tl.float32) * weight_B.to(tl.float32)
-    tl.store(out_ptr + row * WIDTH + column_B, h_B.to(out_ptr.dtype.element_ty), mask=inside_B)
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+    h_B = ((x_B * scale).to(dtype).to(tl.float32) * weight_B.to(tl.float32)).to(dtype)
+    store_row(out_ptr, scale_ptr, token_scale_ptr, bound, row, h_B, WIDTH, BLOCK)
 
 
 @triton.jit
 def _layer_norm_kernel(
     x_ptr: tl.tensor, delta_ptr: tl.tensor, weight_ptr: tl.tensor, bias_ptr: tl.tensor, sum_ptr: tl.tensor, out_ptr: tl.tensor,
+    scale_ptr: tl.tensor, token_scale_ptr: tl.tensor, bound: tl.tensor,
     x_stride: tl.tensor, delta_stride: tl.tensor, eps: tl.tensor, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Write the sum, if there is a delta, and its norm, rounded once."""
+    """Write the sum, if there is a delta, and its norm, rounded once; then in FP8, if there is a scale."""
     start_next()
     row = tl.program_id(0).to(tl.int64)
     column_B = tl.arange(0, BLOCK)
@@ -70,62 +77,98 @@ def _layer_norm_kernel(
     h_B = centred_B * scale * weight_B.to(tl.float32)
     if bias_ptr is not None:
         h_B += tl.load(bias_ptr + column_B, mask=inside_B, other=0.0).to(tl.float32)
-    tl.store(out_ptr + row * WIDTH + column_B, h_B.to(out_ptr.dtype.element_ty), mask=inside_B)
+    store_row(out_ptr, scale_ptr, token_scale_ptr, bound, row, h_B.to(x_ptr.dtype.element_ty), WIDTH, BLOCK)
 
 
 @named("rms_norm")
 def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
     """Return x / rms(x), rounded to x's dtype and then multiplied by the weight."""
-    return _rms_norm(x_TE, None, None, weight_E, eps)
+    return _plain(_rms_norm_kernel, x_TE, None, (weight_E,), eps)[1]
 
 
 @named("add_rms_norm")
 def add_rms_norm(x_TE: Tensor, delta_TE: Tensor, weight_E: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return (x + delta, its rms_norm)."""
-    x_TE = unit_stride(x_TE)
-    sum_TE = torch.empty_like(x_TE)
-    return sum_TE, _rms_norm(x_TE, delta_TE, sum_TE, weight_E, eps)
+    return _plain(_rms_norm_kernel, x_TE, delta_TE, (weight_E,), eps)
+
+
+@named("rms_norm_fp8")
+def rms_norm_fp8(
+    x_TE: Tensor, delta_TE: Tensor | None, weight_E: Tensor, eps: float, scale: Tensor | None, bound: float | None
+) -> tuple[Tensor, QuantizedActivation]:
+    """Return (x + delta, its rms_norm in FP8), rounded to x's dtype in between."""
+    return _fp8(_rms_norm_kernel, x_TE, delta_TE, (weight_E,), eps, scale, bound)
 
 
 @named("layer_norm")
 def layer_norm(x_TE: Tensor, weight_E: Tensor, bias_E: Tensor | None, eps: float) -> Tensor:
     """Return (x - mean) / std * weight + bias, rounded once."""
-    return _layer_norm(x_TE, None, None, weight_E, bias_E, eps)
+    return _plain(_layer_norm_kernel, x_TE, None, (weight_E, bias_E), eps)[1]
 
 
 @named("add_layer_norm")
 def add_layer_norm(x_TE: Tensor, delta_TE: Tensor, weight_E: Tensor, bias_E: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
     """Return (x + delta, its layer_norm)."""
+    return _plain(_layer_norm_kernel, x_TE, delta_TE, (weight_E, bias_E), eps)
+
+
+@named("layer_norm_fp8")
+def layer_norm_fp8(
+    x_TE: Tensor,
+    delta_TE: Tensor | None,
+    weight_E: Tensor,
+    bias_E: Tensor | None,
+    eps: float,
+    scale: Tensor | None,
+    bound: float | None,
+) -> tuple[Tensor, QuantizedActivation]:
+    """Return (x + delta, its layer_norm in FP8), rounded to x's dtype in between."""
+    return _fp8(_layer_norm_kernel, x_TE, delta_TE, (weight_E, bias_E), eps, scale, bound)
+
+
+def _plain(
+    kernel: Any, x_TE: Tensor, delta_TE: Tensor | None, vectors: tuple[Tensor | None, ...], eps: float
+) -> tuple[Tensor, Tensor]:
+    """Return (sum, norm) in x's dtype; without a delta the sum is x."""
     x_TE = unit_stride(x_TE)
-    sum_TE = torch.empty_like(x_TE)
-    return sum_TE, _layer_norm(x_TE, delta_TE, sum_TE, weight_E, bias_E, eps)
+    sum_TE, h_TE = x_TE if delta_TE is None else torch.empty_like(x_TE), torch.empty_like(x_TE)
+    _launch(kernel, x_TE, delta_TE, vectors, sum_TE, h_TE, (None, None, None), eps)
+    return sum_TE, h_TE
 
 
-def _rms_norm(x_TE: Tensor, delta_TE: Tensor | None, sum_TE: Tensor | None, weight_E: Tensor, eps: float) -> Tensor:
-    x_TE, delta_TE = unit_stride(x_TE), None if delta_TE is None else unit_stride(delta_TE)
-    (tokens, width), h_TE = x_TE.shape, torch.empty_like(x_TE)
+def _fp8(
+    kernel: Any,
+    x_TE: Tensor,
+    delta_TE: Tensor | None,
+    vectors: tuple[Tensor | None, ...],
+    eps: float,
+    scale: Tensor | None,
+    bound: float | None,
+) -> tuple[Tensor, QuantizedActivation]:
+    """Return (sum, norm in FP8); without a delta the sum is x."""
+    x_TE = unit_stride(x_TE)
+    sum_TE, h = x_TE if delta_TE is None else torch.empty_like(x_TE), empty_fp8(x_TE, x_TE.shape[1], scale)
+    _launch(kernel, x_TE, delta_TE, vectors, sum_TE, h.values_TI, scale_arguments(h, scale, bound), eps)
+    return sum_TE, h
+
+
+def _launch(
+    kernel: Any,
+    x_TE: Tensor,
+    delta_TE: Tensor | None,
+    vectors: tuple[Tensor | None, ...],
+    sum_TE: Tensor,
+    h_TE: Tensor,
+    scales: tuple[Tensor | None, Tensor | None, float | None],
+    eps: float,
+) -> None:
+    delta_TE, written_TE = (None, None) if delta_TE is None else (unit_stride(delta_TE), sum_TE)
+    tokens, width = x_TE.shape
     block = power_of_2(width)
     strides = x_TE.stride(0), 0 if delta_TE is None else delta_TE.stride(0)
     if tokens:
         launch(
-            _rms_norm_kernel, (tokens,),
-            x_TE, delta_TE, weight_E, sum_TE, h_TE, *strides, eps, WIDTH=width, BLOCK=block, num_warps=row_warps(block),
-            **DEPENDENT,
+            kernel, (tokens,),
+            x_TE, delta_TE, *vectors, written_TE, h_TE, *scales, *strides, eps, WIDTH=width, BLOCK=block,
+            num_warps=row_warps(block), **DEPENDENT,
         )  # fmt: skip
-    return h_TE
-
-
-def _layer_norm(
-    x_TE: Tensor, delta_TE: Tensor | None, sum_TE: Tensor | None, weight_E: Tensor, bias_E: Tensor | None, eps: float
-) -> Tensor:
-    x_TE, delta_TE = unit_stride(x_TE), None if delta_TE is None else unit_stride(delta_TE)
-    (tokens, width), h_TE = x_TE.shape, torch.empty_like(x_TE)
-    block = power_of_2(width)
-    strides = x_TE.stride(0), 0 if delta_TE is None else delta_TE.stride(0)
-    if tokens:
-        launch(
-            _layer_norm_kernel, (tokens,),
-            x_TE, delta_TE, weight_E, bias_E, sum_TE, h_TE, *strides, eps, WIDTH=width, BLOCK=block, num_warps=row_warps(block),
-            **DEPENDENT,
-        )  # fmt: skip
-    return h_TE

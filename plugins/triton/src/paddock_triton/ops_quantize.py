@@ -5,7 +5,6 @@ T tokens, I features; B elements of a block.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -13,7 +12,7 @@ from torch import Tensor
 from paddock.layers import QuantizedActivation
 from paddock_triton.dependence import DEPENDENT, start_next, wait
 from paddock_triton.failures import named
-from paddock_triton.fp8 import FP8_MAX, to_fp8
+from paddock_triton.fp8 import empty_fp8, to_fp8, token_scale
 from paddock_triton.launch import launch
 from paddock_triton.rows import blocks_of, power_of_2, row_warps, unit_stride
 
@@ -21,7 +20,6 @@ from paddock_triton.rows import blocks_of, power_of_2, row_warps, unit_stride
 # 89, 95, 99; 2048 on 8 86, 88, 92. By token: the row in registers 87, 84, 72; read a second time out of the caches 80, 89, 81.
 _BLOCK, _WARPS = 2048, 4
 _IN_REGISTERS, _LOOP_WARPS = 8192, 16
-_MIN_SCALE = tl.constexpr(1.0 / (448.0 * 512.0))  # the floor of FBGEMM's row-wise scales
 
 
 @triton.jit
@@ -45,14 +43,6 @@ def _static_kernel(
 
 
 @triton.jit
-def _scale(largest: tl.tensor, bound: tl.tensor) -> tl.tensor:
-    """Return what maps the largest magnitude, or the bound if there is one below it, to 448."""
-    if bound is not None:
-        largest = tl.minimum(largest, bound)
-    return tl.maximum(tl.div_rn(largest, FP8_MAX), _MIN_SCALE)
-
-
-@triton.jit
 def _token_kernel(
     x_ptr: tl.tensor, out_ptr: tl.tensor, scale_ptr: tl.tensor, stride: tl.tensor, bound: tl.tensor,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr,
@@ -64,13 +54,13 @@ def _token_kernel(
     wait()
     if WIDTH <= BLOCK:
         x_B = _load(x_ptr + row * stride, column_B, WIDTH)
-        scale = _scale(tl.max(tl.abs(x_B)), bound)
+        scale = token_scale(tl.max(tl.abs(x_B)), bound)
         tl.store(out_ptr + row * WIDTH + column_B, to_fp8(x_B, scale), mask=column_B < WIDTH)
     else:
         largest_B = tl.zeros([BLOCK], tl.float32)
         for start in range(0, WIDTH, BLOCK):
             largest_B = tl.maximum(largest_B, tl.abs(_load(x_ptr + row * stride, start + column_B, WIDTH)))
-        scale = _scale(tl.max(largest_B), bound)
+        scale = token_scale(tl.max(largest_B), bound)
         for start in range(0, WIDTH, BLOCK):  # all of it again, out of the caches
             x_B = _load(x_ptr + row * stride, start + column_B, WIDTH)
             tl.store(out_ptr + row * WIDTH + start + column_B, to_fp8(x_B, scale), mask=start + column_B < WIDTH)
@@ -81,26 +71,34 @@ def _token_kernel(
 def quantize_fp8_static(x_TI: Tensor, scale: Tensor) -> QuantizedActivation:
     """Return x / scale in FP8, saturated at 448; `scale` [] float32."""
     x_TI = unit_stride(x_TI)
-    (tokens, width), values_TI = x_TI.shape, torch.empty_like(x_TI, dtype=torch.float8_e4m3fn)
+    (tokens, width), out = x_TI.shape, empty_fp8(x_TI, x_TI.shape[1], scale)
     if tokens:
         grid = (tokens * blocks_of(width, _BLOCK),)
         launch(
-            _static_kernel, grid, x_TI, scale, values_TI, x_TI.stride(0), WIDTH=width, BLOCK=_BLOCK, num_warps=_WARPS, **DEPENDENT
+            _static_kernel,
+            grid,
+            x_TI,
+            scale,
+            out.values_TI,
+            x_TI.stride(0),
+            WIDTH=width,
+            BLOCK=_BLOCK,
+            num_warps=_WARPS,
+            **DEPENDENT,
         )
-    return QuantizedActivation(values_TI, scale)
+    return out
 
 
 @named("quantize_fp8_token")
 def quantize_fp8_token(x_TI: Tensor, bound: float | None = None) -> QuantizedActivation:
     """Return x in FP8 with a scale [T, 1] that maps each token's largest magnitude, at most `bound`, to 448."""
     x_TI = unit_stride(x_TI)
-    (tokens, width), values_TI = x_TI.shape, torch.empty_like(x_TI, dtype=torch.float8_e4m3fn)
-    scale_T1 = x_TI.new_empty((tokens, 1), dtype=torch.float32)
+    (tokens, width), out = x_TI.shape, empty_fp8(x_TI, x_TI.shape[1], None)
     block = min(power_of_2(width), _IN_REGISTERS)
     warps = row_warps(block) if width <= block else _LOOP_WARPS
     if tokens:
         launch(
             _token_kernel, (tokens,),
-            x_TI, values_TI, scale_T1, x_TI.stride(0), bound, WIDTH=width, BLOCK=block, num_warps=warps, **DEPENDENT
+            x_TI, out.values_TI, out.scale, x_TI.stride(0), bound, WIDTH=width, BLOCK=block, num_warps=warps, **DEPENDENT
         )  # fmt: skip
-    return QuantizedActivation(values_TI, scale_T1)
+    return out

@@ -19,10 +19,18 @@ OPS = {
     "cache_kv": "ops_rope",
     "quantize_fp8_static": "ops_quantize",
     "quantize_fp8_token": "ops_quantize",
+    "linear_fp8": "ops_linear_fp8",
+    "rms_norm_fp8": "ops_norm",
+    "layer_norm_fp8": "ops_norm",
+    "silu_mul_fp8": "ops_activation_fp8",
+    "gelu_fp8": "ops_activation_fp8",
     "most_likely": "ops_sampling",
     "draw": "ops_sampling",
     "draw_filtered": "ops_filter",
 }  # op: module
+
+HALVES = ("bfloat16", "float16")
+OPS_OF_HALVES = frozenset({"linear_fp8"})  # the matrix unit's sums of FP8 products are not exact enough for float32
 
 
 @hookimpl
@@ -33,7 +41,7 @@ def paddock_attention_backends() -> list[AttentionSpec]:
             name="triton",
             factory="paddock_triton.attention:create",
             devices=("cuda",),
-            dtypes=("bfloat16", "float16"),
+            dtypes=HALVES,
             kv_cache_dtypes=("bfloat16", "float16", "fp8"),
             page_sizes=(64, 128, 32, 16),
             head_dims=(16, 32, 48, 64, 80, 96, 128, 256),
@@ -57,7 +65,7 @@ def paddock_ops() -> list[OpSpec]:
             op=op,
             implementation=f"paddock_triton.{module}:{op}",
             devices=("cuda",),
-            dtypes=("bfloat16", "float16", "float32"),
+            dtypes=HALVES if op in OPS_OF_HALVES else (*HALVES, "float32"),
             min_compute_capability=HOPPER,
             requires=("triton",),
             compile_ahead=COMPILE_AHEAD,

@@ -28,9 +28,15 @@ class Library:
     call: Call
 
 
+def scaled_mm(values_TI: Tensor, scale_T1: Tensor, weight_OI: Tensor, weight_scale_O1: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return torch's FP8 product with a scale a row, of sums kept as exact as the matrix unit keeps them by itself."""
+    return torch._scaled_mm(values_TI, weight_OI.T, scale_T1, weight_scale_O1.T, out_dtype=dtype, use_fast_accum=True)
+
+
 OPS = {
     "embed": Library(name="F.embedding", call=nnf.embedding),
     "linear": Library(name="F.linear", call=nnf.linear),
+    "linear_fp8": Library(name="_scaled_mm, fast", call=scaled_mm),
     "rms_norm": Library(name="F.rms_norm", call=lambda x, weight, eps: nnf.rms_norm(x, weight.shape, weight, eps)),
     "add_rms_norm": Library(
         name="add, F.rms_norm", call=lambda x, delta, weight, eps: nnf.rms_norm(x + delta, weight.shape, weight, eps)

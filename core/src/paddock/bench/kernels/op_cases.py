@@ -15,6 +15,7 @@ from attrs import frozen
 from torch import Tensor
 
 from paddock.bench.kernels.case import Case, Draw, Make
+from paddock.bench.kernels.fp8_cases import Fp8Cases, Fp8Size
 from paddock.layers import LayerKV
 from paddock.layers.reference import FP8
 from paddock.planning.roofs import BF16, NO_TENSOR_CORES
@@ -58,12 +59,13 @@ QUICK = Sizes(name="quick", embed=64, feed=96, heads=(4, 2, 16), linears=((96, 6
 
 @frozen(kw_only=True)
 class Table:
-    """Which models, and how many tokens: of most ops, of linears, and rows of those that choose tokens."""
+    """Which models, and how many tokens: of most ops, of linears and FP8 ones, and rows of those that choose tokens."""
 
     models: tuple[Sizes, ...]
     tokens: tuple[int, ...]
     linear_tokens: tuple[int, ...]
     rows: tuple[int, ...]
+    fp8_tokens: tuple[int, ...]
 
 
 FULL = Table(
@@ -71,8 +73,9 @@ FULL = Table(
     tokens=(1, 64, 4096),
     linear_tokens=(1, 2, 4, 8, 16, 32, 64, 256),
     rows=(1, 64, 256),
+    fp8_tokens=(1, 2, 4, 8, 16, 32, 64, 256, 4096),
 )
-SMALL = Table(models=(QUICK,), tokens=(1, 7), linear_tokens=(1, 7), rows=(1, 5))
+SMALL = Table(models=(QUICK,), tokens=(1, 7), linear_tokens=(1, 7), rows=(1, 5), fp8_tokens=(1, 7, 65))
 
 
 @frozen(eq=False, kw_only=True)
@@ -87,8 +90,24 @@ class OpCases:
         makers = {"linear": self._linear, "embed": self._embed, **dict.fromkeys(_SAMPLING_OPS, self._logits)}
         if op in makers:
             return list(makers[op](op))
+        if op.endswith(_FP8_SUFFIX):
+            return self._fp8_cases.of(op)
         found = ((self._page_cases if op in _PAGE_OPS else self._row_cases)(op, model, t) for model, t in self._grid())
         return [case for cases in found for case in cases]
+
+    @property
+    def _fp8_cases(self) -> Fp8Cases:
+        """Return what makes FP8's cases: all linears but the head, which formats leave plain."""
+        sizes = tuple(
+            Fp8Size(
+                name=model.name,
+                embed=model.embed,
+                feed=model.feed,
+                linears=tuple(s for s in model.linears if s[0] != model.vocab),
+            )
+            for model in self.table.models
+        )
+        return Fp8Cases(sizes=sizes, tokens=self.table.tokens, product_tokens=self.table.fp8_tokens, draw=self.draw)
 
     def _grid(self) -> Iterator[tuple[Sizes, int]]:
         return ((model, tokens) for model in self.table.models for tokens in self.table.tokens)
@@ -216,6 +235,7 @@ _ROW_OPS: dict[str, tuple[int, bool, Callable[[int], int]]] = {
     "quantize_fp8_static": (1, False, lambda item: item + 1),
     "quantize_fp8_token": (1, False, lambda item: item + 1),
 }
+_FP8_SUFFIX = "_fp8"
 _PAGE_OPS = ("rope_and_cache", "cache_kv")
 _SAMPLING_OPS = ("most_likely", "draw", "draw_filtered")
 

@@ -69,12 +69,21 @@ def _compared(
     if op in ("rope_and_cache", "cache_kv"):
         yield from map(_judged, _pages_compared(op, twin, arguments, apart, found))
     elif isinstance(found, QuantizedActivation):
-        expected = twin(*apart)
-        scale_error = relative_rms(found.scale, expected.scale)
-        yield Verdict(what="relative error of scales", error=scale_error, allowed=_SCALE_UNITS * UNIT_ROUNDOFF[torch.float32])
-        yield _fp8(found.values_TI, expected.values_TI)
+        yield from _quantised(op, found, twin(*apart), arguments[0].dtype)
+    elif isinstance(found, tuple) and isinstance(found[-1], QuantizedActivation):
+        expected_TE, expected = twin(*apart)
+        yield _floats("add", "the sum", found[0], expected_TE)
+        yield from _quantised(op, found[-1], expected, arguments[0].dtype)
     else:
         yield from map(_judged, comparisons(op, twin, apart, found))
+
+
+def _quantised(op: str, found: QuantizedActivation, expected: QuantizedActivation, dtype: torch.dtype) -> Iterator[Verdict]:
+    """Yield the comparison of scales and of values; a scale follows the largest value of a norm or an activation, as rounded."""
+    plain = op.removesuffix("_fp8")
+    allowed = bound(plain, dtype) if plain in ROUNDINGS else _SCALE_UNITS * UNIT_ROUNDOFF[torch.float32]
+    yield Verdict(what="relative error of scales", error=relative_rms(found.scale, expected.scale), allowed=allowed)
+    yield _fp8(found.values_TI, expected.values_TI)
 
 
 def _pages_compared(

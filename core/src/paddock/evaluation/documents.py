@@ -1,0 +1,73 @@
+"""Where the documents of a task lie: JSON Lines in a folder, one file a task."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from paddock.errors import PaddockError
+from paddock.evaluation.tasks import find_task
+
+FOLDER_HELP = "$XDG_CACHE_HOME/paddock/evaluation, ~/.cache where that is not set"
+
+
+@frozen(kw_only=True)
+class Documents:
+    """A task's documents, and others that may be examples for them (None: there are none of their own)."""
+
+    documents: tuple[dict[str, Any], ...]
+    examples: tuple[dict[str, Any], ...] | None
+
+
+def data_folder() -> Path:
+    """Return where evaluation sets are kept unless a folder is given."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "paddock" / "evaluation"
+
+
+def documents_file(task: str, folder: Path) -> Path:
+    """Return the file of a task's documents."""
+    return folder / f"{task}.jsonl"
+
+
+def examples_file(task: str, folder: Path) -> Path:
+    """Return the file of a task's examples, which not every task has."""
+    return folder / f"{task}.examples.jsonl"
+
+
+def read_documents(task: str, folder: Path | None = None) -> Documents:
+    """Return a task's documents from `folder` (data_folder() when None): TASK.jsonl, and TASK.examples.jsonl where it is there.
+
+    Raises OptionError for an unknown task; PaddockError naming the command that fetches them where there are none, and the line
+    that is no JSON object.
+    """
+    name = find_task(task).name
+    at = data_folder() if folder is None else folder
+    path = documents_file(name, at)
+    if not path.is_file():
+        where = "" if folder is None else f" --data {folder}"
+        raise PaddockError(f"no documents of {name}: {path} is not there", fix=f"paddock eval fetch {name}{where}")
+    examples = examples_file(name, at)
+    return Documents(documents=_lines(path), examples=_lines(examples) if examples.is_file() else None)
+
+
+def _lines(path: Path) -> tuple[dict[str, Any], ...]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PaddockError(f"{path} cannot be read: {error}", fix="fetch it again") from error
+    return tuple(_object(line, path, number) for number, line in enumerate(lines, 1) if line.strip())
+
+
+def _object(line: str, path: Path, number: int) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise PaddockError(f"{path}, line {number}: {line!r:.60} is no JSON object", fix="write one document a line, as JSON")
+    return value

@@ -1,0 +1,56 @@
+"""A long text in token ids, cut into windows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from paddock.errors import RequestError
+from paddock.llm import LLM
+
+TextOrIds = str | Sequence[int]
+Progress = Callable[[int, int], None]  # what is done, and of how much
+
+
+def token_ids(llm: LLM, text_or_ids: TextOrIds) -> list[int]:
+    """Return a text as the model's tokenizer encodes it: a bos token comes first where the tokenizer puts one, ids as given.
+
+    Raises RequestError for fewer than two tokens, where nothing can be predicted, and for a text where no tokenizer is loaded.
+    """
+    if isinstance(text_or_ids, str):
+        if llm.tokenizer is None:
+            raise RequestError("a text needs a tokenizer, and none is loaded", fix="give token ids, or load a tokenizer")
+        ids = llm.tokenizer.encode(text_or_ids)
+    else:
+        ids = list(text_or_ids)
+    if len(ids) < 2:
+        held = f"{text_or_ids!r:.60} has {len(ids)} token{'s' * (len(ids) != 1)}"
+        raise RequestError(f"the text {held}, too few to predict one from another", fix="give a text of at least two tokens")
+    return ids
+
+
+def windows(ids: Sequence[int], size: int, *, limit: int | None = None) -> list[list[int]]:
+    """Return `ids` cut into windows of `size` that do not overlap, the last one shorter; a last single token is left out.
+
+    `limit` keeps the first so many.
+    """
+    cut = [list(ids[start : start + size]) for start in range(0, len(ids), size)]
+    whole = [window for window in cut if len(window) > 1]
+    return whole if limit is None else whole[:limit]
+
+
+def check_window(window: int, max_model_len: int, *, limit: int | None) -> None:
+    """Raise RequestError unless windows of `window` tokens fit the model, and `limit` is None or at least 1."""
+    if isinstance(window, bool) or not isinstance(window, int) or window < 2:
+        raise RequestError(f"window is {window!r}", fix="give a whole number of tokens, at least 2")
+    if window >= max_model_len:
+        raise RequestError(
+            f"window is {window}, which leaves no room in max_model_len {max_model_len}",
+            fix=f"give a window of at most {max_model_len - 1} tokens, or raise max_model_len",
+        )
+    check_limit(limit)
+
+
+def check_limit(limit: int | None) -> None:
+    """Raise RequestError unless `limit` is None or at least 1."""
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise RequestError(f"limit is {limit!r}", fix="give a whole number, at least 1, or None for all")

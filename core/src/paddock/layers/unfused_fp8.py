@@ -1,0 +1,79 @@
+"""Producers of FP8 that no kernel fuses: the plain op, then the quantisation, whoever implements the two.
+
+T tokens, E model size, I features, F feed-forward size. The definitions in `layers.reference` give the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from attrs import frozen
+from torch import Tensor
+
+from paddock.layers.quantized import QuantizedActivation
+
+
+@frozen(eq=False, kw_only=True)
+class Unfused:
+    """The ops that end in `_fp8` and are not products, each made of these."""
+
+    rms_norm: Callable[[Tensor, Tensor, float], Tensor]
+    add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+    layer_norm: Callable[[Tensor, Tensor, Tensor | None, float], Tensor]
+    add_layer_norm: Callable[[Tensor, Tensor, Tensor, Tensor | None, float], tuple[Tensor, Tensor]]
+    silu_mul: Callable[[Tensor], Tensor]
+    gelu: Callable[[Tensor], Tensor]
+    quantize_fp8_static: Callable[[Tensor, Tensor], QuantizedActivation]
+    quantize_fp8_token: Callable[[Tensor, float | None], QuantizedActivation]
+
+    def rms_norm_fp8(
+        self, x_TE: Tensor, delta_TE: Tensor | None, weight_E: Tensor, eps: float, scale: Tensor | None, bound: float | None
+    ) -> tuple[Tensor, QuantizedActivation]:
+        """Return (x + delta, its rms_norm in FP8)."""
+        if delta_TE is None:
+            return x_TE, self._quantized(self.rms_norm(x_TE, weight_E, eps), scale, bound)
+        sum_TE, h_TE = self.add_rms_norm(x_TE, delta_TE, weight_E, eps)
+        return sum_TE, self._quantized(h_TE, scale, bound)
+
+    def layer_norm_fp8(
+        self,
+        x_TE: Tensor,
+        delta_TE: Tensor | None,
+        weight_E: Tensor,
+        bias_E: Tensor | None,
+        eps: float,
+        scale: Tensor | None,
+        bound: float | None,
+    ) -> tuple[Tensor, QuantizedActivation]:
+        """Return (x + delta, its layer_norm in FP8)."""
+        if delta_TE is None:
+            return x_TE, self._quantized(self.layer_norm(x_TE, weight_E, bias_E, eps), scale, bound)
+        sum_TE, h_TE = self.add_layer_norm(x_TE, delta_TE, weight_E, bias_E, eps)
+        return sum_TE, self._quantized(h_TE, scale, bound)
+
+    def silu_mul_fp8(self, gate_up_T2F: Tensor, scale: Tensor | None, bound: float | None) -> QuantizedActivation:
+        """Return silu(gate) * up in FP8."""
+        return self._quantized(self.silu_mul(gate_up_T2F), scale, bound)
+
+    def gelu_fp8(self, x_TF: Tensor, scale: Tensor | None, bound: float | None) -> QuantizedActivation:
+        """Return gelu(x) in FP8."""
+        return self._quantized(self.gelu(x_TF), scale, bound)
+
+    def _quantized(self, x_TI: Tensor, scale: Tensor | None, bound: float | None) -> QuantizedActivation:
+        return self.quantize_fp8_token(x_TI, bound) if scale is None else self.quantize_fp8_static(x_TI, scale)
+
+
+def parts_of(ops: Any) -> Unfused:
+    """Return the fused ops made of the plain ones of `ops`."""
+    return Unfused(**{name: getattr(ops, name) for name in PARTS})
+
+
+_QUANTISERS = ("quantize_fp8_static", "quantize_fp8_token")
+FUSED = {
+    "rms_norm_fp8": ("rms_norm", "add_rms_norm", *_QUANTISERS),
+    "layer_norm_fp8": ("layer_norm", "add_layer_norm", *_QUANTISERS),
+    "silu_mul_fp8": ("silu_mul", *_QUANTISERS),
+    "gelu_fp8": ("gelu", *_QUANTISERS),
+}  # what each does one after the other
+PARTS = frozenset(part for parts in FUSED.values() for part in parts)

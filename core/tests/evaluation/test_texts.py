@@ -1,0 +1,35 @@
+"""Texts cut into windows."""
+
+from __future__ import annotations
+
+import pytest
+
+from paddock.errors import RequestError
+from paddock.evaluation.texts import check_window, windows
+
+
+def test_windows_do_not_overlap_and_leave_out_nothing_that_can_be_scored() -> None:
+    """Together they are the text, but for a last single token, which nothing predicts."""
+    ids = list(range(13))
+    assert windows(ids, 5) == [ids[:5], ids[5:10], ids[10:]]
+    assert windows(ids, 4) == [ids[:4], ids[4:8], ids[8:12]]
+    assert windows(ids, 100) == [ids]
+    assert windows(ids, 5, limit=2) == [ids[:5], ids[5:10]]
+
+
+@pytest.mark.parametrize(
+    ("window", "limit", "message"),
+    [
+        (1, None, "window is 1"),
+        (True, None, "window is True"),
+        (8.5, None, r"window is 8\.5"),
+        (64, None, "window is 64, which leaves no room in max_model_len 64"),
+        (8, 0, "limit is 0"),
+        (8, True, "limit is True"),
+    ],
+)
+def test_a_window_that_cannot_be_is_named(window: int, limit: int | None, message: str) -> None:
+    """The error has the value and the way out."""
+    with pytest.raises(RequestError, match=message) as caught:
+        check_window(window, 64, limit=limit)
+    assert caught.value.fix

@@ -1,0 +1,67 @@
+"""What attention hands to the linear behind it, whichever form its backend returns it in.
+
+T tokens, H query heads, D head size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from paddock.layers import AttentionInputs, AttentionParams, LayerKV, Ops, QuantizedActivation, reference
+from paddock.layers.attention_layer import Attention
+from paddock.layers.formats import InputFormat
+
+OUT_THD = torch.linspace(-9, 9, 24).view(3, 4, 2)
+
+
+class Backend:
+    """Returns a constant, in FP8 where it may and `fp8` says so."""
+
+    def __init__(self, *, fp8: bool) -> None:
+        self.fp8 = fp8
+        self.scales: list[Tensor | None] = []
+
+    def prepare(self, inputs: AttentionInputs) -> None:
+        """Prepare nothing."""
+
+    def attend(self, q_THD: Tensor, kv: LayerKV, inputs: AttentionInputs, params: AttentionParams) -> Tensor:
+        """Return the constant."""
+        self.scales.append(params.out_scale)
+        if self.fp8 and params.out_scale is not None:
+            return reference.quantize_fp8_static(OUT_THD, params.out_scale).values_TI
+        return OUT_THD
+
+
+def attended(backend: Backend, *, scale: float | None) -> Any:
+    """Return what attention emits where the linear behind takes FP8 by a static scale, or a plain input."""
+    emits = InputFormat(Ops())
+    if scale is not None:
+        emits.name, emits.scale = "fp8_static", torch.tensor(scale)
+    params, device = AttentionParams(scale=1.0), torch.device("cpu")
+    layer = Attention(params, head_dim=2, backend=backend, ops=Ops(), emits=emits, device=device)
+    kv, slots_T = LayerKV(torch.zeros(1, 4, 1, 2), torch.zeros(1, 4, 1, 2)), torch.arange(3)
+    inputs: Any = type("Inputs", (), {"slots_T": slots_T})()
+    return layer(torch.zeros(3, 8), torch.zeros(3, 2), torch.zeros(3, 2), inputs, kv)
+
+
+@pytest.mark.parametrize("fp8", [True, False])
+def test_a_backend_may_quantise_by_the_static_scale(fp8: bool) -> None:
+    """It is told the scale; whether it returns FP8 or leaves that to the layer, the linear is given the same."""
+    backend = Backend(fp8=fp8)
+    found = attended(backend, scale=0.01)
+    expected = reference.quantize_fp8_static(OUT_THD.flatten(1), torch.tensor(0.01))
+    assert isinstance(found, QuantizedActivation)
+    assert torch.equal(found.values_TI.float(), expected.values_TI.float())
+    assert torch.equal(found.scale, expected.scale)
+    assert backend.scales == [torch.tensor(0.01)]
+
+
+def test_a_plain_linear_is_given_a_plain_tensor() -> None:
+    """No scale is passed on, and nothing becomes FP8."""
+    backend = Backend(fp8=True)
+    assert torch.equal(attended(backend, scale=None), OUT_THD.flatten(1))
+    assert backend.scales == [None]

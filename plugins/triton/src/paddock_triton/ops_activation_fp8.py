@@ -1,0 +1,104 @@
+"""Activations that hand FP8 to the linear behind them, in one launch: values rounded to their input's dtype, then quantised.
+
+T tokens, F feed-forward size; B elements of a block.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from paddock.layers import QuantizedActivation
+from paddock_triton.dependence import DEPENDENT, start_next, wait
+from paddock_triton.failures import named
+from paddock_triton.fp8 import empty_fp8, store_row, to_fp8, token_scale
+from paddock_triton.launch import launch
+from paddock_triton.ops_activation import GELU_BLOCK, SILU_BLOCK, WARPS, gelu_at, place, silu_mul_at
+from paddock_triton.rows import blocks_of, power_of_2, unit_stride
+
+# A scale a token takes the whole row: a row of Llama-70B's 28,672 still fits into the registers of 16 warps. A wider one is
+# computed twice, a block at a time. Neither limit has been timed.
+_IN_REGISTERS, _BLOCK, _MOST_WARPS = 32768, 8192, 16
+
+
+@triton.jit
+def _at(row_ptr: tl.tensor, column_B: tl.tensor, WIDTH: tl.constexpr, GATED: tl.constexpr) -> tl.tensor:
+    """Return these columns of a row of the activation [B]."""
+    if GATED:
+        h_B = silu_mul_at(row_ptr, column_B, WIDTH)
+    else:
+        h_B = gelu_at(row_ptr, column_B, WIDTH)
+    return h_B
+
+
+@triton.jit
+def _static_kernel(
+    x_ptr: tl.tensor, scale_ptr: tl.tensor, out_ptr: tl.tensor, stride: tl.tensor, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    GATED: tl.constexpr,
+) -> None:  # fmt: skip
+    """Write a block of a row by the static scale."""
+    start_next()
+    row, column_B = place(WIDTH, BLOCK)
+    wait()
+    h_B = _at(x_ptr + row * stride, column_B, WIDTH, GATED).to(tl.float32)
+    tl.store(out_ptr + row * WIDTH + column_B, to_fp8(h_B, tl.load(scale_ptr)), mask=column_B < WIDTH)
+
+
+@triton.jit
+def _token_kernel(
+    x_ptr: tl.tensor, out_ptr: tl.tensor, scale_ptr: tl.tensor, stride: tl.tensor, bound: tl.tensor, WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr, GATED: tl.constexpr,
+) -> None:  # fmt: skip
+    """Write one row and its scale."""
+    start_next()
+    row = tl.program_id(0).to(tl.int64)
+    row_ptr, column_B = x_ptr + row * stride, tl.arange(0, BLOCK)
+    wait()
+    if WIDTH <= BLOCK:
+        store_row(out_ptr, None, scale_ptr, bound, row, _at(row_ptr, column_B, WIDTH, GATED), WIDTH, BLOCK)
+    else:
+        largest_B = tl.zeros([BLOCK], tl.float32)
+        for start in range(0, WIDTH, BLOCK):
+            largest_B = tl.maximum(largest_B, tl.abs(_at(row_ptr, start + column_B, WIDTH, GATED).to(tl.float32)))
+        scale = token_scale(tl.max(largest_B), bound)
+        tl.store(scale_ptr + row, scale)
+        for start in range(0, WIDTH, BLOCK):  # all of it again, out of the caches
+            h_B = _at(row_ptr, start + column_B, WIDTH, GATED).to(tl.float32)
+            tl.store(out_ptr + row * WIDTH + start + column_B, to_fp8(h_B, scale), mask=start + column_B < WIDTH)
+
+
+@named("silu_mul_fp8")
+def silu_mul_fp8(gate_up_T2F: Tensor, scale: Tensor | None, bound: float | None) -> QuantizedActivation:
+    """Return silu(gate) * up in FP8, rounded to its input's dtype in between."""
+    return _quantized(gate_up_T2F, gate_up_T2F.shape[1] // 2, scale, bound, block=SILU_BLOCK, gated=True)
+
+
+@named("gelu_fp8")
+def gelu_fp8(x_TF: Tensor, scale: Tensor | None, bound: float | None) -> QuantizedActivation:
+    """Return gelu(x) in FP8, rounded to x's dtype in between."""
+    return _quantized(x_TF, x_TF.shape[1], scale, bound, block=GELU_BLOCK, gated=False)
+
+
+def _quantized(
+    x_TX: Tensor, width: int, scale: Tensor | None, bound: float | None, *, block: int, gated: bool
+) -> QuantizedActivation:
+    x_TX = unit_stride(x_TX)
+    tokens, out = x_TX.shape[0], empty_fp8(x_TX, width, scale)
+    if not tokens:
+        return out
+    if scale is not None:
+        grid = (tokens * blocks_of(width, block),)
+        launch(
+            _static_kernel, grid,
+            x_TX, scale, out.values_TI, x_TX.stride(0), WIDTH=width, BLOCK=block, GATED=gated, num_warps=WARPS, **DEPENDENT,
+        )  # fmt: skip
+        return out
+    block = power_of_2(width) if width <= _IN_REGISTERS else _BLOCK
+    warps = min(max(block // 1024, 1), _MOST_WARPS)
+    launch(
+        _token_kernel, (tokens,),
+        x_TX, out.values_TI, out.scale, x_TX.stride(0), bound, WIDTH=width, BLOCK=block, GATED=gated, num_warps=warps,
+        **DEPENDENT,
+    )  # fmt: skip
+    return out

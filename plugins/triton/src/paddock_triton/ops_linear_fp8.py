@@ -1,0 +1,203 @@
+"""Products of FP8 activations with FP8 weights: few tokens by kernels that stream the weight, more by cuBLAS.
+
+T tokens, I input features, O output features; B output features and J input features of a block, M tokens of a tile, L lines
+fetched ahead; a row's block as G groups of V features. Values and weights are e4m3, scales float32.
+
+The matrix unit of compute capability 9 keeps sums of FP8 products to 14 bits: over all of 8,192 or 28,672 inputs that alone would
+err by 0.6 or 2.2 percent (modelled: the sum cut to 14 bits after each 32 inputs), where a rounding to bfloat16 errs by 0.2. So
+what a block of at most 256 inputs gives is added up in float32 (0.02 percent), here and in cuBLAS (`use_fast_accum=False`).
+
+Tiles are chosen on paper, as the ones of `ops_linear` in bytes; none has been timed. `python -m tests.bench.fp8_variants` does.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from attrs import frozen
+from torch import Tensor
+
+from paddock_triton.dependence import DEPENDENT, fetch, start_next, wait
+from paddock_triton.failures import named
+from paddock_triton.launch import launch, launches_nothing
+from paddock_triton.rows import blocks_of, power_of_2, unit_stride
+
+MOST_TOKENS = 64  # above, cuBLAS takes over where it can
+_CUBLAS_MULTIPLE = 16  # of features and addresses
+
+
+@frozen(kw_only=True)
+class OneTile:
+    """How a product of one token is cut: features out and in of a block, and its warps."""
+
+    block_o: int
+    block_i: int
+    warps: int
+
+
+@frozen(kw_only=True)
+class FewTile:
+    """How a product of a few tokens is cut; `ahead` lines of each of a block's rows are fetched while the kernel before runs."""
+
+    rows: int
+    block_o: int
+    block_i: int
+    stages: int
+    ahead: int
+    warps: int = 4
+
+
+ONE = OneTile(block_o=4, block_i=4096, warps=8)
+FEW = {
+    16: FewTile(rows=16, block_o=64, block_i=256, stages=8, ahead=8),
+    32: FewTile(rows=32, block_o=64, block_i=256, stages=6, ahead=4),
+    64: FewTile(rows=64, block_o=64, block_i=256, stages=5, ahead=4),
+}
+_LINE = tl.constexpr(128)  # elements of a byte in a line
+_GROUP = tl.constexpr(16)  # a thread's load: its products are added up before they meet the sum
+
+
+@triton.jit
+def _weights(at: tl.tensor, inside: tl.tensor, EVEN: tl.constexpr) -> tl.tensor:
+    """Return a block of the weight, zeros beyond its edges; nothing is read twice, so the caches need not keep it."""
+    if EVEN:
+        block = tl.load(at, eviction_policy="evict_first")
+    else:
+        block = tl.load(at, mask=inside, other=0.0, eviction_policy="evict_first")
+    return block
+
+
+@triton.jit
+def _products(weight_GBV: tl.tensor, x_ptr: tl.tensor, start: tl.tensor, j_GV: tl.tensor, IN: tl.constexpr) -> tl.tensor:
+    """Return each group's sum of products [G, B]."""
+    x_GV = tl.load(x_ptr + start + j_GV, mask=start + j_GV < IN, other=0.0)
+    return tl.sum(weight_GBV.to(tl.float32) * x_GV.to(tl.float32)[:, None, :], 2)
+
+
+@triton.jit
+def _one_kernel(
+    x_ptr: tl.tensor, x_scale_ptr: tl.tensor, weight_ptr: tl.tensor, scale_ptr: tl.tensor, out_ptr: tl.tensor,
+    OUT: tl.constexpr, IN: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_J: tl.constexpr,
+) -> None:  # fmt: skip
+    """Write a block of one token's outputs.
+
+    Groups come first, so that a thread has all rows of a group: x is widened once for them, in the thread that loads it.
+    Weights carried from turn to turn would be taken apart into bytes: none are.
+    """
+    start_next()
+    o_B = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
+    j_GV = tl.arange(0, BLOCK_J // _GROUP)[:, None] * _GROUP + tl.arange(0, _GROUP)[None, :]
+    at_GBV = weight_ptr + o_B.to(tl.int64)[None, :, None] * IN + j_GV[:, None, :]
+    inside_B = (o_B < OUT)[None, :, None]
+    even: tl.constexpr = OUT % BLOCK_B == 0 and IN % BLOCK_J == 0
+    first_GBV = _weights(at_GBV, inside_B & (j_GV < IN)[:, None, :], even)
+    scale_B = tl.load(scale_ptr + o_B, mask=o_B < OUT, other=0.0)
+    wait()
+    sum_GB = _products(first_GBV, x_ptr, 0, j_GV, IN)
+    for start in range(BLOCK_J, IN, BLOCK_J):
+        weight_GBV = _weights(at_GBV + start, inside_B & (start + j_GV < IN)[:, None, :], even)
+        sum_GB += _products(weight_GBV, x_ptr, start, j_GV, IN)
+    y_B = tl.sum(sum_GB, 0) * (tl.load(x_scale_ptr) * scale_B)
+    tl.store(out_ptr + o_B, y_B.to(out_ptr.dtype.element_ty), mask=o_B < OUT)
+
+
+@triton.jit(do_not_specialize=["tokens"])  # 16, 32 and 64 tokens would each be a kernel more, compiled amid serving
+def _few_kernel(
+    x_ptr: tl.tensor, x_scale_ptr: tl.tensor, weight_ptr: tl.tensor, scale_ptr: tl.tensor, out_ptr: tl.tensor,
+    tokens: tl.tensor, x_stride: tl.tensor, PER_TOKEN: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_J: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr,
+) -> None:  # fmt: skip
+    """Write a block of a few tokens' outputs, as W x^T: the weight takes the matrix unit's longer side."""
+    start_next()
+    o_B, j_J = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B), tl.arange(0, BLOCK_J)
+    m_M = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside_B1, inside_M = (o_B < OUT)[:, None], m_M < tokens
+    weight_B1 = weight_ptr + o_B.to(tl.int64)[:, None] * IN
+    x_M1 = x_ptr + m_M.to(tl.int64)[:, None] * x_stride
+    even: tl.constexpr = OUT % BLOCK_B == 0 and IN % BLOCK_J == 0
+    if IN >= AHEAD * _LINE:
+        first_L = tl.arange(0, AHEAD) * _LINE
+        fetch(tl.where(inside_B1, weight_B1 + first_L[None, :], weight_ptr))
+    scale_B = tl.load(scale_ptr + o_B, mask=o_B < OUT, other=0.0)
+    wait()
+    sum_BM = tl.zeros([BLOCK_B, BLOCK_M], tl.float32)
+    for start in tl.range(0, IN, BLOCK_J, num_stages=STAGES):
+        at_J = start + j_J
+        weight_BJ = _weights(weight_B1 + at_J[None, :], inside_B1 & (at_J < IN)[None, :], even)
+        x_MJ = tl.load(x_M1 + at_J[None, :], mask=inside_M[:, None] & (at_J < IN)[None, :], other=0.0)
+        sum_BM += tl.dot(weight_BJ, tl.trans(x_MJ))
+    x_scale_M = tl.load(x_scale_ptr + m_M * PER_TOKEN, mask=inside_M, other=0.0)
+    y_BM = sum_BM * (x_scale_M[None, :] * scale_B[:, None])
+    out_BM = out_ptr + m_M.to(tl.int64)[None, :] * OUT + o_B[:, None]
+    tl.store(out_BM, y_BM.to(out_ptr.dtype.element_ty), mask=inside_B1 & inside_M[None, :])
+
+
+@named("linear_fp8")
+def linear_fp8(values_TI: Tensor, x_scale: Tensor, weight_OI: Tensor, weight_scale_O1: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return x W^T [T, O] in `dtype`: x_scale * weight_scale * sum(x W), summed in float32, rounded once.
+
+    More than 64 tokens are cuBLAS's where it takes them: bfloat16 out, features in and out multiples of 16. Else each 64 tokens
+    read the weight, out of the L2 cache if it keeps it.
+    """
+    values_TI, weight_OI, weight_scale_O1 = unit_stride(values_TI), weight_OI.contiguous(), weight_scale_O1.contiguous()
+    assert values_TI.dtype == weight_OI.dtype == torch.float8_e4m3fn, (values_TI.dtype, weight_OI.dtype)
+    assert x_scale.ndim == 0 or x_scale.is_contiguous(), x_scale.stride()
+    tokens = values_TI.shape[0]
+    out_TO = values_TI.new_empty((tokens, weight_OI.shape[0]), dtype=dtype)
+    if not tokens:
+        return out_TO
+    if tokens == 1:
+        launch_one(out_TO, values_TI, x_scale, weight_OI, weight_scale_O1, ONE)
+    elif tokens <= MOST_TOKENS or not _cublas_takes(values_TI, weight_OI, dtype):
+        launch_few(out_TO, values_TI, x_scale, weight_OI, weight_scale_O1, FEW[min(max(16, power_of_2(tokens)), 64)])
+    elif not launches_nothing():
+        return cublas(values_TI, x_scale, weight_OI, weight_scale_O1)
+    return out_TO
+
+
+def launch_one(
+    out_TO: Tensor, values_TI: Tensor, x_scale: Tensor, weight_OI: Tensor, weight_scale_O1: Tensor, tile: OneTile
+) -> None:
+    """Multiply one token by fused multiply-adds."""
+    features, inputs = weight_OI.shape
+    block_j = max(min(tile.block_i, power_of_2(inputs)), 16)
+    launch(
+        _one_kernel, (blocks_of(features, tile.block_o),),
+        values_TI, x_scale, weight_OI, weight_scale_O1, out_TO, OUT=features, IN=inputs, BLOCK_B=tile.block_o, BLOCK_J=block_j,
+        num_warps=tile.warps, **DEPENDENT,
+    )  # fmt: skip
+
+
+def launch_few(
+    out_TO: Tensor, values_TI: Tensor, x_scale: Tensor, weight_OI: Tensor, weight_scale_O1: Tensor, tile: FewTile
+) -> None:
+    """Multiply tokens by the matrix unit, `tile.rows` at a time."""
+    (features, inputs), tokens = weight_OI.shape, values_TI.shape[0]
+    launch(
+        _few_kernel, (blocks_of(features, tile.block_o), blocks_of(tokens, tile.rows)),
+        values_TI, x_scale, weight_OI, weight_scale_O1, out_TO, tokens, values_TI.stride(0), PER_TOKEN=int(x_scale.ndim > 0),
+        OUT=features, IN=inputs, BLOCK_M=tile.rows, BLOCK_B=tile.block_o, BLOCK_J=tile.block_i, STAGES=tile.stages,
+        AHEAD=tile.ahead, num_warps=tile.warps, **DEPENDENT,
+    )  # fmt: skip
+
+
+def cublas(
+    values_TI: Tensor, x_scale: Tensor, weight_OI: Tensor, weight_scale_O1: Tensor, *, fast_accumulation: bool = False
+) -> Tensor:
+    """Return the product in bfloat16 by cuBLAS, with a scale for each token and each row of the weight. A graph can hold it."""
+    scale_T1 = x_scale.expand(values_TI.shape[0], 1).contiguous()
+    return torch._scaled_mm(
+        values_TI.contiguous(),
+        weight_OI.T,
+        scale_T1,
+        weight_scale_O1.T,
+        out_dtype=torch.bfloat16,
+        use_fast_accum=fast_accumulation,
+    )
+
+
+def _cublas_takes(values_TI: Tensor, weight_OI: Tensor, dtype: torch.dtype) -> bool:
+    """Return whether cuBLAS has a product with a scale a row for these."""
+    whole = all(size % _CUBLAS_MULTIPLE == 0 for size in (*weight_OI.shape, weight_OI.data_ptr()))
+    return whole and dtype == torch.bfloat16

@@ -1,0 +1,150 @@
+"""FP8 products against their plain-torch twin.
+
+T tokens, I input features, O output features.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from paddock.errors import KernelError
+from paddock.layers import reference
+from paddock.layers.reference import FP8
+from paddock.testing.oracle import assert_close, poisoned
+from paddock_triton import ops_linear_fp8
+from paddock_triton.launch import compile_ahead
+from paddock_triton.ops_linear_fp8 import linear_fp8
+
+ON_GPU = torch.cuda.is_available()
+HALVES = (torch.bfloat16, torch.float16) if ON_GPU else (torch.float16,)  # the interpreter cuts bfloat16 off
+TOKENS = (0, 1, 2, 7, 16, 17, 32, 33, 63, 64, 65, 130) if ON_GPU else (0, 1, 2, 17, 33, 65)
+# Whole blocks, a weight smaller than any block, edges beside them, rows at odd addresses, and published shapes.
+WEIGHTS = [(64, 2048), (3, 5), (67, 2050), (130, 1000), *([(6144, 4096), (8192, 8192), (4096, 14336)] if ON_GPU else [])]
+
+
+def _given(tokens: int, shape: tuple[int, int], device: torch.device, *, static: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return values, their scale, a weight and its rows' scales, each scale another."""
+    generator = torch.Generator(device).manual_seed(tokens)
+
+    def values(*size: int) -> Tensor:
+        return (torch.randn(size, generator=generator, device=device) * 60).clamp(-448, 448).to(FP8)
+
+    def scales(*size: int) -> Tensor:
+        return torch.rand(size, generator=generator, device=device) * 0.01 + 0.001
+
+    features, inputs = shape
+    return values(tokens, inputs), scales() if static else scales(tokens, 1), values(features, inputs), scales(features, 1)
+
+
+@pytest.mark.memcheck
+@pytest.mark.parametrize("static", [True, False], ids=["static", "token"])
+@pytest.mark.parametrize("shape", WEIGHTS, ids=str)
+def test_tokens_meet_every_edge_of_a_weight(shape: tuple[int, int], static: bool, device: torch.device) -> None:
+    """No token, one, tiles of each size and more than one tile, whatever the weight's sides; a dtype with each of the scales."""
+    dtype = HALVES[static % len(HALVES)]
+    for tokens in TOKENS:
+        given = _given(tokens, shape, device, static=static)
+        with poisoned():
+            found = linear_fp8(*given, dtype)
+        assert (found.dtype, found.shape) == (dtype, (tokens, shape[0]))
+        expected = reference.linear_fp8(*given, torch.float32)
+        assert_close(found, expected, op="linear_fp8", dtype=dtype, at=f"T{tokens}")
+
+
+@pytest.mark.skipif(ON_GPU, reason="the matrix unit keeps 14 bits")
+def test_sums_are_float32_s(device: torch.device) -> None:
+    """In the interpreter nothing but the order of summation differs from the twin."""
+    for tokens in (1, 5):
+        given = _given(tokens, (67, 2050), device, static=False)
+        assert_close(linear_fp8(*given, torch.float32), reference.linear_fp8(*given, torch.float32), op="linear")
+
+
+def test_more_tokens_are_cublas_s_where_it_takes_them(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16 out, sides multiples of 16, static scales spread over tokens; else a kernel takes 64 tokens at a time."""
+    asked: list[tuple[int, ...]] = []
+    cublas = ops_linear_fp8.cublas
+
+    def noted(*given: Tensor) -> Tensor:
+        asked.append(tuple(given[2].shape))
+        return cublas(*given)
+
+    monkeypatch.setattr(ops_linear_fp8, "cublas", noted)
+    for shape, dtype, taken in (
+        ((32, 64), torch.bfloat16, True),
+        ((32, 64), torch.float16, False),
+        ((33, 64), torch.float16, False),
+        ((32, 72), torch.float16, False),
+    ):
+        for static in (True, False):
+            given = _given(70, shape, device, static=static)
+            found = linear_fp8(*given, dtype)
+            assert_close(found, reference.linear_fp8(*given, torch.float32), op="linear_fp8", dtype=dtype)
+        assert asked == ([shape] * 2 if taken else [])
+        asked.clear()
+
+
+def test_rows_of_tokens_may_lie_apart(device: torch.device) -> None:
+    """A slice of a wider activation at an odd offset, one token of it, and a transposed weight give what copies give."""
+    wide_TI, _, weight_OI, weight_scale_O1 = _given(5, (40, 200), device, static=False)
+    weight_OI, scale_T1 = weight_OI[:, :64].contiguous(), torch.rand(5, 1, device=device)
+    for rows in (slice(0, 5), slice(2, 3)):
+        x_TI = wide_TI[rows, 7:71]
+        found = linear_fp8(x_TI, scale_T1[rows], weight_OI, weight_scale_O1, torch.float16)
+        assert torch.equal(found, linear_fp8(x_TI.contiguous(), scale_T1[rows], weight_OI, weight_scale_O1, torch.float16))
+        turned_OI = weight_OI.T.contiguous().T
+        assert torch.equal(found, linear_fp8(x_TI, scale_T1[rows], turned_OI, weight_scale_O1, torch.float16))
+
+
+def test_a_token_does_not_depend_on_how_many_share_its_tile(device: torch.device) -> None:
+    """Two to sixteen tokens are one tile: a row has the same bits whoever is beside it, so padding changes nothing."""
+    x_TI, scale_T1, weight_OI, weight_scale_O1 = _given(16, (70, 256), device, static=False)
+    together = linear_fp8(x_TI, scale_T1, weight_OI, weight_scale_O1, torch.float16)
+    for count in (2, 3, 8):
+        alone = linear_fp8(x_TI[:count], scale_T1[:count], weight_OI, weight_scale_O1, torch.float16)
+        assert torch.equal(alone, together[:count])
+
+
+def test_a_product_s_largest_values_are_finite(device: torch.device) -> None:
+    """448 times 448, 8,192 times over, overflows no sum."""
+    for tokens in (1, 2):
+        x_TI, weight_OI = (torch.full((rows, 8192), 448.0, device=device).to(FP8) for rows in (tokens, 4))
+        scale, weight_scale_O1 = torch.tensor(2.0**-8, device=device), torch.full((4, 1), 2.0**-8, device=device)
+        found = linear_fp8(x_TI, scale, weight_OI, weight_scale_O1, torch.float16)
+        assert torch.equal(found, torch.full((tokens, 4), 448 * 448 * 8192 / 2**16, dtype=torch.float16, device=device))
+
+
+def test_nothing_is_multiplied_while_kernels_compile(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call of cuBLAS compiles nothing, so there is none."""
+    monkeypatch.setattr(ops_linear_fp8, "cublas", None)
+    monkeypatch.setattr("paddock_triton.launch._start_triton", lambda: None)
+    with compile_ahead(device):
+        assert linear_fp8(*_given(70, (32, 64), device, static=True), torch.bfloat16).shape == (70, 32)
+
+
+@pytest.mark.parametrize("what", ["_one_kernel", "_few_kernel", "cublas"])
+def test_a_product_that_fails_names_itself_and_the_way_out(
+    what: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever multiplies: the op, its tensors, the cause, and the option that takes the core's own."""
+
+    class Failing:
+        """A kernel, and a call, that fail."""
+
+        def __getitem__(self, grid: object) -> Failing:
+            return self
+
+        def __call__(self, *_: object, **__: object) -> Tensor:
+            """Fail."""
+            raise RuntimeError("no such product")
+
+    monkeypatch.setattr(ops_linear_fp8, what, Failing())
+    tokens = {"_one_kernel": 1, "_few_kernel": 2, "cublas": 70}[what]
+    with pytest.raises(KernelError, match="no such product") as caught:
+        linear_fp8(*_given(tokens, (32, 64), device, static=False), torch.bfloat16)
+    said = f"kernel linear_fp8 does not run on values_TI [{tokens}, 64] float8_e4m3fn, x_scale [{tokens}, 1] float32"
+    assert caught.value.message.startswith(said)
+    assert "--op linear_fp8=paddock" in caught.value.fix
