@@ -33,7 +33,8 @@ _positive = validators.ge(1)
 class Part:
     """A run of rows (or columns) with one meaning: `units` pieces of `unit` elements on the named `axis`.
 
-    `source` is the checkpoint prefix that fills it, relative to its module's scope (`self_attn.q_proj`).
+    `source` is the checkpoint prefix that fills it, relative to its module's scope (`self_attn.q_proj`). `start` is where
+    a rank's share begins in the whole part.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Part:
     units: int = field(validator=_positive)
     unit: int = field(default=1, validator=_positive)
     source: str = ""
+    start: int = field(default=0, eq=False)
 
     @property
     def size(self) -> int:
@@ -125,30 +127,75 @@ class WeightTable:
 class TensorAxis:
     """One axis of a stored tensor: the `out` or `in` side of a linear, `pack` elements a word, one entry a `group`.
 
-    `group` -1 is one entry for the whole axis.
+    `group` -1 is one entry for the whole axis. `cut` is the number of elements at whose multiples a rank may begin and end: whole
+    words and groups unless the format's method can slice a group; a rank then takes every group that it touches. An axis of the
+    side `fixed` belongs to neither side and has `entries` entries.
     """
 
-    side: str = field(validator=validators.in_(("out", "in")))
+    side: str = field(validator=validators.in_(("out", "in", "fixed")))
     pack: int = field(default=1, validator=_positive)
     group: int = 1
+    cut: int = field(kw_only=True, validator=_positive)
+    entries: int = field(default=0, kw_only=True)
 
-    def extent(self, size: int) -> int:
-        """Return how many stored entries `size` elements take on this axis."""
-        return 1 if self.group == -1 else math.ceil(size / (self.pack * self.group))
+    @cut.default
+    def _whole_entries(self) -> int:
+        return max(1, self.step)
+
+    @property
+    def step(self) -> int:
+        """Return how many elements an entry is for, negative where that is the whole axis."""
+        return self.pack * self.group
+
+    def span(self, start: int, stop: int) -> tuple[int, int]:
+        """Return the stored entries (first, end) that elements `start` to `stop` take."""
+        if self.side == "fixed":
+            return 0, self.entries
+        return (0, 1) if self.group == -1 else (start // self.step, math.ceil(stop / self.step))
+
+    def extent(self, size: int, start: int = 0) -> int:
+        """Return how many stored entries `size` elements take on this axis, the first of them being element `start`."""
+        first, end = self.span(start, start + size)
+        return end - first
+
+    def held(self, size: int) -> int:
+        """Return how many entries a rank with `size` elements keeps: groups that its ends slice are kept in pieces."""
+        if self.side == "fixed" or self.group == -1:
+            return self.extent(size)
+        return math.ceil(size / (math.gcd(self.step, size) if self.cut < self.step else self.step))
 
 
 @frozen
 class Tensor:
-    """A stored tensor of a linear: checkpoint suffix, dtype and axes; no axes is one scalar for each part."""
+    """A stored tensor of a linear: checkpoint suffix, dtype and axes. Without an `out` axis it is kept once for each part.
+
+    An `optional` one may be absent: the parameter then holds what `create` put there. `stored_as` is its name in the checkpoint
+    where that is not the part's prefix and `name`; `{part}` in it stands for the prefix.
+    """
 
     name: str
     dtype: str
     axes: tuple[TensorAxis, ...] = ()
     optional: bool = False
+    stored_as: str = ""
+
+    @property
+    def is_per_part(self) -> bool:
+        """Return whether each fused part has its own, along a leading axis."""
+        return all(axis.side != "out" for axis in self.axes)
 
     def shape(self, out_size: int, in_size: int) -> tuple[int, ...]:
         """Return the stored shape for a linear (or a part of it) of that size."""
         return tuple(axis.extent(out_size if axis.side == "out" else in_size) for axis in self.axes)
+
+    def share(self, part: Part, inp: Part) -> tuple[int, ...]:
+        """Return the shape of what a rank's shares of a part and of the input take of the stored tensor."""
+        sides = {"out": part, "in": inp, "fixed": inp}
+        return tuple(axis.extent(sides[axis.side].size, sides[axis.side].start) for axis in self.axes)
+
+    def held(self, out_size: int, in_size: int) -> tuple[int, ...]:
+        """Return the shape that a rank's share of that size is kept in."""
+        return tuple(axis.held(out_size if axis.side == "out" else in_size) for axis in self.axes)
 
 
 class Scheme(Protocol):
@@ -218,13 +265,13 @@ class Shard:
                 f"part {part.name!r} has {units} {part.axis} of {part.unit}: {world} ranks cannot share them evenly",
                 fix=f"choose a tensor-parallel size that divides {units}",
             )
-        return Part(part.name, part.axis, share, part.unit, part.source)
+        start = self.rank * units // world * part.unit
+        return Part(part.name, part.axis, share, part.unit, part.source, start)
 
     def span(self, part: Part) -> tuple[int, int]:
         """Return the elements (start, stop) of `part` this rank holds; ranks that share one unit hold the same ones."""
         share = self.part(part)
-        start = self.rank * part.units // self.world * part.unit if share.units < part.units else 0
-        return start, start + share.size
+        return share.start, share.start + share.size
 
     def linear(self, linear: Linear) -> Linear:
         """Return this rank's share of a linear, part by part."""

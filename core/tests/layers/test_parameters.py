@@ -98,3 +98,45 @@ def test_one_entry_for_a_whole_axis_goes_to_every_rank() -> None:
     """A group of -1 is one entry, whatever the cut."""
     row = (axes.Tensor("scales", "float32", (OUT, axes.TensorAxis("in", group=-1))),)
     assert torch.equal(fill(DOWN, row, axes.Shard(1, 2, CUTS))["scales"], fill(DOWN, row)["scales"])
+
+
+SLICED = (
+    axes.Tensor("weight", "float32", (OUT, IN)),
+    axes.Tensor("scales", "float32", (axes.TensorAxis("in", group=64, cut=32), OUT)),
+)
+
+
+def test_a_rank_takes_every_group_that_it_touches_where_the_format_slices_them() -> None:
+    """Four ranks of 96 inputs in groups of 64: a rank that begins inside a group has it too, and so has the one before."""
+    wide = axes.Linear("down", (axes.Part("o", axes.EMBED, 8, source="down"),), axes.Part("ffn", axes.FFN, 384))
+    whole = fill(wide, SLICED)["scales"]
+    assert whole.shape == (6, 8)
+    held = [fill(wide, SLICED, axes.Shard(rank, 4, CUTS))["scales"] for rank in range(4)]
+    assert all(
+        torch.equal(rows, whole[first:end]) for rows, (first, end) in zip(held, [(0, 2), (1, 3), (3, 5), (4, 6)], strict=True)
+    )
+    assert SLICED[1].held(8, 96) == (3, 8)
+    with pytest.raises(PlanError, match="do not fall on the groups of 32"):
+        fill(wide, SLICED, axes.Shard(1, 8, CUTS))
+
+
+def test_a_tensor_without_outputs_is_kept_for_each_part() -> None:
+    """The order of the inputs is a vector of each of q, k and v; a shape is two numbers of each; a rank takes its inputs."""
+    per_part = (
+        axes.Tensor("g_idx", "int32", (IN,)),
+        axes.Tensor("weight_shape", "int64", (axes.TensorAxis("fixed", entries=2),)),
+    )
+    held = fill(QKV, per_part)
+    assert (held["g_idx"].shape, held["weight_shape"].shape) == ((3, 64), (3, 2))
+    assert held["g_idx"][1, 5] == 100_005
+    half = fill(DOWN, per_part, axes.Shard(1, 2, CUTS))
+    assert half["g_idx"].shape == (1, 128)
+    assert half["g_idx"][0, 0] == 128
+    assert half["weight_shape"].tolist() == [[100_000, 100_001]]
+
+
+def test_a_tensor_may_be_stored_under_a_name_of_its_own() -> None:
+    """Some savers keep what belongs to a linear in another module."""
+    elsewhere = (axes.Tensor("act_scales", "float32", (IN,), optional=True, stored_as="h.0.mlp.act.scales"),)
+    (target,) = linear_targets(DOWN, axes.WHOLE, "h.0.mlp.", elsewhere, allocate(DOWN, elsewhere, torch.device("cpu")))
+    assert (target.name, target.shape, target.optional) == ("h.0.mlp.act.scales", (256,), True)

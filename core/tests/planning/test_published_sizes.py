@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from attrs import evolve
 from core.tests.planning.made import published, source
 
 from paddock.config import EngineConfig
@@ -169,11 +170,49 @@ def test_int4_405b_fits_two_gpus_once_something_spreads_it(installed: Any) -> No
     assert plan.full_sequences >= 4
 
 
+def test_groups_that_straddle_gpus_are_sliced_where_the_format_can(installed: Any) -> None:
+    """Falcon-180B's attention output over 8 GPUs is 14.5 groups of 128 each: kept as 29 groups of 64, which the ledger counts."""
+    plan = planned(installed, "falcon-180b-awq", "8xH200")
+    assert plan.tensor_parallel_size == 8
+    outputs, inputs, layers = 14_848, 14_848, 80
+    a_group = 2 * outputs + outputs // 2  # float16 scales, packed zero points
+    whole = planned(installed, "falcon-180b-awq").ledger.weights.layers
+    assert 8 * plan.ledger.weights.layers - whole == layers * a_group * (inputs // 64 - inputs // 128)
+
+
 def test_groups_that_would_straddle_gpus_are_found_before_any_gpu_is(installed: Any) -> None:
-    """Falcon-180B's attention output over 8 GPUs is 14.5 groups of 128 each: asked for, it is an error that says so."""
-    with pytest.raises(PlanError, match=r"14\.5 groups of 128"):
-        planned(installed, "falcon-180b-awq", "8xH200", tensor_parallel_size=8)
-    assert planned(installed, "falcon-180b-awq", "8xH200").tensor_parallel_size == 4
+    """Inputs of a GPTQ checkpoint with desc_act are in any group, so one rank holds them all: asked otherwise, it is an error."""
+    entry = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": True}
+    raw = published("llama-3.1-8b") | {"quantization_config": entry}
+    with pytest.raises(PlanError, match=r"0\.5 groups of 4096") as error:
+        resolve(EngineConfig(model="made", tensor_parallel_size=2), installed, parse_gpus("2xH200"), source(raw))
+    assert "tensor_parallel_size 1 would divide it" in error.value.fix
+    in_order = published("llama-3.1-8b") | {"quantization_config": entry | {"desc_act": False}}
+    assert resolve(EngineConfig(model="made"), installed, parse_gpus("2xH200"), source(in_order)).tensor_parallel_size == 2
+
+
+@pytest.mark.parametrize("name", ["modelopt", "compressed-tensors"])
+def test_fp8_activations_beside_4_bit_weights_need_a_gpu_that_has_fp8(installed: Any, name: str) -> None:
+    """An A100 has not: the plan is refused with the format and what it needs; a CPU computes the definition."""
+    token = {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True}
+    weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 128}
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": token}
+    entries: dict[str, Any] = {
+        "modelopt": {"quant_method": "modelopt", "quant_algo": "W4A8_AWQ", "ignore": ["lm_head"]},
+        "compressed-tensors": {
+            "quant_method": "compressed-tensors",
+            "format": "pack-quantized",
+            "ignore": ["lm_head"],
+            "config_groups": {"group_0": group},
+        },
+    }
+    raw = published("llama-3.1-8b") | {"quantization_config": entries[name]}
+    ampere = evolve(parse_gpus("H200"), name="NVIDIA A100", compute_capability=(8, 0))
+    with pytest.raises(PlanError, match=r"needs compute capability 8\.9, NVIDIA A100 has 8\.0"):
+        resolve(EngineConfig(model="made"), installed, ampere, source(raw))
+    plan = resolve(EngineConfig(model="made"), installed, parse_gpus("H200"), source(raw))
+    assert plan.quantization is not None
+    assert plan.quantization.name == f"{name}-w4a8"
 
 
 def test_activations_are_what_a_layer_holds_at_its_widest(installed: Any) -> None:

@@ -145,6 +145,14 @@ def test_a_declared_format_that_its_plugin_does_not_recognise_is_refused() -> No
         planned({"quantization_config": {"quant_method": "awq"}}, plugins=[Torn()])
 
 
+@pytest.mark.parametrize("name", ["bitsandbytes", "hqq", "gguf"])
+def test_a_format_of_another_tool_is_refused_by_name(name: str) -> None:
+    """What no first-party plugin reads is no spelling mistake: the way out is another checkpoint."""
+    with pytest.raises(PluginError, match=f"no plugin brings .* '{name}'") as caught:
+        planned({"quantization_config": {"quant_method": name, "bits": 4}})
+    assert "plain model" in caught.value.fix
+
+
 @pytest.mark.parametrize("name", ["hf_quant_config.json", "quantize_config.json"])
 def test_a_quantisation_file_beside_a_plain_config_counts(name: str) -> None:
     """A checkpoint may say in a file of its own that it is quantised."""

@@ -1,3 +1,5 @@
+"""What every 4-bit linear does, shown on AutoAWQ's: rounding, memory, random parameters, no copies from the host."""
+
 from __future__ import annotations
 
 import math
@@ -5,61 +7,24 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from plugins.quant_awq.tests.made import CPU, empty, linear, load, made, named, scheme_of, weight
+from plugins.quant_awq.tests.written import FORMATS
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from paddock.axes import EMBED, FFN, PLAIN, VOCAB, Linear, Part
+from paddock.axes import EMBED, PLAIN, VOCAB, Linear, Part
 from paddock.errors import CheckpointError
 from paddock.layers import LinearLayer
-from paddock_quant_awq import method
-from paddock_quant_awq.detect import AwqGemm
-from paddock_quant_awq.method import linear_method
-from paddock_quant_awq.words import pack, unpack
-
-GATE_UP = Linear("gate_up", (Part("gate", FFN, 8, source="gate"), Part("up", FFN, 24, source="up")), Part("embed", EMBED, 64))
+from paddock.testing.oracle import assert_close, relative_rms
+from paddock_quant_awq.layout import unpack
+from paddock_quant_awq.method import Int4Method, linear_method
 
 
-def made(group: int, dtype: str = "float32") -> LinearLayer:
-    """Return a layer with random words and scales that all differ."""
-    scheme = AwqGemm(dtype=dtype, group_size=group)
-    layer = LinearLayer(GATE_UP, linear_method(scheme, "gate", GATE_UP), getattr(torch, dtype), torch.device("cpu"))
-    generator = torch.Generator().manual_seed(5)
-    layer.randomise(generator)
-    scales = layer.get_parameter("scales")
-    scales.copy_(torch.rand(scales.shape, generator=generator) * 0.01 + 0.001)
+def random(name: str, outs: int, ins: int, group: int, dtype: str = "float32") -> LinearLayer:
+    """Return a layer with random parameters, as load format `dummy` makes them."""
+    layer = empty(scheme_of(FORMATS[name].entry(group), dtype=dtype), linear(outs, ins))
+    layer.randomise(torch.Generator().manual_seed(1))
     layer.finalise()
     return layer
-
-
-def slow_weight(layer: LinearLayer, group: int) -> Tensor:
-    """Return W [O, I] read bit by bit from the words, as AutoAWQ's gemm layout is described."""
-    order = [0, 2, 4, 6, 1, 3, 5, 7]
-    qweight, qzeros = layer.get_parameter("qweight").tolist(), layer.get_parameter("qzeros").tolist()
-    scales = layer.get_parameter("scales").tolist()
-    weight = torch.empty(32, 64)
-    for o in range(32):
-        nibble = 4 * order.index(o % 8)
-        for i in range(64):
-            g = 0 if group == -1 else i // group
-            q, z = (qweight[i][o // 8] >> nibble) & 15, (qzeros[g][o // 8] >> nibble) & 15
-            weight[o, i] = (q - z) * scales[g][o]
-    return weight
-
-
-def test_eight_numbers_in_order_are_one_known_word() -> None:
-    """0..7 pack to 0x75316420, the word AutoAWQ makes of them."""
-    assert pack(torch.arange(8)).tolist() == [0x75316420]
-    assert unpack(torch.tensor([0x75316420], dtype=torch.int32)).tolist() == list(range(8))
-
-
-def test_packing_and_unpacking_undo_each_other() -> None:
-    """Every word, those with the highest bit included, holds eight numbers and they make the same word."""
-    words = torch.empty(50, 3, dtype=torch.int32).random_(-(2**31), 2**31, generator=torch.Generator().manual_seed(0))
-    assert bool((words < 0).any())
-    numbers = unpack(words)
-    assert numbers.shape == (50, 24)
-    assert (numbers.min().item(), numbers.max().item()) == (0, 15)
-    assert torch.equal(pack(numbers), words)
 
 
 class HostValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -73,9 +38,11 @@ class HostValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return function(*args, **(kwargs or {}))
 
 
-def test_a_product_takes_no_values_from_the_host() -> None:
+@pytest.mark.parametrize("name", ["awq", "gptq-ordered", "packed-w4a8"])
+def test_a_product_takes_no_values_from_the_host(name: str) -> None:
     """A copy from the host would break off the capture of a decode step as a CUDA graph."""
-    layer, x = made(32), torch.ones(2, 64)
+    stored, _ = FORMATS[name].store(weight(32, 64), 32)
+    layer, x = made(scheme_of(FORMATS[name].entry(32)), linear(32, 64), named(stored)), torch.ones(2, 64)
     with HostValues() as seen:  # type: ignore[no-untyped-call]
         torch.tensor([1, 2])
         assert seen.count == 1
@@ -83,76 +50,82 @@ def test_a_product_takes_no_values_from_the_host() -> None:
     assert seen.count == 1
 
 
-@pytest.mark.parametrize("group", [16, 32, 64, -1])
-def test_dequantising_follows_the_layout(group: int) -> None:
-    """(weight - zero point) * scale, number by number, for several group sizes."""
-    layer = made(group)
-    torch.testing.assert_close(layer.method.dequantise(layer), slow_weight(layer, group), rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize("tokens", [1, 7, 63])
-def test_apply_multiplies_what_dequantise_says(tokens: int) -> None:
-    """The product equals a plain product with the dequantised weight."""
-    layer = made(32)
-    x = torch.randn(tokens, 64, generator=torch.Generator().manual_seed(6))
-    expected = x.double() @ layer.method.dequantise(layer).double().T
-    torch.testing.assert_close(layer(x).double(), expected, rtol=1e-5, atol=1e-6)
-
-
-def test_columns_are_multiplied_in_bounded_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The result does not depend on how many columns are unpacked at a time, down to one word."""
-    layer = made(32)
-    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(6))
-    whole = layer(x)
-    monkeypatch.setattr(method, "_CHUNK_BYTES", 1)
-    assert [columns.stop - columns.start for columns, _ in method._columns(layer)] == [8, 8, 8, 8]
-    torch.testing.assert_close(layer(x), whole)
-
-
-def test_storage_stays_near_four_bits_a_weight() -> None:
-    """A group of 128 costs 4 bits a weight, and 20 more bits a group."""
-    wide = Linear("wide", (Part("wide", FFN, 256, source="wide"),), Part("embed", EMBED, 512))
-    layer = LinearLayer(
-        wide, linear_method(AwqGemm(dtype="bfloat16", group_size=128), "wide", wide), torch.bfloat16, torch.device("cpu")
-    )
-    layer.randomise(torch.Generator().manual_seed(1))
-    layer.finalise()
+@pytest.mark.parametrize("name", ["awq", "gptq", "packed-asymmetric", "modelopt"])
+def test_storage_stays_near_four_bits_a_weight(name: str) -> None:
+    """A group of 128 costs 4 bits a weight, beside its scale of 16 or 32 bits and 4 of a zero point that is not 8."""
+    layer = random(name, 256, 512, 128, "bfloat16")
     bits = 8 * sum(parameter.nbytes for parameter in layer.parameters())
-    assert bits / (256 * 512) == 4 + 20 / 128
+    a_group = {"awq": 20, "gptq": 16, "packed-asymmetric": 36, "modelopt": 32}[name]
+    assert bits / (256 * 512) == 4 + a_group / 128
 
 
+@pytest.mark.parametrize("name", ["awq", "packed-w4a8"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_the_output_has_the_planned_dtype_and_is_rounded_once(dtype: str) -> None:
+def test_the_output_has_the_planned_dtype_and_is_rounded_once(name: str, dtype: str) -> None:
     """Half-precision results are the float32 results, rounded."""
     x = torch.randn(5, 64, generator=torch.Generator().manual_seed(6)).to(getattr(torch, dtype))
-    assert torch.equal(made(32, dtype)(x), made(32)(x.float()).to(getattr(torch, dtype)))
+    assert torch.equal(random(name, 32, 64, 32, dtype)(x), random(name, 32, 64, 32)(x.float()).to(getattr(torch, dtype)))
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 7, 63])
+def test_any_number_of_tokens_is_multiplied(tokens: int) -> None:
+    """None included."""
+    layer = random("awq", 32, 64, 32)
+    x = torch.randn(tokens, 64, generator=torch.Generator().manual_seed(6))
+    assert_close(layer(x), x.double() @ layer.method.dequantise(layer).double().T, op="linear", dtype=torch.float32)
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
 def test_a_scale_that_is_no_positive_number_is_refused(bad: float) -> None:
-    """A corrupt scale is an error naming the linear."""
-    layer = made(32)
-    layer.get_parameter("scales")[1, 3] = bad
-    with pytest.raises(CheckpointError, match="scales of gate"):
+    """A corrupt scale is an error naming the linear and the number."""
+    stored, _ = FORMATS["awq"].store(weight(32, 64), 32)
+    stored["scales"][1, 3] = bad
+    layer = empty(scheme_of(FORMATS["awq"].entry(32)), linear(32, 64))
+    load(layer, named(stored))
+    with pytest.raises(CheckpointError, match=f"scales of down hold {bad:g}"):
         layer.finalise()
 
 
-def test_random_parameters_keep_the_magnitude() -> None:
+@pytest.mark.parametrize("name", FORMATS)
+def test_random_parameters_keep_the_magnitude(name: str) -> None:
     """Dummy words use all sixteen numbers and multiply unit inputs into outputs of about one."""
-    wide = Linear("wide", (Part("wide", FFN, 64, source="wide"),), Part("embed", EMBED, 512))
-    layer = LinearLayer(
-        wide, linear_method(AwqGemm(dtype="float32", group_size=64), "wide", wide), torch.float32, torch.device("cpu")
-    )
-    layer.randomise(torch.Generator().manual_seed(1))
-    layer.finalise()
-    assert set(unpack(layer.get_parameter("qweight")).flatten().tolist()) == set(range(16))
+    layer = random(name, 64, 512, 64)
+    assert set(unpack(layer.get_parameter("packed"), 512).flatten().tolist()) == set(range(16))
     x = torch.randn(32, 512, generator=torch.Generator().manual_seed(2))
     assert 0.7 < layer(x).std().item() < 1.3
 
 
-def test_a_skipped_linear_is_plain() -> None:
-    """What the checkpoint leaves alone is stored in the planned dtype."""
+@pytest.mark.parametrize("name", ["modelopt", "modelopt-w4a8"])
+def test_inputs_are_multiplied_by_what_modelopt_could_not_fold(name: str) -> None:
+    """pre_quant_scale goes onto the input before it is rounded; the linear then asks for plain activations."""
+    factor_I = torch.linspace(0.5, 2, 64)
+    stored, meaning_OI = FORMATS[name].store(weight(16, 64) / factor_I, 32)
+    layer = made(scheme_of(FORMATS[name].entry(32)), linear(16, 64), named(stored) | {"down.pre_quant_scale": factor_I})
+    assert layer.method.input_format == PLAIN
+    x = torch.randn(5, 64, generator=torch.Generator().manual_seed(6))
+    error = relative_rms(layer(x), (x * factor_I) @ meaning_OI.T)
+    assert error < (0.04 if FORMATS[name].fp8 else 1e-6)
+    assert (error > 1e-3) == FORMATS[name].fp8
+
+
+def test_w4a8_is_no_further_from_the_weight_than_modelopts_own_formula() -> None:
+    """The codes are exact in FP8 and scales multiply float32 sums; ModelOpt's formula rounds code * scale to FP8 again."""
+    stored, meaning_OI = FORMATS["modelopt-w4a8"].store(weight(48, 256), 64)
+    x = torch.randn(16, 256, generator=torch.Generator().manual_seed(6))
+    stored["input_scale"] = x.abs().max() / 448
+    layer = made(scheme_of(FORMATS["modelopt-w4a8"].entry(64)), linear(48, 256), named(stored))
+    fp8, second = torch.float8_e4m3fn, stored["weight_scale_2"]
+    xq_TI, w8_OI = (x / stored["input_scale"]).clamp(-448, 448).to(fp8), (meaning_OI / second).clamp(-448, 448).to(fp8)
+    theirs = (xq_TI.double() @ w8_OI.double().T) * stored["input_scale"].double() * second.double()
+    exact = x.double() @ meaning_OI.double().T
+    assert relative_rms(layer(x), theirs) < 0.06
+    assert relative_rms(layer(x), exact) < relative_rms(theirs, exact)
+
+
+def test_a_linear_left_alone_is_plain() -> None:
+    """What the checkpoint does not quantise is stored in the planned dtype."""
     head = Linear("lm_head", (Part("tokens", VOCAB, 11, source="lm_head"),), Part("embed", EMBED, 64))
-    plain = linear_method(AwqGemm(dtype="bfloat16", group_size=32), "lm_head", head)
+    plain = linear_method(scheme_of(FORMATS["awq"].entry(32), dtype="bfloat16"), "lm_head", head)
+    assert not isinstance(plain, Int4Method)
     assert plain.input_format == PLAIN
-    assert plain.create(head, torch.device("cpu"))["weight"].dtype == torch.bfloat16
+    assert plain.create(head, CPU)["weight"].dtype == torch.bfloat16

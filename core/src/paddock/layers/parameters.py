@@ -1,7 +1,7 @@
 """Parameters from declarations: allocating a linear's tensors, and where each checkpoint tensor goes in them.
 
-A stored tensor keeps its axes; fused parts follow one another along `out`. A tensor without axes is one scalar for each part,
-kept as a vector with one entry a part.
+A stored tensor keeps its axes; fused parts follow one another along `out`. A tensor without an `out` axis is kept once for each
+part, along a leading axis of parts.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ def torch_dtype(name: str) -> torch.dtype:
 
 def part_spans(linear: axes.Linear, tensor: axes.Tensor) -> list[Region]:
     """Return the region of the fused tensor that holds each part, in the order of the parts."""
-    if not tensor.axes:
-        return [((i, i + 1),) for i in range(len(linear.out))]
+    if tensor.is_per_part:
+        return [((i, i + 1), *((0, n) for n in tensor.share(part, linear.inp))) for i, part in enumerate(linear.out)]
     regions, start = [], 0
     for part in linear.out:
-        whole = tensor.shape(part.size, linear.in_size)
-        step = next((n for axis, n in zip(tensor.axes, whole, strict=True) if axis.side == "out"), 1)
+        whole = tensor.share(part, linear.inp)
+        step = next(n for axis, n in zip(tensor.axes, whole, strict=True) if axis.side == "out")
         regions.append(
             tuple((start, start + n) if axis.side == "out" else (0, n) for axis, n in zip(tensor.axes, whole, strict=True))
         )
@@ -87,9 +87,9 @@ def linear_targets(
     for tensor in tensors:
         for part, region in zip(whole.out, part_spans(share, tensor), strict=True):
             fused = parameters[tensor.name]
-            view = fused[region[0][0]] if not tensor.axes else fused[tuple(slice(*span) for span in region)]
+            view = fused[region[0][0]] if tensor.is_per_part else fused[tuple(slice(*span) for span in region)]
             yield Target(
-                name=f"{source}{part.source}.{tensor.name}",
+                name=(tensor.stored_as or f"{{part}}.{tensor.name}").replace("{part}", f"{source}{part.source}"),
                 view=view,
                 shape=tensor.shape(part.size, whole.in_size),
                 region=tuple(
@@ -156,18 +156,16 @@ _BIAS = axes.Tensor("bias", "float32", (axes.TensorAxis("out"),))
 
 
 def _fused_shape(linear: axes.Linear, tensor: axes.Tensor) -> tuple[int, ...]:
-    return tuple(max(span[axis][1] for span in part_spans(linear, tensor)) for axis in range(max(1, len(tensor.axes))))
+    spans = part_spans(linear, tensor)
+    return tuple(max(span[axis][1] for span in spans) for axis in range(len(spans[0])))
 
 
 def _stored_span(axis: axes.TensorAxis, shard: axes.Shard, part: axes.Part, tensor: axes.Tensor) -> tuple[int, int]:
     """Return the stored entries that a rank's share of `part` takes on `axis`."""
     start, stop = shard.span(part)
-    if axis.group == -1:
-        return 0, 1
-    step = axis.pack * axis.group
-    if start % step or (stop % step and stop != part.size):
+    if start % axis.cut or (stop % axis.cut and stop != part.size):
         raise PlanError(
-            f"part {part.name!r}: a rank's elements {start}..{stop} do not fall on the groups of {step} of {tensor.name!r}",
+            f"part {part.name!r}: a rank's elements {start}..{stop} do not fall on the groups of {axis.cut} of {tensor.name!r}",
             fix="choose a smaller tensor-parallel size",
         )
-    return axis.extent(start), axis.extent(stop)
+    return axis.span(start, stop)

@@ -138,8 +138,9 @@ class Weigher:
 
 
 def _linear_bytes(tensors: tuple[Tensor, ...], linear: Linear) -> int:
-    """Return the bytes of all tensors, part by part: a part has its own scalars, and its own last word or group."""
-    shapes = ((tensor, tensor.shape(part.size, linear.in_size)) for tensor in tensors for part in linear.out)
+    """Return the bytes of all tensors that must be there: a part has its own scalars, and its own last word or group."""
+    kept = [tensor for tensor in tensors if not tensor.optional]
+    shapes = ((tensor, tensor.held(part.size, linear.in_size)) for tensor in kept for part in linear.out)
     return sum(math.prod(shape) * dtype_bytes(tensor.dtype) for tensor, shape in shapes)
 
 
@@ -165,5 +166,4 @@ def straddling_groups(table: WeightTable, tensors: Tensors, shard: Shard) -> Ite
 
 
 def _pieces(tensors: tuple[Tensor, ...], side: str) -> list[int]:
-    axes = (axis for tensor in tensors for axis in tensor.axes if axis.side == side and axis.group != -1)
-    return sorted({axis.pack * axis.group for axis in axes}, reverse=True)
+    return sorted({axis.cut for tensor in tensors for axis in tensor.axes if axis.side == side}, reverse=True)

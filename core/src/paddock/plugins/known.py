@@ -41,11 +41,27 @@ KNOWN = (
     KnownPlugin(
         plugin="quant-awq",
         distribution="paddock-quant-awq",
-        brings={kinds.QUANTIZATIONS.name: ("awq",)},
+        brings={
+            kinds.QUANTIZATIONS.name: (
+                "awq",
+                "gptq",
+                "auto-round",
+                "compressed-tensors-w4a16",
+                "compressed-tensors-w4a8",
+                "modelopt-w4a16",
+                "modelopt-w4a8",
+            )
+        },
     ),
     KnownPlugin(plugin="triton", distribution="paddock-triton", brings={kinds.ATTENTION.name: ("triton",)}),
     KnownPlugin(plugin="parallel", distribution="paddock-parallel", brings={kinds.PARALLEL.name: ("tp", "pp")}),
     KnownPlugin(plugin="serve", distribution="paddock-serve", brings={kinds.COMMANDS.name: ("serve",)}),
+)
+
+
+# Formats of other tools that no first-party plugin reads, as config.json names them.
+READ_BY_NOBODY = frozenset(
+    {"aqlm", "bitnet", "bitsandbytes", "eetq", "gguf", "higgs", "hqq", "quanto", "quark", "quip", "spqr", "torchao", "vptq"}
 )
 
 

@@ -14,7 +14,7 @@ from paddock.plugins import kinds
 from paddock.plugins.collection import CHECK_PLAN, PlanCheck, instances
 from paddock.plugins.conflicts import Conflict, Overridden
 from paddock.plugins.kinds import Kind
-from paddock.plugins.known import KnownPlugin, names_known, who_brings
+from paddock.plugins.known import READ_BY_NOBODY, KnownPlugin, names_known, who_brings
 from paddock.plugins.provider import BrokenPlugin, Provided, Provider, broken_by
 
 Spec = TypeVar("Spec")
@@ -112,6 +112,8 @@ class Registry:
         known = who_brings(kind, name)
         if known is not None:
             return self._how_to_get(known)
+        if kind is kinds.QUANTIZATIONS and name in READ_BY_NOBODY:
+            return "use the plain model it was made from, or one in a format of: paddock list quantizations"
         advice = _nearest(name, available | set(names_known(kind)))
         for near in set(names_known(kind)) - available:
             known = who_brings(kind, near) if advice == did_you_mean(near, [near]) else None

@@ -1,1 +1,1 @@
-"""INT4 AWQ checkpoints for Paddock: the format and its arithmetic."""
+"""INT4 checkpoints for Paddock: the formats, the layout in memory and the arithmetic."""

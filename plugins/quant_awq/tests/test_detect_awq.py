@@ -5,12 +5,14 @@ import sys
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from paddock.axes import EMBED, FFN, VOCAB, Linear, Part
 from paddock.errors import ModelConfigError, PlanError
 from paddock.plugins import CheckpointFacts
-from paddock_quant_awq.detect import AwqGemm, detect
+from paddock_quant_awq.autoawq import detect
 from paddock_quant_awq.plugin import paddock_quantizations
+from paddock_quant_awq.scheme import AWQ_GEMM, Int4Scheme
 
 EMB = Part("embed", EMBED, 256)
 GATE_UP = Linear("gate_up", (Part("gate", FFN, 48, source="mlp.gate_proj"), Part("up", FFN, 48, source="mlp.up_proj")), EMB)
@@ -18,12 +20,12 @@ HEAD = Linear("lm_head", (Part("tokens", VOCAB, 99, source="lm_head"),), EMB)
 PATH = "model.layers.0.mlp.gate_proj"
 
 
-def found(**entry: Any) -> AwqGemm | None:
+def found(**entry: Any) -> Int4Scheme | None:
     """Return what is detected in a config.json with this quantisation entry."""
     return detect(CheckpointFacts(config={"quantization_config": entry}, dtype="bfloat16"))
 
 
-def shapes(scheme: AwqGemm | None, linear: Linear = GATE_UP, path: str = PATH) -> dict[str, tuple[str, tuple[int, ...]]]:
+def shapes(scheme: Int4Scheme | None, linear: Linear = GATE_UP, path: str = PATH) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Return dtype and shape of what holds a linear, by name."""
     assert scheme is not None
     tensors = scheme.tensors(path, linear)
@@ -117,17 +119,19 @@ def test_what_transformers_writes_is_read() -> None:
 def test_groups_and_words_must_be_whole() -> None:
     """4544 inputs do not divide into groups of 128, nor 44 outputs into words: both are errors with the numbers."""
     falcon = Linear("dense", (Part("dense", EMBED, 4544, source="dense"),), Part("attended", EMBED, 4544))
-    with pytest.raises(PlanError, match="4544 inputs"):
-        AwqGemm(dtype="float16", group_size=128).tensors("dense", falcon)
-    assert AwqGemm(dtype="float16", group_size=64).tensors("dense", falcon)
+    scheme = Int4Scheme(name="awq", packing=AWQ_GEMM, dtype="float16", group_size=128)
+    with pytest.raises(PlanError, match="4544 inputs") as error:
+        scheme.tensors("dense", falcon)
+    assert "as 64 does" in error.value.fix
+    assert evolve(scheme, group_size=64).tensors("dense", falcon)
     odd = Linear("odd", (Part("odd", EMBED, 44, source="odd"), Part("even", EMBED, 48, source="even")), EMB)
     with pytest.raises(PlanError, match="'odd' has 44 outputs"):
-        AwqGemm(dtype="float16", group_size=64).tensors("odd", odd)
+        evolve(scheme, group_size=64).tensors("odd", odd)
 
 
 def test_the_descriptors_light_references_import_no_torch() -> None:
-    """Planning detects the format in a process that has not imported torch."""
-    (spec,) = paddock_quantizations()
+    """Planning detects the formats in a process that has not imported torch."""
     lines = ["import sys", "from paddock.plugins import CheckpointFacts, resolve"]
-    lines += [f"resolve({spec.detect!r})(CheckpointFacts(config={{}}, dtype='float16'))", "assert 'torch' not in sys.modules"]
+    facts = "CheckpointFacts(config={'quantization_config': {'quant_method': 'awq'}}, dtype='float16')"
+    lines += [f"resolve({spec.detect!r})({facts})" for spec in paddock_quantizations()] + ["assert 'torch' not in sys.modules"]
     subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)

@@ -1,0 +1,57 @@
+"""AutoAWQ's checkpoints: unsigned 4-bit weights and zero points, eight outputs to a word. Free of torch."""
+
+from __future__ import annotations
+
+from paddock.errors import ModelConfigError
+from paddock.plugins import CheckpointFacts
+from paddock_quant_awq.names import Containing
+from paddock_quant_awq.reading import Section, find
+from paddock_quant_awq.scheme import AWQ_GEMM, Int4Scheme
+
+OLD_FILE = "quant_config.json"  # what AutoAWQ wrote before it used config.json
+
+# What transformers and AutoAWQ write beside the format and a checkpoint's meaning does not depend on.
+# fmt: off
+_HARMLESS = (
+    "quant_method", "backend", "do_fuse", "fuse_max_seq_len", "modules_to_fuse", "exllama_config", "tokenizer", "dataset",
+    "damp_percent", "true_sequential", "use_cuda_fp16", "model_seqlen", "batch_size", "pad_token_id", "max_input_length", "sym",
+    "cache_block_outputs", "block_name_to_quantize", "module_name_preceding_first_block", "modules_in_block_to_quantize",
+    "meta", "act_group_aware",
+)
+# fmt: on
+
+
+def detect(facts: CheckpointFacts) -> Int4Scheme | None:
+    """Return the scheme of an AutoAWQ checkpoint, else None; raise ModelConfigError for what is AWQ but not in gemm layout."""
+    section = find(facts, "awq", OLD_FILE, frozenset({"w_bit", "bits"}))
+    if section is None:
+        return None
+    _refuse_other_layouts(section)
+    section.reader.accept(*_HARMLESS)
+    scheme = Int4Scheme(
+        name="awq",
+        dtype=facts.dtype,
+        packing=AWQ_GEMM,
+        group_size=section.group_size("group_size", "q_group_size"),
+        is_plain=Containing(section.names("modules_to_not_convert")),
+    )
+    section.reader.finish()
+    return scheme
+
+
+def _refuse_other_layouts(section: Section) -> None:
+    """Raise ModelConfigError unless the weights are 4-bit with zero points in the gemm layout."""
+    entry, reader = section.entry, section.reader
+    version = str(entry.get("version") or entry.get("format") or "gemm").lower()
+    if entry.get("backend") == "llm-awq":
+        version = "llm-awq"
+    if version != "gemm":
+        raise ModelConfigError(
+            f"the checkpoint is AWQ in layout {version!r}; of AWQ only layout 'gemm' is supported",
+            fix="use a checkpoint in AutoAWQ's gemm layout, or quantise again with version='GEMM'",
+        )
+    reader.accept("version", "format")
+    reader.only("desc_act", value=False)
+    reader.only("bits", "w_bit", value=4)
+    if not reader.flag("zero_point", default=True):
+        raise reader.wrong("zero_point", False, "true: no gemm checkpoint without zero points is known")

@@ -1,0 +1,103 @@
+"""AutoRound's checkpoints: its own rounding, in GPTQ's packing or in AutoAWQ's. Free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from paddock.plugins import CheckpointFacts
+from paddock_quant_awq.names import OutsideBlocks
+from paddock_quant_awq.reading import Section, find
+from paddock_quant_awq.scheme import AWQ_GEMM, GPTQ, Int4Scheme
+
+# The packing, and what is added to stored zero points.
+_PACKINGS = {
+    "auto_round:auto_gptq": (GPTQ, 1),
+    "auto_round:gptqmodel": (GPTQ, 0),
+    "auto_round": (GPTQ, 0),
+    "auto_round:auto_awq": (AWQ_GEMM, 0),
+}
+_PLAIN_BITS = 16
+_HEAD = "lm_head"
+
+# How the rounding was found; a checkpoint's meaning does not depend on it.
+# fmt: off
+_HARMLESS = (
+    "quant_method", "amp", "batch_size", "enable_minmax_tuning", "enable_norm_bias_tuning", "enable_quanted_input",
+    "gradient_accumulate_steps", "iters", "lr", "low_gpu_mem_usage", "minmax_lr", "nsamples", "scale_dtype", "seqlen", "dataset",
+    "supported_types", "autoround_version", "quant_block_list", "backend", "enable_alg_ext", "static_kv_granularity",
+    "static_attention_granularity", "act_group_size", "act_sym", "act_dynamic", "act_data_type", "quant_lm_head",
+)
+# fmt: on
+
+
+def detect(facts: CheckpointFacts) -> Int4Scheme | None:
+    """Return the scheme of an AutoRound checkpoint, else None; raise ModelConfigError for what is AutoRound but not readable."""
+    section = find(facts, "auto-round")
+    if section is None:
+        return None
+    reader = section.reader
+    packing, offset = _PACKINGS[reader.choice("packing_format", allowed=_PACKINGS, default="auto_round:auto_gptq")]
+    reader.only("bits", value=4)
+    reader.only("data_type", value="int")
+    if (width := reader.integer("act_bits", default=_PLAIN_BITS)) < _PLAIN_BITS:
+        raise reader.wrong("act_bits", width, "16 or more: activations stay as they are")
+    for key in (
+        "super_bits",
+        "super_group_size",
+        "static_kv_dtype",
+        "static_attention_dtype",
+        "rotation_config",
+        "rotation_configs",
+    ):
+        section.refuse_unless_empty(key, "the checkpoint is more than weights, scales and zero points")
+    group_size, symmetric = section.group_size("group_size"), reader.flag("sym", default=True)
+    excluded, quantised = _layers(section, {"bits": 4, "group_size": group_size, "sym": symmetric, "data_type": "int"})
+    reader.accept(*_HARMLESS)
+    scheme = Int4Scheme(
+        name="auto-round",
+        dtype=facts.dtype,
+        packing=packing,
+        group_size=group_size,
+        symmetric=symmetric and packing == GPTQ,
+        zero_offset=offset,
+        signed_scales=True,
+        is_plain=OutsideBlocks(_blocks(section), excluded, quantised),
+        quantises_head=_HEAD in quantised,
+    )
+    reader.finish()
+    return scheme
+
+
+def _layers(section: Section, common: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the modules that `extra_config` leaves plain, and those it quantises like all others.
+
+    Raises ModelConfigError for one that it quantises otherwise.
+    """
+    section.reader.accept("extra_config")
+    extra = section.entry.get("extra_config") or {}
+    if not isinstance(extra, Mapping) or not all(isinstance(settings, Mapping) for settings in extra.values()):
+        raise section.reader.wrong("extra_config", extra, "an object with an object for each module, or null")
+    plain = tuple(name for name, settings in extra.items() if _is_plain(settings))
+    section.check_patterns("extra_config", plain)
+    for name, settings in extra.items():
+        other = {key: value for key, value in settings.items() if value is not None and common.get(key, value) != value}
+        if name not in plain and other:
+            raise section.reader.wrong(
+                "extra_config", {name: other}, "16 bits (left plain) or what all modules have: " + str(dict(common))
+            )
+    return plain, tuple(name for name in extra if name not in plain)
+
+
+def _is_plain(settings: Mapping[str, Any]) -> bool:
+    bits = settings.get("bits")
+    return isinstance(bits, int) and bits >= _PLAIN_BITS
+
+
+def _blocks(section: Section) -> tuple[str, ...]:
+    """Return the modules whose linears are quantised: texts, one text with commas, or none for all."""
+    listed = section.entry.get("block_name_to_quantize")
+    section.reader.accept("block_name_to_quantize")
+    if isinstance(listed, str):
+        return tuple(name.strip() for name in listed.split(",") if name.strip())
+    return section.names("block_name_to_quantize")

@@ -1,0 +1,85 @@
+"""What the detection of every 4-bit format shares: finding its section, and lists and patterns in it. Free of torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from attrs import frozen
+
+from paddock.errors import ModelConfigError
+from paddock.model_config import ConfigReader
+from paddock.plugins import CheckpointFacts
+
+Entry = Mapping[str, Any]
+_CONFIG = "quantization_config"
+
+
+@frozen(eq=False)
+class Section:
+    """The part of a model's files that describes its quantisation: as it is, and being read."""
+
+    entry: Entry
+    reader: ConfigReader
+
+    def names(self, *keys: str) -> tuple[str, ...]:
+        """Return the texts listed under any of `keys`; absent and null list none."""
+        self.reader.accept(*keys)
+        found: list[str] = []
+        for key in keys:
+            listed = self.entry.get(key) or []
+            if not isinstance(listed, list) or not all(isinstance(name, str) and name for name in listed):
+                raise self.reader.wrong(key, listed, "a list of module names, or null")
+            found += listed
+        return tuple(found)
+
+    def group_size(self, *keys: str, default: int | None = 128) -> int:
+        """Return the group size: positive, or -1 for one group an output."""
+        size = self.reader.integer(*keys, default=default, low=-1)
+        if size == 0:
+            raise self.reader.wrong(keys[0], size, "-1 (one group) or positive")
+        return size
+
+    def check_patterns(self, key: str, patterns: Iterable[str]) -> None:
+        """Raise ModelConfigError for what is no regular expression."""
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise self.reader.wrong(key, pattern, f"a regular expression ({error})") from error
+
+    def refuse_unless_empty(self, key: str, why: str) -> None:
+        """Raise ModelConfigError where `key` holds anything; `why` says what that would mean."""
+        self.reader.accept(key)
+        if self.entry.get(key):
+            raise ModelConfigError(
+                f"config.json: {key} is {self.entry[key]!r:.120}: {why}, which is not supported",
+                fix="use a checkpoint that was quantised without it",
+            )
+
+
+def section_of(entry: Entry, name: str = _CONFIG) -> Section:
+    """Return the section `entry`, called `name` in errors."""
+    reader = ConfigReader({name: entry}).section(name)
+    assert reader is not None, name
+    return Section(entry, reader)
+
+
+def find(facts: CheckpointFacts, method: str, old_file: str = "", old_keys: frozenset[str] = frozenset()) -> Section | None:
+    """Return the section of config.json of quantisation `method`, else the `old_file` that holds one of `old_keys`.
+
+    A file beside a config.json that says something is not asked.
+    """
+    entry = facts.config.get(_CONFIG)
+    if isinstance(entry, Mapping):
+        return section_of(entry) if entry and entry.get("quant_method") == method else None
+    old = facts.files.get(old_file)
+    if old is None or "compression_config" in facts.config or not old_keys & old.keys():
+        return None
+    return section_of(old, old_file) if old.get("quant_method", method) == method else None
+
+
+def saved_dtype(facts: CheckpointFacts) -> str:
+    """Return the dtype that config.json says the model was saved in."""
+    return ConfigReader(facts.config).dtype()

@@ -1,0 +1,156 @@
+"""How a 4-bit checkpoint stores its linears: one description for all formats. Free of torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from attrs import frozen
+
+from paddock.axes import FP8_TOKEN, PLAIN, VOCAB, Linear, Tensor, TensorAxis, left_plain
+from paddock.errors import PlanError
+
+# How the weight's numbers lie in the checkpoint.
+AWQ_GEMM = "awq gemm"  # qweight: eight outputs to a word, in the order 0 2 4 6 1 3 5 7
+GPTQ = "gptq"  # qweight: eight inputs to a word
+PACKED = "pack-quantized"  # weight_packed: eight inputs to a word
+UNPACKED = "int-quantized"  # weight: an int8 for each
+PAIRS = "modelopt"  # weight: two outputs to a byte
+
+WORD = 8
+# A rank may begin inside a group, at a multiple of this: the matrix unit's shortest step along the inputs (FP8).
+SLICE = 32
+_OUT, _IN, _OUT_WORDS, _IN_WORDS = TensorAxis("out"), TensorAxis("in"), TensorAxis("out", pack=WORD), TensorAxis("in", pack=WORD)
+_SHAPE = Tensor("weight_shape", "int64", (TensorAxis("fixed", entries=2),), optional=True)
+
+
+def nothing(path: str) -> bool:
+    """Return False: no module is left plain."""
+    return False
+
+
+@frozen(kw_only=True)
+class Int4Scheme:
+    """A 4-bit checkpoint: `name` as the user knows it, `packing` one of the constants above, one scale for `group_size` inputs.
+
+    `group_size` -1 is one group an output. `is_plain(path)` says which modules the checkpoint leaves alone; the head is one of
+    them unless `quantises_head`. A `symmetric` checkpoint needs no zero points; to those stored, `zero_offset` is added.
+    `reorders`: inputs belong to groups in an order of their own (`g_idx`). `fp8_inputs`: activations are rounded to FP8, a scale
+    a token. `signed_scales`: a scale may be negative, as AutoRound's are.
+    """
+
+    name: str
+    dtype: str
+    packing: str
+    group_size: int
+    scale_dtype: str = "float16"
+    symmetric: bool = False
+    zero_offset: int = 0
+    reorders: bool = False
+    fp8_inputs: bool = False
+    signed_scales: bool = False
+    is_plain: Callable[[str], bool] = nothing
+    quantises_head: bool = False
+    kv_cache_dtype: str | None = None
+
+    @property
+    def input_format(self) -> str:
+        """Return the activation its linears take best."""
+        return FP8_TOKEN if self.fp8_inputs else PLAIN
+
+    def stores_plainly(self, path: str, linear: Linear) -> bool:
+        """Return whether `linear`, whose first part is at checkpoint prefix `path`, is left alone.
+
+        Raises PlanError where parts that run as one product differ.
+        """
+        if linear.out[0].axis == VOCAB and not self.quantises_head:
+            return True
+        return left_plain(path, linear, self.is_plain)
+
+    def tensors(self, path: str, linear: Linear) -> tuple[Tensor, ...]:
+        """Return what holds `linear`; raise PlanError when a group, a word or a pair would not be whole."""
+        if self.stores_plainly(path, linear):
+            return (Tensor("weight", self.dtype, (_OUT, _IN)),)
+        self._check(path, linear)
+        return _TENSORS[self.packing](self, path, linear)
+
+    def groups(self, linear: Linear) -> TensorAxis:
+        """Return the axis with an entry a group; groups that follow an order of their own are never cut."""
+        if self.group_size == -1:
+            return TensorAxis("in", group=-1)
+        cut = SLICE if self.group_size % SLICE == 0 else self.group_size
+        return TensorAxis("in", group=self.group_size, cut=linear.in_size if self.reorders else cut)
+
+    def _check(self, path: str, linear: Linear) -> None:
+        if self.group_size > 0 and linear.in_size % self.group_size:
+            divisors = math.gcd(linear.in_size, self.group_size)
+            raise PlanError(
+                f"{path} has {linear.in_size} inputs, which groups of {self.group_size} do not divide",
+                fix=f"use a checkpoint whose group size divides {linear.in_size}, as {divisors} does, or leaves it plain",
+            )
+        together, unit = {AWQ_GEMM: (WORD, "word"), GPTQ: (WORD, "word"), PAIRS: (2, "byte")}.get(self.packing, (1, ""))
+        for part in linear.out:
+            if part.size % together:
+                raise PlanError(
+                    f"{path}: part {part.name!r} has {part.size} outputs, and {self.name} packs them {together} to a {unit}",
+                    fix="leave this linear plain in the checkpoint, or use fewer ranks",
+                )
+        if self.packing == GPTQ and linear.in_size % WORD:
+            raise PlanError(
+                f"{path} has {linear.in_size} inputs, and {self.name} packs them {WORD} to a word",
+                fix="leave this linear plain in the checkpoint",
+            )
+
+
+def _awq_gemm(scheme: Int4Scheme, path: str, linear: Linear) -> tuple[Tensor, ...]:
+    groups = scheme.groups(linear)
+    return (
+        Tensor("qweight", "int32", (_IN, _OUT_WORDS)),
+        Tensor("qzeros", "int32", (groups, _OUT_WORDS)),
+        Tensor("scales", scheme.scale_dtype, (groups, _OUT)),
+    )
+
+
+def _gptq(scheme: Int4Scheme, path: str, linear: Linear) -> tuple[Tensor, ...]:
+    groups = scheme.groups(linear)
+    # AutoGPTQ wrote a bias of zeros for every linear, of models too that have none.
+    spare = () if linear.bias else (Tensor("spare_bias", "float32", (_OUT,), optional=True, stored_as="{part}.bias"),)
+    return (
+        *spare,
+        Tensor("qweight", "int32", (_IN_WORDS, _OUT)),
+        Tensor("qzeros", "int32", (groups, _OUT_WORDS)),
+        Tensor("scales", scheme.scale_dtype, (groups, _OUT)),
+        Tensor("g_idx", "int32", (_IN,), optional=not scheme.reorders),
+    )
+
+
+def _compressed(scheme: Int4Scheme, path: str, linear: Linear) -> tuple[Tensor, ...]:
+    groups = scheme.groups(linear)
+    if scheme.packing == PACKED:
+        weight: tuple[Tensor, ...] = (Tensor("weight_packed", "int32", (_OUT, _IN_WORDS)), _SHAPE)
+        zeros = Tensor("weight_zero_point", "int32", (_OUT_WORDS, groups))
+    else:
+        weight = (Tensor("weight", "int8", (_OUT, _IN)),)
+        zeros = Tensor("weight_zero_point", "int8", (_OUT, groups))
+    scales = Tensor("weight_scale", scheme.scale_dtype, (_OUT, groups))
+    order = (Tensor("weight_g_idx", "int32", (_IN,)),) if scheme.reorders else ()
+    return (*weight, scales, *(() if scheme.symmetric else (zeros,)), *order)
+
+
+def _pairs(scheme: Int4Scheme, path: str, linear: Linear) -> tuple[Tensor, ...]:
+    stored = (
+        Tensor("weight", "uint8", (TensorAxis("out", pack=2), _IN)),
+        Tensor("weight_scale", scheme.scale_dtype, (_OUT, scheme.groups(linear))),
+        Tensor("pre_quant_scale", "float32", (_IN,), optional=True),
+    )
+    static = (Tensor("weight_scale_2", "float32"), Tensor("input_scale", "float32"))
+    return (*stored, *static) if scheme.fp8_inputs else stored
+
+
+_TENSORS: dict[str, Callable[[Int4Scheme, str, Linear], tuple[Tensor, ...]]] = {
+    AWQ_GEMM: _awq_gemm,
+    GPTQ: _gptq,
+    PACKED: _compressed,
+    UNPACKED: _compressed,
+    PAIRS: _pairs,
+}

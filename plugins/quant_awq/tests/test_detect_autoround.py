@@ -1,0 +1,74 @@
+"""Which AutoRound checkpoints are recognised, what each layer's own settings do, and what is refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from plugins.quant_awq.tests.made import found, linear, scheme_of
+
+from paddock.errors import ModelConfigError
+from paddock_quant_awq.scheme import AWQ_GEMM, GPTQ
+
+ROUND = {"quant_method": "auto-round", "bits": 4, "group_size": 128, "sym": True, "packing_format": "auto_round:auto_gptq"}
+
+
+@pytest.mark.parametrize(
+    ("packing", "expected"),
+    [
+        ("auto_round:auto_gptq", (GPTQ, 1)),
+        ("auto_round:gptqmodel", (GPTQ, 0)),
+        ("auto_round", (GPTQ, 0)),
+        ("auto_round:auto_awq", (AWQ_GEMM, 0)),
+    ],
+)
+def test_the_packing_is_gptqs_or_autoawqs(packing: str, expected: tuple[str, int]) -> None:
+    """And what is stored of a zero point goes with it."""
+    scheme = scheme_of(ROUND | {"packing_format": packing})
+    assert (scheme.packing, scheme.zero_offset) == expected
+    assert "qweight" in [tensor.name for tensor in scheme.tensors("down", linear(96, 256))]
+
+
+def test_a_published_configuration_is_read() -> None:
+    """What the tool writes of how it found the rounding passes."""
+    keys = {"iters": 200, "nsamples": 512, "seqlen": 2048, "lr": 0.005, "autoround_version": "0.5.1", "data_type": "int"}
+    keys |= {"batch_size": 8, "enable_quanted_input": True, "low_gpu_mem_usage": True, "block_name_to_quantize": "model.layers"}
+    scheme = scheme_of(ROUND | keys)
+    assert not scheme.is_plain("model.layers.3.mlp.down_proj")
+    assert scheme.is_plain("vision.layers.3.mlp.down_proj")
+
+
+def test_layers_with_16_bits_are_plain_and_others_must_be_alike() -> None:
+    """`extra_config` names modules or patterns; the head is quantised where it is named with the common settings."""
+    extra: dict[str, Any] = {"model.layers.0.mlp.down_proj": {"bits": 16}, ".*o_proj.*": {"bits": 16, "data_type": "fp"}}
+    scheme = scheme_of(ROUND | {"extra_config": extra})
+    assert scheme.is_plain("model.layers.0.mlp.down_proj")
+    assert scheme.is_plain("model.layers.5.self_attn.o_proj")
+    assert not any(scheme.is_plain(path) for path in ("model.layers.1.mlp.down_proj", "x.model.layers.0.mlp.down_proj"))
+    assert not scheme.quantises_head
+    head = scheme_of(ROUND | {"extra_config": {"lm_head": {"bits": 4, "group_size": 128, "sym": True}}})
+    assert head.quantises_head
+    assert not head.is_plain("lm_head")
+
+
+@pytest.mark.parametrize(
+    ("entry", "named"),
+    [
+        ({"bits": 2}, "bits is 2"),
+        ({"data_type": "mx_fp"}, "data_type"),
+        ({"act_bits": 8}, "act_bits is 8"),
+        ({"packing_format": "auto_round:llm_compressor"}, "llm_compressor"),
+        ({"extra_config": {"model.layers.0.mlp.down_proj": {"bits": 8}}}, "down_proj"),
+        ({"extra_config": {"model.layers.0.mlp.down_proj": {"group_size": 32}}}, "group_size"),
+        ({"extra_config": {"(": {"bits": 16}}}, "extra_config"),
+        ({"extra_config": ["x"]}, "extra_config"),
+        ({"super_bits": 6}, "super_bits"),
+        ({"rotation_config": {"kind": "hadamard"}}, "rotation_config"),
+        ({"novelty": 1}, "novelty"),
+    ],
+)
+def test_what_is_not_supported_is_named(entry: dict[str, Any], named: str) -> None:
+    """Settings of single layers, rounded activations and unknown keys are errors, never guesses."""
+    with pytest.raises(ModelConfigError, match=named) as error:
+        found(ROUND | entry)
+    assert error.value.fix
