@@ -48,6 +48,7 @@ class Attention(nn.Module):
         self.params = evolve(params, k_scale=self.k_scale, v_scale=self.v_scale)
         self.head_dim, self.backend, self.ops, self.emits = head_dim, backend, ops, emits
         self.cos_sin_LD, self.scales_source = cos_sin_LD, scales_source
+        self._made_up = False  # whether the scales are no checkpoint's
 
     def forward(self, q_TI: Tensor, k_TI: Tensor, v_TI: Tensor, inputs: AttentionInputs, kv: LayerKV) -> Activation:
         """Return what each token gathers [T, H * D]; this step's k and v are in `kv` afterwards."""
@@ -78,6 +79,8 @@ class Attention(nn.Module):
 
     def finalise(self) -> None:
         """Leave the scales as loaded; raise CheckpointError for one that is none."""
+        if self._made_up:  # to look at them would wait for all that is still being drawn on a GPU
+            return
         for kind, scale in (("k", self.k_scale), ("v", self.v_scale)):
             if not 0 < scale.item() <= MAX_KV_SCALE:
                 raise CheckpointError(
@@ -87,6 +90,7 @@ class Attention(nn.Module):
 
     def randomise(self, generator: torch.Generator) -> None:
         """Leave the scales at 1."""
+        self._made_up = True
 
 
 def _heads(x_TI: Tensor, head_dim: int) -> Tensor:
