@@ -75,14 +75,14 @@ def _compiled() -> list[str]:
     return names
 
 
-def _first_request(runner: Runner) -> None:
-    """Launch a prompt of one token, then a decode, greedily."""
+def _first_request(runner: Runner, params: SamplingParams) -> None:
+    """Launch a prompt of one token, then a decode."""
     step = Step(0)
     step.admissions.append(
         Admission(
             slot=0,
             sequence_id="s",
-            params=SamplingParams(temperature=0.0),
+            params=params,
             token_ids=[0],
             prompt_len=1,
             stop_ids=frozenset(),
@@ -162,7 +162,8 @@ def main() -> None:
         sampling_ops=ops,
         small_steps=SmallSteps.PADDED,
     )
-    _first_request(runner)
+    for params in (SamplingParams(temperature=1.0), SamplingParams(temperature=0.6, top_p=0.9), SamplingParams(temperature=0.0)):
+        _first_request(runner, params)
     found["first request"] = [*names]
     found |= _decode(runner, model)
     json.dump(found, sys.stdout)

@@ -135,13 +135,14 @@ class Runner:
 
     @torch.inference_mode()
     def rehearse(self) -> None:
-        """Take the steps that come first, one decode and a short prompt, as padding alone: greedy, uncaptured, read by nobody.
+        """Take the steps that come first, one decode and a short prompt, as padding alone: uncaptured, read by nobody.
 
-        The decode goes first: its token is the one there was before anything ran.
+        The decode goes first: its token is the one there was before anything ran. Both are greedy; a token is drawn after them.
         """
         assert self._padded is not None, "only padded steps have shapes to rehearse"
         self._padded.rehearse(StepShape(decodes=1), 0)
         self._padded.rehearse(StepShape(decodes=0, chunks=1, chunk_tokens=CHUNK_TOKENS[0]), 0)
+        self._sampler.rehearse()
 
     def recover(self) -> None:
         """Wait for what runs and give back to the device what a launch that ran out of memory left."""

@@ -104,6 +104,15 @@ class SamplingState:
         self._numbers_6S[:, sent["slots"]] = sent["numbers"].T
         self._integers_3S[:, sent["slots"]] = sent["integers"].T
 
+    @property
+    def padding_1(self) -> Tensor:
+        """Return the scratch slot, as a row."""
+        return torch.full((1,), self._integers_3S.shape[1] - 1, device=self._device)
+
+    def no_logits_1V(self) -> Tensor:
+        """Return a row of logits that say nothing."""
+        return torch.zeros(1, self._vocab_size, device=self._device)
+
     def _integers(self, admission: Admission) -> tuple[int, int, int]:
         seed = admission.seed
         if seed is None:
