@@ -1,4 +1,6 @@
-"""What the FP8 recipes cost in quality: `python -m tests.bench.fp8_quality MODEL... [--text FILE] [--windows N] [--reference modelopt]`.
+"""What the FP8 recipes cost in quality, beside the plain model and, where asked for, beside NVIDIA ModelOpt.
+
+    python -m tests.bench.fp8_quality MODEL... [--text FILE] [--windows N] [--reference modelopt]
 
 For each model folder, checkpoints of every recipe are made in a temporary folder, with and without FP8 keys and values, and each
 is held to the plain model over the same windows of text that calibration never read: perplexity, share of tokens with the same
@@ -19,7 +21,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -196,10 +198,13 @@ def printed(rows: Iterable[Row]) -> str:
         "| model | library | recipe | keys, values | perplexity | growth | same first choice | KL, nats | largest KL |",
         "| --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for row in rows:
-        figures = f"{row.perplexity:.4f} | {row.growth:+.3%} | {row.top1:.4f} | {row.kl:.6f} | {row.kl_max:.4f}"
-        lines.append(f"| {row.model} | {row.library} | {row.recipe} | {row.kv} | {figures} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *map(line, rows)])
+
+
+def line(row: Row) -> str:
+    """Return a row as a line of the table."""
+    figures = f"{row.perplexity:.4f} | {row.growth:+.3%} | {row.top1:.4f} | {row.kl:.6f} | {row.kl_max:.4f}"
+    return f"| {row.model} | {row.library} | {row.recipe} | {row.kv} | {figures} |"
 
 
 def context_of(model: Path) -> int:
@@ -223,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             settings = Settings(window=window, **{name: getattr(options, name) for name in names})
             used[model.name] = asdict(settings)
             for row in table(model, settings):
-                print(f"measured {row.model}: {row.library} {row.recipe}, keys and values {row.kv}", file=sys.stderr)
+                print(line(row), file=sys.stderr, flush=True)
                 rows.append(row)
     except PaddockError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -259,7 +264,7 @@ def machine(options: argparse.Namespace) -> dict[str, Any]:
     if options.reference is not None:
         packages += ["transformers", "nvidia-modelopt"]
     return {
-        "date": datetime.now(timezone.utc).date().isoformat(),
+        "date": datetime.now(UTC).date().isoformat(),
         "device": torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
