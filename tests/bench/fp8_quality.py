@@ -34,11 +34,12 @@ from paddock import LLM, SamplingParams
 from paddock.config import EngineConfig
 from paddock.errors import OptionError, PaddockError
 from paddock.evaluation import compare
-from paddock.evaluation.texts import token_ids, windows
+from paddock.evaluation.texts import check_window, token_ids, windows
 from paddock.quantize.options import QuantizeOptions
 from paddock.quantize.run import quantize
 from paddock.quantize.text import read_text, sequences
 from tests.bench import modelopt_simulation
+from tests.bench.quality_rows import Row, line, printed
 
 RECIPES = ("fp8-static", "fp8-dynamic", "fp8-official")
 HELD_OUT, GENERATED = "held-out", "generated"
@@ -62,24 +63,6 @@ class Settings:
 
 
 @frozen(kw_only=True)
-class Row:
-    """One way to compute a model: how it predicts the text, and how far it is from the plain model of the same library.
-
-    `growth` is that of perplexity, as a share; `kl` the mean of KL(plain || this) in nats, `kl_max` the largest of a token.
-    """
-
-    model: str
-    library: str
-    recipe: str
-    kv: str
-    perplexity: float
-    growth: float
-    top1: float
-    kl: float
-    kl_max: float
-
-
-@frozen(kw_only=True)
 class Texts:
     """The windows that are scored, in token ids, and the calibration sequences [N, L]."""
 
@@ -97,10 +80,9 @@ def table(model: Path, settings: Settings) -> Iterator[Row]:
         for recipe, kv in [("plain", False), *((recipe, kv) for recipe in RECIPES for kv in (False, True))]:
             yield ours(model, plain, texts, settings, recipe=recipe, kv=kv)
     if settings.reference is not None:
-        for found in modelopt_simulation.measured(
+        yield from modelopt_simulation.table(
             model, texts.calibration_NL, texts.windows, dtype=settings.dtype, device=settings.device
-        ):
-            yield Row(model=model.name, **asdict(found))
+        )
 
 
 def opened(folder: Path, settings: Settings, *, kv: bool = False) -> LLM:
@@ -152,7 +134,11 @@ def made(model: Path, out: Path, settings: Settings, *, recipe: str, kv: bool) -
 
 
 def read(plain: LLM, settings: Settings) -> Texts:
-    """Return the windows and the calibration sequences; raise OptionError where they share SHARED_RUN tokens in a row."""
+    """Return the windows and the calibration sequences.
+
+    Raises PaddockError for a text that cannot be read or is too short, and where both have SHARED_RUN tokens in a row.
+    """
+    check_window(settings.window, plain.max_model_len, limit=settings.windows)
     assert plain.tokenizer is not None, "an engine over a folder has a tokenizer"
     options = QuantizeOptions(recipe=RECIPES[0], out=Path(), samples=settings.samples, sequence_length=settings.window)
     calibration_NL = sequences(read_text(settings.calibration).for_calibration, plain.tokenizer, options)
@@ -190,21 +176,6 @@ def runs(rows: Iterable[Sequence[int]]) -> set[tuple[int, ...]]:
     for row in rows:
         found |= {tuple(row[at : at + SHARED_RUN]) for at in range(max(1, len(row) - SHARED_RUN + 1))}
     return found
-
-
-def printed(rows: Iterable[Row]) -> str:
-    """Return the rows as a table of Markdown."""
-    lines = [
-        "| model | library | recipe | keys, values | perplexity | growth | same first choice | KL, nats | largest KL |",
-        "| --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    return "\n".join([*lines, *map(line, rows)])
-
-
-def line(row: Row) -> str:
-    """Return a row as a line of the table."""
-    figures = f"{row.perplexity:.4f} | {row.growth:+.3%} | {row.top1:.4f} | {row.kl:.6f} | {row.kl_max:.4f}"
-    return f"| {row.model} | {row.library} | {row.recipe} | {row.kv} | {figures} |"
 
 
 def context_of(model: Path) -> int:

@@ -15,27 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attrs import define, field, frozen
+from attrs import define, field
 from torch import Tensor
 
 from paddock.errors import PaddockError
 from paddock.evaluation.divergence import Against, Reference
+from tests.bench.quality_rows import Row
 
 _BATCH = 4  # calibration sequences at once
-
-
-@frozen(kw_only=True)
-class Measured:
-    """One way to compute a model, and how far it is from transformers' plain one: the fields of a Row of fp8_quality."""
-
-    library: str
-    recipe: str
-    kv: str
-    perplexity: float
-    growth: float
-    top1: float
-    kl: float
-    kl_max: float
 
 
 @define
@@ -48,16 +35,14 @@ class _Sums:
     logprobs: list[float] = field(factory=list)
 
 
-def measured(
-    folder: Path, calibration_NL: Tensor, windows: Sequence[Sequence[int]], *, dtype: str, device: str
-) -> Iterator[Measured]:
+def table(folder: Path, calibration_NL: Tensor, windows: Sequence[Sequence[int]], *, dtype: str, device: str) -> Iterator[Row]:
     """Yield transformers' plain model, FP8_DEFAULT_CFG, and that with FP8_KV_CFG where ModelOpt finds keys and values.
 
     Weights, calibration and windows are computed in `dtype`. Raises PaddockError where ModelOpt is not installed.
     """
-    quantization = _modelopt()
+    quantization, name = _modelopt(), folder.name
     plain = _loaded(folder, dtype, device)
-    yield _row(plain, plain, windows, library="transformers", recipe="plain", kv=dtype)
+    yield _row(plain, plain, windows, name=name, library="transformers", recipe="plain", kv=dtype)
     for kv in (False, True):
         model = _loaded(folder, dtype, device)
         config = copy.deepcopy(quantization.FP8_DEFAULT_CFG)
@@ -69,7 +54,7 @@ def measured(
         if kv and not _keys_are_quantised(model):
             print("modelopt finds no keys and values in this model: no row for FP8_KV_CFG", file=sys.stderr)
             continue
-        yield _row(plain, model, windows, library="modelopt", recipe="FP8_DEFAULT_CFG", kv="fp8" if kv else dtype)
+        yield _row(plain, model, windows, name=name, library="modelopt", recipe="FP8_DEFAULT_CFG", kv="fp8" if kv else dtype)
 
 
 def _modelopt() -> Any:
@@ -100,7 +85,7 @@ def _keys_are_quantised(model: Any) -> bool:
 
 
 @torch.inference_mode()
-def _row(plain: Any, model: Any, windows: Sequence[Sequence[int]], *, library: str, recipe: str, kv: str) -> Measured:
+def _row(plain: Any, model: Any, windows: Sequence[Sequence[int]], *, name: str, library: str, recipe: str, kv: str) -> Row:
     sums = _Sums()
     for ids in windows:
         ids_T = torch.tensor(ids, device=model.device)
@@ -115,7 +100,8 @@ def _row(plain: Any, model: Any, windows: Sequence[Sequence[int]], *, library: s
         sums.logprobs += _logprobs(logits_TV, ids_T[1:])
     tokens = len(sums.kl)
     nats_plain, nats = (-math.fsum(each) / tokens for each in (sums.logprobs_plain, sums.logprobs))
-    return Measured(
+    return Row(
+        model=name,
         library=library,
         recipe=recipe,
         kv=kv,
