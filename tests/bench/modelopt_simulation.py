@@ -45,12 +45,8 @@ def table(folder: Path, calibration_NL: Tensor, windows: Sequence[Sequence[int]]
     yield _row(plain, plain, windows, name=name, library="transformers", recipe="plain", kv=dtype)
     for kv in (False, True):
         model = _loaded(folder, dtype, device)
-        config = copy.deepcopy(quantization.FP8_DEFAULT_CFG)
-        if kv:
-            added = copy.deepcopy(quantization.FP8_KV_CFG["quant_cfg"])
-            config = quantization.utils.update_quant_cfg_with_kv_cache_quant(config, added)
         with contextlib.redirect_stdout(sys.stderr), torch.inference_mode():
-            quantization.quantize(model, config, lambda each: _run(each, calibration_NL))
+            quantization.quantize(model, _config(quantization, kv=kv), lambda each: _run(each, calibration_NL))
         if kv and not _keys_are_quantised(model):
             print("modelopt finds no keys and values in this model: no row for FP8_KV_CFG", file=sys.stderr)
             continue
@@ -65,6 +61,13 @@ def _modelopt() -> Any:
             f"the reference is 'modelopt', and it cannot be imported: {error}",
             fix="pip install nvidia-modelopt, or leave --reference out",
         ) from error
+
+
+def _config(quantization: Any, *, kv: bool) -> Any:
+    config = copy.deepcopy(quantization.FP8_DEFAULT_CFG)
+    if not kv:
+        return config
+    return quantization.utils.update_quant_cfg_with_kv_cache_quant(config, copy.deepcopy(quantization.FP8_KV_CFG["quant_cfg"]))
 
 
 def _loaded(folder: Path, dtype: str, device: str) -> Any:
