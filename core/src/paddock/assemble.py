@@ -14,9 +14,9 @@ import torch
 
 from paddock import log
 from paddock.checkpoint.source import open_source
-from paddock.config import EngineConfig, read_environment
+from paddock.config import DUMMY, EngineConfig, read_environment
 from paddock.errors import CheckpointError, OptionError
-from paddock.execution.build import DUMMY, Progress, build_runner
+from paddock.execution.build import Progress, build_runner
 from paddock.execution.engine import Engine, Observer
 from paddock.execution.launch import Launcher
 from paddock.planning.hardware import GIB, Hardware, bandwidth_of, this_cpu

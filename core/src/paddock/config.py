@@ -12,7 +12,8 @@ from paddock.errors import OptionError, did_you_mean
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 DEVICES = ("auto", "cpu", "cuda")
-LOAD_FORMATS = ("auto", "safetensors", "dummy")
+DUMMY = "dummy"  # the load format of random weights
+LOAD_FORMATS = ("auto", "safetensors", DUMMY)
 KV_CACHE_DTYPES = ("auto", "bfloat16", "float16", "float32", "fp8")
 
 

@@ -11,6 +11,7 @@ from paddock.axes import EMBED, FFN, KV_HEADS, VOCAB, Linear, Part, WeightTable
 from paddock.errors import CheckpointError, OptionError
 from paddock.layers.reference import FP8_MIN_SCALE
 from paddock.quantize.recipe import PlainLayer, PlainLinear, RecipeInputs
+from paddock_quant_fp8 import scales as loading
 from paddock_quant_fp8.recipes import dynamic, modelopt, official, scales
 
 EMB = Part("embed", EMBED, 8)
@@ -75,7 +76,7 @@ def test_rows_are_divided_in_bounded_pieces(monkeypatch: pytest.MonkeyPatch) -> 
     weight = torch.randn(13, 8, generator=torch.Generator().manual_seed(1))
     scale = scales.row_scales(weight, "w")
     whole = scales.quantised(weight, scale)
-    monkeypatch.setattr(scales, "_CHUNK_BYTES", 4 * 8 * 3)
+    monkeypatch.setattr(loading, "CHUNK_BYTES", 4 * 8 * 3)
     assert torch.equal(scales.quantised(weight, scale).view(torch.uint8), whole.view(torch.uint8))
 
 

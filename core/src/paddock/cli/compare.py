@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
-from paddock.cli.bench.figures import commit_option, defined, json_option, print_json
+from paddock.cli.bench.figures import commit_option, json_option
 from paddock.cli.engine_options import engine_options, open_llm
-from paddock.cli.eval.reports import SPEED, facts, read_text, show_facts, show_figures, text_option
+from paddock.cli.eval.reports import facts, figures, give, read_text, text_option
 from paddock.cli.session import Session
 from paddock.config import EngineConfig
 from paddock.errors import OptionError
@@ -102,24 +102,23 @@ def command(
         began = time.perf_counter()
         found = measuring.compare(llm_a, llm_b, content, window=size, limit=limit, progress=advance)
         seconds = time.perf_counter() - began
-        definitions = {**measuring.DEFINITIONS, **SPEED}
         report = {
             "eval": "compare",
             "a": a,
             "b": b,
             "text": str(text),
             "window": size,
-            **{name: getattr(found, name) for name in measuring.DEFINITIONS},
-            "seconds": round(seconds, 2),
-            "definitions": defined(definitions),
+            **figures(found, measuring.DEFINITIONS, seconds),
             **_both_facts(facts(llm_a, commit), facts(llm_b, commit)),
         }
-    if as_json:
-        print_json(report)
-        return
-    click.echo(f"B, {b}, beside A, {a}: {text}, windows of {size} tokens")
-    show_figures(definitions, report)
-    show_facts(report, "plan_a", "plan_b")
+    give(
+        report,
+        measuring.DEFINITIONS,
+        "plan_a",
+        "plan_b",
+        title=f"B, {b}, beside A, {a}: {text}, windows of {size} tokens",
+        as_json=as_json,
+    )
 
 
 def _halved(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from paddock import axes, layers, log
 from paddock.checkpoint.load import load
+from paddock.config import DUMMY
 from paddock.errors import PlanError
 from paddock.execution.kvcache import allocate_kv
 from paddock.execution.memory import NOTHING_LOADED, Loaded
@@ -29,7 +30,6 @@ from paddock.planning.plan import Plan
 from paddock.plugins import resolve as imported
 
 Progress = Callable[[int, int], None]
-DUMMY = "dummy"
 
 
 def build_runner(plan: Plan, folder: Path, *, device: torch.device, progress: Progress | None = None) -> Runner:

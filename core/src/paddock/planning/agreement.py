@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from paddock.axes import Linear, Scheme, WeightTable
-from paddock.config import EngineConfig
-from paddock.planning.kv_scales import DUMMY, NAMES, UNREAD
+from paddock.config import DUMMY, EngineConfig
+from paddock.planning.kv_scales import NAMES, UNREAD
 from paddock.planning.notes import Notes
 from paddock.planning.weights import Tensors
 

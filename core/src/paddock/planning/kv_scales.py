@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from paddock.axes import WeightTable
-from paddock.config import EngineConfig
+from paddock.config import DUMMY, EngineConfig
 from paddock.planning.notes import Notes
 
-DUMMY = "dummy"
 # Below the attention block: of ModelOpt; compressed-tensors and AutoFP8; fused; one for both; early llm-compressor.
 NAMES = {
     kind: (f"{kind}_proj.{kind}_scale", f"{kind}_scale", f"qkv_proj.{kind}_scale", "kv_scale", f"{kind}_proj.output_scale")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from paddock import log
 from paddock.config import EngineConfig
 from paddock.errors import OptionError, PaddockError, QualityError, RequestError
 from paddock.evaluation import perplexity
@@ -16,7 +17,7 @@ _WINDOW = 2048
 
 
 def measure(folder: str, config: EngineConfig, text: str, *, plugins: tuple[object, ...], autoload: bool) -> dict[str, Any]:
-    """Return the perplexity of the model in a folder on a text, NaN where its logits are not finite.
+    """Return the perplexity of the model in a folder on a text; NaN, with a warning that says why, where it has none.
 
     Raises OptionError where the text is too short.
     """
@@ -29,7 +30,8 @@ def measure(folder: str, config: EngineConfig, text: str, *, plugins: tuple[obje
             found = perplexity(llm, text, window=min(_WINDOW, llm.max_model_len - 1))
         except RequestError as error:
             raise OptionError(f"the gate's text: {error.message}", fix="give a longer one with --gate-text FILE") from error
-        except PaddockError:
+        except PaddockError as error:
+            log.get_logger().warning("perplexity_not_measured", model=folder, message=error.message, fix=error.fix)
             return {"tokens": 0, "nats": math.nan, "perplexity": math.nan}
     return {"tokens": found.tokens, "nats": found.nats, "perplexity": found.perplexity}
 

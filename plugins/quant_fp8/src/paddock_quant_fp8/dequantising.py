@@ -15,10 +15,8 @@ from torch import Tensor, nn
 
 from paddock import axes
 from paddock.layers import Activation, LinearLayer, QuantizedActivation, allocate, part_spans, reference
-from paddock_quant_fp8.scales import checked, chunks
+from paddock_quant_fp8.scales import checked, chunks, draw
 from paddock_quant_fp8.schemes import BLOCK, TENSOR, Stored
-
-RANDOM_DEVIATION = 100.0  # of stored values: most of the range is used, next to nothing saturates
 
 
 @frozen(kw_only=True)
@@ -78,12 +76,7 @@ class DequantisedMethod:
 
     def randomise(self, layer: LinearLayer, generator: torch.Generator) -> None:
         """Fill the parameters so that outputs keep their inputs' magnitude."""
-        weight_OI = layer.get_parameter("weight")
-        for rows in chunks(weight_OI):
-            values_OI = torch.empty(weight_OI[rows].shape, device=weight_OI.device)
-            values_OI.normal_(std=RANDOM_DEVIATION, generator=generator).clamp_(-reference.FP8_MAX, reference.FP8_MAX)
-            weight_OI[rows] = values_OI.to(weight_OI.dtype)
-        layer.get_parameter(self.stored.scale_name).fill_(layer.whole.in_size**-0.5 / RANDOM_DEVIATION)
+        draw(layer, self.stored.scale_name, generator)
 
     def _seen(self, x_TI: Activation) -> Tensor:
         """Return the input in float32, rounded to FP8 where the format says so."""

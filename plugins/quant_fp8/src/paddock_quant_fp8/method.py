@@ -17,16 +17,14 @@ from paddock.layers import (
     PlainMethod,
     QuantizedActivation,
     allocate,
-    reference,
     torch_dtype,
 )
 from paddock_quant_fp8.dequantising import DequantisedMethod
 from paddock_quant_fp8.online import OnlineFp8
 from paddock_quant_fp8.rows import quantise_rows
-from paddock_quant_fp8.scales import checked, chunks
+from paddock_quant_fp8.scales import checked, draw
 from paddock_quant_fp8.schemes import BLOCK, Fp8Scheme
 
-_RANDOM_DEVIATION = 100.0  # of stored values: most of the range is used, next to nothing saturates
 _RANDOM_INPUT_SCALE = 0.05
 
 
@@ -90,12 +88,7 @@ class Fp8Method:
 
     def randomise(self, layer: LinearLayer, generator: torch.Generator) -> None:
         """Fill the parameters so that outputs keep their inputs' magnitude."""
-        weight_OI = layer.get_parameter("weight")
-        for rows in chunks(weight_OI):
-            values_OI = torch.empty(weight_OI[rows].shape, device=weight_OI.device)
-            values_OI.normal_(std=_RANDOM_DEVIATION, generator=generator).clamp_(-reference.FP8_MAX, reference.FP8_MAX)
-            weight_OI[rows] = values_OI.to(weight_OI.dtype)
-        layer.get_parameter("weight_scale").fill_(layer.whole.in_size**-0.5 / _RANDOM_DEVIATION)
+        draw(layer, "weight_scale", generator)
         if self.input_format == axes.FP8_STATIC:
             layer.get_parameter("input_scale").fill_(_RANDOM_INPUT_SCALE)
 

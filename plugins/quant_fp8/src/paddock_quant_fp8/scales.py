@@ -1,17 +1,20 @@
-"""Scales as a checkpoint brings them: checked once after loading, and rows of a weight in pieces that fit in float32.
+"""Scales as a checkpoint brings them, checked once after loading; rows of a weight in pieces that fit in float32; random weights.
 
 O outputs, I inputs.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from paddock import axes
 from paddock.errors import CheckpointError
 from paddock.layers import LinearLayer, part_spans
+from paddock.layers.reference import FP8_MAX
 
 MAX_SCALE = 1e4  # no weight or activation of a working model reaches 448 times that
+_RANDOM_DEVIATION = 100.0  # of stored values: most of the range is used, next to nothing saturates
 CHUNK_BYTES = 64 << 20  # of weights held in float32 at a time
 
 
@@ -35,3 +38,13 @@ def chunks(weight_OI: Tensor) -> list[slice]:
     rows, inputs = weight_OI.shape
     step = max(1, CHUNK_BYTES // (4 * inputs))
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def draw(layer: LinearLayer, scale_name: str, generator: torch.Generator) -> None:
+    """Fill a layer's weight and the scales of that name so that outputs keep their inputs' magnitude."""
+    weight_OI = layer.get_parameter("weight")
+    for rows in chunks(weight_OI):
+        values_OI = torch.empty(weight_OI[rows].shape, device=weight_OI.device)
+        values_OI.normal_(std=_RANDOM_DEVIATION, generator=generator).clamp_(-FP8_MAX, FP8_MAX)
+        weight_OI[rows] = values_OI.to(weight_OI.dtype)
+    layer.get_parameter(scale_name).fill_(layer.whole.in_size**-0.5 / _RANDOM_DEVIATION)

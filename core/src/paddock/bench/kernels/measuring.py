@@ -1,7 +1,7 @@
 """Every op and attention backend that serves here, a row a size: right or wrong, its time, and what that is of the limit.
 
 A case is checked, then timed in a captured graph, then torch's own call likewise; its twin last and least, for its time judges
-nothing. What a case took on the wall stands in its row: a run of all that Paddock brings is to stay near a minute.
+nothing. What a case took on the wall stands in its row, so that the slow one of a long run is found.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from paddock.cli.bench.figures import commit_option, defined, json_option, print_json
+from paddock.cli.bench.figures import commit_option, json_option
 from paddock.cli.engine_options import engine_options, open_llm
-from paddock.cli.eval.reports import SPEED, facts, show_facts, show_figures
+from paddock.cli.eval.reports import facts, figures, give
 from paddock.cli.session import Session
 from paddock.progress import count_progress
 
@@ -57,19 +57,11 @@ def choices(
         began = time.perf_counter()
         found = measuring.choices(llm, task, known.documents, shots=shots, examples=known.examples, limit=limit, progress=advance)
         seconds = time.perf_counter() - began
-        definitions = {**measuring.DEFINITIONS, **SPEED}
         report = {
             "eval": "choices",
             "model": model,
             "task": task,
-            **{name: getattr(found, name) for name in measuring.DEFINITIONS},
-            "seconds": round(seconds, 2),
-            "definitions": defined(definitions),
+            **figures(found, measuring.DEFINITIONS, seconds),
             **facts(llm, commit),
         }
-    if as_json:
-        print_json(report)
-        return
-    click.echo(f"{task} by {model}")
-    show_figures(definitions, report)
-    show_facts(report, "plan")
+    give(report, measuring.DEFINITIONS, "plan", title=f"{task} by {model}", as_json=as_json)

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from paddock.cli.bench.figures import commit_option, defined, json_option, print_json
+from paddock.cli.bench.figures import commit_option, json_option
 from paddock.cli.engine_options import engine_options, open_llm
-from paddock.cli.eval.reports import SPEED, facts, read_text, show_facts, show_figures, text_option
+from paddock.cli.eval.reports import facts, figures, give, read_text, text_option
 from paddock.cli.session import Session
 from paddock.progress import count_progress
 
@@ -52,21 +52,14 @@ def perplexity(
         began = time.perf_counter()
         found = measuring.perplexity(llm, content, window=size, limit=limit, progress=advance)
         seconds = time.perf_counter() - began
-        figures = {name: getattr(found, name) for name in measuring.DEFINITIONS}
-        definitions = {**measuring.DEFINITIONS, **SPEED}
         report = {
             "eval": "perplexity",
             "model": model,
             "text": str(text),
             "window": size,
-            **figures,
-            "seconds": round(seconds, 2),
-            "definitions": defined(definitions),
+            **figures(found, measuring.DEFINITIONS, seconds),
             **facts(llm, commit),
         }
-    if as_json:
-        print_json(report)
-        return
-    click.echo(f"perplexity of {text} by {model}, windows of {size} tokens")
-    show_figures(definitions, report)
-    show_facts(report, "plan")
+    give(
+        report, measuring.DEFINITIONS, "plan", title=f"perplexity of {text} by {model}, windows of {size} tokens", as_json=as_json
+    )

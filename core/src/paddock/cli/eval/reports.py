@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from paddock.cli.bench.figures import Definitions, print_facts
+from paddock.cli.bench.figures import Definitions, defined, print_facts, print_json
 from paddock.cli.tables import show_table
 from paddock.errors import RequestError
 
@@ -43,7 +43,26 @@ def facts(llm: LLM, commit: str | None) -> dict[str, Any]:
     return {"gpu": conditions.gpus(), "plan": conditions.planned(llm.plan), **around}
 
 
-def show_figures(definitions: Definitions, report: Mapping[str, Any]) -> None:
+def figures(found: object, definitions: Definitions, seconds: float) -> dict[str, Any]:
+    """Return what was found by the names that `definitions` has, the seconds it took, and what each is."""
+    return {
+        **{name: getattr(found, name) for name in definitions},
+        "seconds": round(seconds, 2),
+        "definitions": defined({**definitions, **SPEED}),
+    }
+
+
+def give(report: Mapping[str, Any], definitions: Definitions, *plans: str, title: str, as_json: bool) -> None:
+    """Print a report: as JSON, or under its title as tables; `plans` are the names of plans in it."""
+    if as_json:
+        print_json(report)
+        return
+    click.echo(title)
+    _show_figures({**definitions, **SPEED}, report)
+    _show_facts(report, *plans)
+
+
+def _show_figures(definitions: Definitions, report: Mapping[str, Any]) -> None:
     """Print a table with a row a figure: label, value, unit, meaning; figures that are not known left out."""
     rows = [
         (label, _value(report[name]), unit, meaning)
@@ -53,7 +72,7 @@ def show_figures(definitions: Definitions, report: Mapping[str, Any]) -> None:
     show_table(("figure", "value", "unit", "what it is"), rows)
 
 
-def show_facts(report: Mapping[str, Any], *plans: str) -> None:
+def _show_facts(report: Mapping[str, Any], *plans: str) -> None:
     """Print what the figures depend on; `plans` are the names of plans in the report."""
     for name in plans:
         shown = {key: value for key, value in (report[name] or {}).items() if key != "ops"}

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from paddock.errors import CheckpointError
 from paddock.layers.reference import FP8, FP8_MAX, FP8_MIN_SCALE
-
-_CHUNK_BYTES = 64 << 20  # of weights held in float32 at a time
+from paddock_quant_fp8.scales import chunks
 
 
 class Largest:
@@ -47,9 +46,7 @@ def row_scales(weight_OI: Tensor, what: str) -> Tensor:
 def quantised(weight_OI: Tensor, scale: Tensor) -> Tensor:
     """Return weight / scale in FP8; `scale` is [] or [O, 1]."""
     weight_fp8_OI = torch.empty_like(weight_OI, dtype=FP8)
-    step = max(1, _CHUNK_BYTES // (4 * weight_OI.shape[1]))
-    for start in range(0, len(weight_OI), step):
-        rows = slice(start, start + step)
+    for rows in chunks(weight_OI):
         scale_rows = scale if scale.ndim == 0 else scale[rows]
         weight_fp8_OI[rows] = (weight_OI[rows].float() / scale_rows.float()).clamp(-FP8_MAX, FP8_MAX).to(FP8)
     return weight_fp8_OI
