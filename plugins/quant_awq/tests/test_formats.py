@@ -10,9 +10,8 @@ from plugins.quant_awq.tests.made import CPU, linear, made, named, scheme_of, we
 from plugins.quant_awq.tests.written import FORMATS, packed
 
 from paddock.axes import FP8_TOKEN, PLAIN
-from paddock.layers import LinearLayer, reference
+from paddock.layers import LinearLayer, int4, reference
 from paddock.testing.oracle import bound, relative_rms
-from paddock_quant_awq import method as method_module
 from paddock_quant_awq.method import Int4Method
 
 HELD = {"packed", "group_scales"}
@@ -60,19 +59,22 @@ def test_every_format_lies_in_one_form(name: str) -> None:
     layer, _ = loaded(name, 24, 256, 64)
     assert isinstance(layer.method, Int4Method)
     held = dict(layer.named_parameters())
-    assert (held["packed"].shape, held["packed"].dtype) == ((2, 24, 64), torch.uint8)
-    assert held["group_scales"].shape == (4, 24)
+    assert (held["packed"].shape, held["packed"].dtype) == ((2, 4, 1024), torch.uint8)
+    assert held["group_scales"].shape == (4, 64)
     assert held["group_scales"].is_contiguous()
     varied = name in ("awq", "auto-round-awq", "gptq-v2") or name.endswith("asymmetric")
     assert held.keys() == HELD | ({"group_zeros"} if varied else set()) | ({"input_order"} if name == "gptq-ordered" else set())
     if varied:
-        assert (held["group_zeros"].shape, held["group_zeros"].dtype) == ((4, 12), torch.uint8)
+        assert (held["group_zeros"].shape, held["group_zeros"].dtype) == ((4, 32), torch.uint8)
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("sizes", [(16, 8, 8), (24, 40)])
-def test_parts_that_run_as_one_product_each_keep_their_own(name: str, sizes: tuple[int, ...]) -> None:
-    """Fused parts are stored apart, and lie one after another."""
+@pytest.mark.parametrize("sizes", [(16, 8, 8), (24, 40), (72, 40, 88)])
+def test_parts_that_run_as_one_product_each_keep_their_own(
+    name: str, sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fused parts are stored apart, and lie one after another, wherever slabs and pieces begin."""
+    monkeypatch.setitem(int4.PIECE_BYTES, "cpu", 1)
     parts = [FORMATS[name].store(weight(size, 64, i), 16) for i, size in enumerate(sizes)]
     stored = {key: value for i, (part, _) in enumerate(parts) for key, value in named(part, f"p{i}").items()}
     layer = made(scheme_of(FORMATS[name].entry(16)), linear(0, 64, *sizes), stored)
@@ -90,14 +92,16 @@ def test_parts_of_ragged_size_keep_their_zero_points() -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_outputs_are_unpacked_in_bounded_pieces(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """How many outputs are held in float32 at a time changes neither what is repacked nor what is multiplied."""
-    whole, _ = loaded(name, 40, 128, 32)
+    whole, _ = loaded(name, 136, 128, 32)
     x_TI = torch.randn(3, 128, generator=torch.Generator().manual_seed(6))
-    monkeypatch.setitem(method_module._CHUNK_BYTES, "cpu", 1)
-    pieces, _ = loaded(name, 40, 128, 32)
+    expected_TO = whole(x_TI)
+    monkeypatch.setitem(int4.PIECE_BYTES, "cpu", 1)
+    pieces, _ = loaded(name, 136, 128, 32)
     assert isinstance(pieces.method, Int4Method)
-    assert [rows.stop - rows.start for rows in pieces.method._chunks(CPU)] == [1] * 40
+    assert pieces.method.form is not None
+    assert [rows.stop - rows.start for rows in int4.pieces(pieces.method.form, CPU)] == [64, 64, 8]
     assert torch.equal(pieces.get_parameter("packed"), whole.get_parameter("packed"))
-    assert relative_rms(pieces(x_TI), whole.method.apply(whole, x_TI)) <= bound("linear", torch.float32)
+    assert relative_rms(pieces(x_TI), expected_TO) <= bound("linear", torch.float32)
 
 
 def test_symmetric_gptq_checkpoints_keep_no_zero_points() -> None:

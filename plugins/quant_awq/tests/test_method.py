@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from paddock.axes import EMBED, PLAIN, VOCAB, Linear, Part
 from paddock.errors import CheckpointError
-from paddock.layers import LinearLayer
+from paddock.layers import LinearLayer, Ops, reference
+from paddock.layers.int4 import Int4Weight, unpack
 from paddock.testing.oracle import assert_close, relative_rms
-from paddock_quant_awq.layout import unpack
 from paddock_quant_awq.method import Int4Method, linear_method
 
 
@@ -48,6 +48,24 @@ def test_a_product_takes_no_values_from_the_host(name: str) -> None:
         assert seen.count == 1
         layer(x)
     assert seen.count == 1
+
+
+@pytest.mark.parametrize(("name", "op"), [("awq", "linear_int4"), ("packed-w4a8", "linear_int4_fp8")])
+def test_products_are_the_ops_bound_to_the_layer(name: str, op: str) -> None:
+    """A kernel bound as the op gets the weight in the core's form; one that quantises is used too."""
+    calls: list[Int4Weight] = []
+
+    def bound(*given: Any) -> Any:
+        calls.append(next(each for each in given if isinstance(each, Int4Weight)))
+        return getattr(reference, op)(*given)
+
+    layer, x = random(name, 32, 64, 32), torch.randn(3, 64, generator=torch.Generator().manual_seed(6))
+    expected, doubled = layer(x), layer(2 * x)
+    layer.ops = Ops.bind({op: bound, "quantize_fp8_token": lambda x, limit: reference.quantize_fp8_token(2 * x, limit)})
+    assert torch.equal(layer(x), doubled if op == "linear_int4_fp8" else expected)
+    (weight,) = calls
+    assert weight.packed is layer.get_parameter("packed")
+    assert (weight.zeros is None) == (name != "awq")
 
 
 @pytest.mark.parametrize("name", ["awq", "gptq", "packed-asymmetric", "modelopt"])
@@ -90,7 +108,7 @@ def test_a_scale_that_is_no_positive_number_is_refused(bad: float) -> None:
 def test_random_parameters_keep_the_magnitude(name: str) -> None:
     """Dummy words use all sixteen numbers and multiply unit inputs into outputs of about one."""
     layer = random(name, 64, 512, 64)
-    assert set(unpack(layer.get_parameter("packed"), 512).flatten().tolist()) == set(range(16))
+    assert set(unpack(layer.get_parameter("packed")).flatten().tolist()) == set(range(16))
     x = torch.randn(32, 512, generator=torch.Generator().manual_seed(2))
     assert 0.7 < layer(x).std().item() < 1.3
 

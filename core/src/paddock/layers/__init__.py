@@ -1,6 +1,7 @@
 """What models are made of, and what plugins may build on: the names below are public, the modules they come from are not.
 
-`paddock.layers.reference` is public too: the plain-torch definition of every op.
+Public too: `paddock.layers.reference`, the plain-torch definition of every op, and `paddock.layers.int4`, the layout of 4-bit
+weights.
 """
 
 from paddock.layers.attention import AttentionBackend, AttentionInputs, AttentionParams, LayerKV, Model

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from paddock.layers import reference
 from paddock.layers.attention import LayerKV
+from paddock.layers.int4 import Int4Weight
 from paddock.layers.quantized import QuantizedActivation
 from paddock.layers.unfused_fp8 import FUSED, parts_of
 
@@ -88,8 +89,9 @@ class Ops:
     rms_norm(x_TE, weight_E, eps) -> h_TE; add_rms_norm(x_TE, delta_TE, weight_E, eps) -> (x + delta, its norm);
     layer_norm(x_TE, weight_E, bias_E or None, eps) -> h_TE; add_layer_norm likewise; silu_mul(gate_up_T2F) -> [T, F];
     gelu(x_TF) -> [T, F]; quantize_fp8_static(x_TI, scale); quantize_fp8_token(x_TI, bound or None);
-    linear_fp8(values_TI, x_scale [] or [T, 1], weight_OI, weight_scale_O1, dtype) -> y_TO; `silu_mul_fp8`, `gelu_fp8`,
-    `rms_norm_fp8` and `layer_norm_fp8` quantise what the plain op returns, by a static scale or one a token.
+    linear_fp8(values_TI, x_scale [] or [T, 1], weight_OI, weight_scale_O1, dtype) -> y_TO; linear_int4(x_TI, weight) -> y_TO;
+    linear_int4_fp8(values_TI, scale_T1, weight, dtype) -> y_TO; `silu_mul_fp8`, `gelu_fp8`, `rms_norm_fp8` and `layer_norm_fp8`
+    quantise what the plain op returns, by a static scale or one a token.
     """
 
     embed: Callable[[Tensor, Tensor], Tensor] = reference.embed
@@ -105,6 +107,8 @@ class Ops:
     quantize_fp8_static: Callable[[Tensor, Tensor], QuantizedActivation] = reference.quantize_fp8_static
     quantize_fp8_token: Callable[[Tensor, float | None], QuantizedActivation] = reference.quantize_fp8_token
     linear_fp8: Callable[[Tensor, Tensor, Tensor, Tensor, torch.dtype], Tensor] = reference.linear_fp8
+    linear_int4: Callable[[Tensor, Int4Weight], Tensor] = reference.linear_int4
+    linear_int4_fp8: Callable[[Tensor, Tensor, Int4Weight, torch.dtype], Tensor] = reference.linear_int4_fp8
     rms_norm_fp8: NormFp8 = reference.rms_norm_fp8
     layer_norm_fp8: LayerNormFp8 = reference.layer_norm_fp8
     silu_mul_fp8: Fp8Of = reference.silu_mul_fp8

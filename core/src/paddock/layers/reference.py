@@ -1,7 +1,7 @@
 """Every op in plain torch: the definition, the CPU path and the oracle of every kernel of the same name.
 
 T tokens, V vocabulary, E model size, I input features, O output features, F feed-forward size, H query heads, K KV heads,
-D head size, L positions, N pages, P tokens a page. Sums run in float32 whatever the dtype.
+D head size, L positions, N pages, P tokens a page, R outputs of a piece of a weight. Sums run in float32 whatever the dtype.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from paddock.layers.attention import LayerKV
+from paddock.layers.int4 import Int4Weight
 from paddock.layers.quantized import QuantizedActivation
 
 FP8 = torch.float8_e4m3fn
@@ -39,6 +40,32 @@ def linear_fp8(values_TI: Tensor, x_scale: Tensor, weight_OI: Tensor, weight_sca
     for start in range(0, len(weight_OI), step):
         rows = slice(start, start + step)
         y_TO[:, rows] = (x32_TI @ weight_OI[rows].float().T * (x_scale * weight_scale_O1[rows].T)).to(dtype)
+    return y_TO
+
+
+def linear_int4(x_TI: Tensor, weight: Int4Weight) -> Tensor:
+    """Return x W^T [T, O] in x's dtype: the sum of x * (code - zero) * scale in float32, rounded once.
+
+    A bounded piece of W is in float32 at a time. So for `linear_int4_fp8`.
+    """
+    x32_TI, y_TO = x_TI.float(), x_TI.new_empty((len(x_TI), weight.form.outputs))
+    for rows in weight.pieces():
+        y_TO[:, rows] = (x32_TI @ weight.dequantise(rows).T).to(x_TI.dtype)
+    return y_TO
+
+
+def linear_int4_fp8(values_TI: Tensor, scale_T1: Tensor, weight: Int4Weight, dtype: torch.dtype) -> Tensor:
+    """Return x W^T [T, O] in `dtype` for x in FP8 e4m3 with a float32 scale a token: scale_T * sum over groups of scale * s.
+
+    s is a group's sum of values * (code - zero), whose factors are exact in FP8; both sums are float32, rounded once.
+    """
+    x32_TI, y_TO = values_TI.float(), values_TI.new_empty((len(values_TI), weight.form.outputs), dtype=dtype)
+    for rows in weight.pieces():
+        numbers_RDQ, scales_RD = weight.numbers(rows), weight.group_scales(rows)
+        sum_TR = x32_TI.new_zeros((len(x32_TI), len(numbers_RDQ)))
+        for d, x_TQ in enumerate(torch.split_with_sizes(x32_TI, [weight.form.group] * weight.form.groups, dim=1)):
+            sum_TR += (x_TQ @ numbers_RDQ[:, d].T) * scales_RD[:, d]
+        y_TO[:, rows] = (sum_TR * scale_T1).to(dtype)
     return y_TO
 
 

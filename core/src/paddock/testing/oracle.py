@@ -32,6 +32,12 @@ ROUNDINGS = {
         1,
         "blocks of 256 products in 14 bits, 2e-4 (half a rounding of float16), their sums in float32, rounded once",
     ),
+    "linear_int4": (1, "the sum of x * (code - zero) * scale in float32, rounded once"),
+    "linear_int4_fp8": (
+        1,
+        "a group's products in 14 bits (at most 128 at a time: under 2e-4, half a rounding of float16), their sums in float32, "
+        "rounded once",
+    ),
     "attention": (2, "probabilities are rounded before they meet V, and the output once"),
 }
 _BLOCK = 1 << 20  # values summed at a time: float64 copies of a large result would not fit beside it, nor in a CPU's cache

@@ -13,8 +13,8 @@ from torch import Tensor
 from paddock import axes
 from paddock.errors import CheckpointError
 from paddock.layers import LinearLayer, part_spans
+from paddock.layers.int4 import MIDDLE
 from paddock_quant_awq import scheme as schemes
-from paddock_quant_awq.layout import MIDDLE
 from paddock_quant_awq.scheme import Int4Scheme
 from paddock_quant_awq.words import AWQ_ORDER, IN_ORDER, WORD, unpack
 
@@ -43,22 +43,15 @@ class Stored:
         """Return where the parameters lie."""
         return self.layer.get_parameter(_WEIGHT[self.scheme.packing]).device
 
-    def codes(self, part: int, rows: slice) -> Tensor:
-        """Return codes [R, I] of outputs `rows` of a part; they begin and end at multiples of 8, or with the part."""
-        weight, first = self.layer.get_parameter(_WEIGHT[self.scheme.packing]), self._first_row(part)
-        inputs, packing = self.layer.linear.in_size, self.scheme.packing
-        if packing == schemes.AWQ_GEMM:
-            words_IW = weight[:, first + rows.start // WORD : first + rows.stop // WORD]
-            return unpack(words_IW, AWQ_ORDER).T
-        if packing == schemes.GPTQ:
-            return unpack(weight[:, first + rows.start : first + rows.stop].T, IN_ORDER)
-        if packing == schemes.PACKED:
-            return unpack(weight[first + rows.start : first + rows.stop], IN_ORDER)[:, :inputs]
-        if packing == schemes.UNPACKED:
-            return self._unsigned(weight[first + rows.start : first + rows.stop], "weight")
-        bytes_HI = weight[first + rows.start // 2 : first + rows.stop // 2]
-        nibbles_RI = torch.stack((bytes_HI & 15, bytes_HI >> 4), dim=1).flatten(0, 1)
-        return nibbles_RI ^ MIDDLE  # two's complement, plus 8
+    def codes(self, rows: slice) -> Tensor:
+        """Return codes [R, I] of outputs `rows` of any parts, which begin and end at multiples of 8 or with the last part."""
+        found, first = [], 0
+        for part, share in enumerate(self.layer.linear.out):
+            start, stop = max(rows.start - first, 0), min(rows.stop - first, share.size)
+            if start < stop:
+                found.append(self._codes(part, slice(start, stop)))
+            first += share.size
+        return torch.cat(found)
 
     def scales(self) -> Tensor:
         """Return the scales [G, O] in their dtype; raise CheckpointError for one that cannot be."""
@@ -146,6 +139,23 @@ class Stored:
                     f"{[part.size, self.layer.whole.in_size]}",
                     fix="check that config.json belongs to these weights",
                 )
+
+    def _codes(self, part: int, rows: slice) -> Tensor:
+        """Return codes [R, I] of outputs `rows` of a part. Parts that pack outputs to a word or a byte hold whole ones."""
+        weight, first = self.layer.get_parameter(_WEIGHT[self.scheme.packing]), self._first_row(part)
+        inputs, packing = self.layer.linear.in_size, self.scheme.packing
+        if packing == schemes.AWQ_GEMM:
+            words_IW = weight[:, first + rows.start // WORD : first + rows.stop // WORD]
+            return unpack(words_IW, AWQ_ORDER).T
+        if packing == schemes.GPTQ:
+            return unpack(weight[:, first + rows.start : first + rows.stop].T, IN_ORDER)
+        if packing == schemes.PACKED:
+            return unpack(weight[first + rows.start : first + rows.stop], IN_ORDER)[:, :inputs]
+        if packing == schemes.UNPACKED:
+            return self._unsigned(weight[first + rows.start : first + rows.stop], "weight")
+        bytes_HI = weight[first + rows.start // 2 : first + rows.stop // 2]
+        nibbles_RI = torch.stack((bytes_HI & 15, bytes_HI >> 4), dim=1).flatten(0, 1)
+        return nibbles_RI ^ MIDDLE  # two's complement, plus 8
 
     def _zeros(self, part: int) -> Tensor:
         packing, outputs = self.scheme.packing, self.layer.linear.out[part].size
