@@ -19,7 +19,7 @@ PUBLIC = {
     "paddock.assemble": "assemble plan",
     "paddock.axes": """
         EMBED FFN FP8_STATIC FP8_TOKEN HEADS INPUT_FORMATS KV_HEADS PLAIN VOCAB WHOLE
-        Embedding Linear Module Part Scheme Shard Tensor TensorAxis Unquantized Vector WeightTable left_plain""",
+        Embedding Linear Module Part RoundsInputs Scheme Shard Tensor TensorAxis Unquantized Vector WeightTable left_plain""",
     "paddock.checkpoint.load": "load",
     "paddock.errors": """
         CheckpointError KernelError ModelConfigError OptionError PaddockError PlanError PluginError QualityError QueueFullError
@@ -31,7 +31,8 @@ PUBLIC = {
     "paddock.execution.sampling_reference": "draw draw_filtered most_likely",
     "paddock.layers": """
         Activation AttentionBackend AttentionInputs AttentionParams Builder Communicator LayerKV LinearLayer LinearMethod Model
-        OP_NAMES Ops PlainMethod QuantisesRows QuantizedActivation allocate finalise part_spans randomise targets torch_dtype""",
+        OP_NAMES Ops PlainMethod QuantisesRows QuantizedActivation allocate finalise part_spans randomise targets torch_dtype
+        TakesFewPlain""",
     "paddock.layers.int4": """
         BLOCK Int4Form Int4Weight MIDDLE OUTPUTS PIECE_BYTES SLAB SLAB_BYTES fill_groups int4_weight pack pack_zeros pieces unpack
         unpack_zeros""",

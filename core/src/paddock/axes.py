@@ -8,8 +8,8 @@ these values, so a model, a format and a strategy meet here and nowhere else. Fr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, runtime_checkable
 
 from attrs import field, frozen, validators
 
@@ -128,8 +128,9 @@ class TensorAxis:
     """One axis of a stored tensor: the `out` or `in` side of a linear, `pack` elements a word, one entry a `group`.
 
     `group` -1 is one entry for the whole axis. `cut` is the number of elements at whose multiples a rank may begin and end: whole
-    words and groups unless the format's method can slice a group; a rank then takes every group that it touches. An axis of the
-    side `fixed` belongs to neither side and has `entries` entries.
+    words and groups unless the format's method can slice a group; a rank then takes every group that it touches. What a rank
+    keeps is filled up to a multiple of `fill` elements. An axis of the side `fixed` belongs to neither side and has `entries`
+    entries.
     """
 
     side: str = field(validator=validators.in_(("out", "in", "fixed")))
@@ -137,6 +138,7 @@ class TensorAxis:
     group: int = 1
     cut: int = field(kw_only=True, validator=_positive)
     entries: int = field(default=0, kw_only=True)
+    fill: int = field(default=1, kw_only=True, validator=_positive)
 
     @cut.default
     def _whole_entries(self) -> int:
@@ -160,9 +162,12 @@ class TensorAxis:
 
     def held(self, size: int) -> int:
         """Return how many entries a rank with `size` elements keeps: groups that its ends slice are kept in pieces."""
-        if self.side == "fixed" or self.group == -1:
+        if self.side == "fixed":
             return self.extent(size)
-        return math.ceil(size / (math.gcd(self.step, size) if self.cut < self.step else self.step))
+        filled = math.ceil(size / self.fill) * self.fill
+        if self.group == -1:
+            return math.ceil(filled / size)
+        return math.ceil(filled / (math.gcd(self.step, size) if self.cut < self.step else self.step))
 
 
 @frozen
@@ -193,9 +198,13 @@ class Tensor:
         sides = {"out": part, "in": inp, "fixed": inp}
         return tuple(axis.extent(sides[axis.side].size, sides[axis.side].start) for axis in self.axes)
 
-    def held(self, out_size: int, in_size: int) -> tuple[int, ...]:
-        """Return the shape that a rank's share of that size is kept in."""
-        return tuple(axis.held(out_size if axis.side == "out" else in_size) for axis in self.axes)
+    def held(self, out_sizes: Sequence[int], in_size: int) -> int:
+        """Return how many elements a rank keeps for parts of these sizes: each has its own last word, group or scalar.
+
+        Where outputs are filled up, all parts lie together and are filled up once.
+        """
+        sizes = [sum(out_sizes)] if any(axis.side == "out" and axis.fill > 1 for axis in self.axes) else out_sizes
+        return sum(math.prod(axis.held(out if axis.side == "out" else in_size) for axis in self.axes) for out in sizes)
 
 
 class Scheme(Protocol):
@@ -211,6 +220,18 @@ class Scheme(Protocol):
 
     def tensors(self, path: str, linear: Linear) -> tuple[Tensor, ...]:
         """Return the tensors (bias excluded) that hold `linear`, whose first part is found at checkpoint prefix `path`."""
+
+
+@runtime_checkable
+class RoundsInputs(Protocol):
+    """A `Scheme` of 4-bit weights, whose products take inputs as they are or round each token to FP8; planning chooses."""
+
+    @property
+    def fp8_inputs_from(self) -> int | None:
+        """Return from how many tokens a step on inputs are rounded, None for never; as detected, what it was made for."""
+
+    def with_fp8_inputs_from(self, tokens: int | None) -> Scheme:
+        """Return the same scheme with another number of tokens."""
 
 
 def left_plain(path: str, linear: Linear, skipped: Callable[[str], bool]) -> bool:

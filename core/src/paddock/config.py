@@ -14,6 +14,9 @@ DTYPES = ("auto", "bfloat16", "float16", "float32")
 DEVICES = ("auto", "cpu", "cuda")
 DUMMY = "dummy"  # the load format of random weights
 LOAD_FORMATS = ("auto", "safetensors", DUMMY)
+AUTO = "auto"  # left to planning
+W4A16, W4A8 = "w4a16", "w4a8"  # products with 4-bit weights: inputs as they are, or rounded to FP8 a token
+INT4_COMPUTES = (AUTO, W4A16, W4A8)
 KV_CACHE_DTYPES = ("auto", "bfloat16", "float16", "float32", "fp8")
 
 
@@ -50,8 +53,9 @@ class EngineConfig:
     """Everything a user can set about an engine. Names follow vLLM's where one exists.
 
     `prefer` resolves a name two plugins own (`{"LlamaForCausalLM": "my-plugin"}`); `ops` picks the plugin that implements an
-    op; `ignore_config_keys` lets config.json keys pass that the model plugin does not know. Memory is in bytes. None, like
-    `auto`, leaves the choice to planning.
+    op; `int4_compute` says whether products with 4-bit weights take inputs as they are or round each token to FP8;
+    `ignore_config_keys` lets config.json keys pass that the model plugin does not know. Memory is in bytes. None, like `auto`,
+    leaves the choice to planning.
     Raises OptionError for a value out of range.
     """
 
@@ -63,6 +67,7 @@ class EngineConfig:
     load_format: str = field(default="auto", validator=_one_of(LOAD_FORMATS))
     quantization: str = "auto"
     kv_cache_dtype: str = field(default="auto", validator=_one_of(KV_CACHE_DTYPES))
+    int4_compute: str = field(default=AUTO, validator=_one_of(INT4_COMPUTES))
     attention_backend: str = "auto"
     max_model_len: int | None = field(default=None, validator=_at_least(1, optional=True))
     max_num_seqs: int | None = field(default=None, validator=_at_least(1, optional=True))

@@ -57,6 +57,12 @@ class Fp8(PlainMethod):
         return super().apply(layer, x_TI if isinstance(x_TI, torch.Tensor) else x_TI.values_TI.float() * x_TI.scale)
 
 
+class Fp8FromFour(Fp8):
+    """One that takes fewer than four tokens plain."""
+
+    input_format_from = 4
+
+
 def plain(path: str, linear: axes.Linear) -> LinearMethod:
     """Return the plain float32 method."""
     return PlainMethod.of(linear, torch.float32)
@@ -163,6 +169,25 @@ def test_a_norm_emits_what_all_its_linears_take(
     taker(h)
     assert isinstance(taker.method, Fp8)
     assert isinstance(taker.method.seen[0], expected)
+
+
+def test_a_norm_emits_for_so_many_tokens_what_its_linears_take() -> None:
+    """Fewer than the linear's border stay plain; one that takes FP8 of any number does not agree with it."""
+    for also, kinds in ((Fp8FromFour, [torch.Tensor, QuantizedActivation]), (Fp8, [torch.Tensor, torch.Tensor])):
+
+        def method_for(path: str, linear: axes.Linear, also: type[Fp8] = also) -> LinearMethod:
+            return (Fp8FromFour if path == "layers.0.up" else also)(linear, axes.FP8_TOKEN, None, None)
+
+        make = builder(method_for=method_for).layer(0)
+        modules = nn.ModuleDict({name: make.linear(name) for name in ("up", "also")})
+        modules["norm"] = make.norm("norm", eps=1e-5)
+        randomise(modules, torch.Generator().manual_seed(0))
+        finalise(modules)
+        for delta in (None, torch.zeros(4, 8)):
+            few, many = (
+                modules["norm"](torch.randn(tokens, 8), None if delta is None else delta[:tokens])[1] for tokens in (3, 4)
+            )
+            assert [type(few), type(many)] == kinds
 
 
 def test_packing_changes_no_product_and_gives_the_weight_back() -> None:

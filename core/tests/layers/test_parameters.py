@@ -115,7 +115,7 @@ def test_a_rank_takes_every_group_that_it_touches_where_the_format_slices_them()
     assert all(
         torch.equal(rows, whole[first:end]) for rows, (first, end) in zip(held, [(0, 2), (1, 3), (3, 5), (4, 6)], strict=True)
     )
-    assert SLICED[1].held(8, 96) == (3, 8)
+    assert SLICED[1].held([8], 96) == 3 * 8
     with pytest.raises(PlanError, match="do not fall on the groups of 32"):
         fill(wide, SLICED, axes.Shard(1, 8, CUTS))
 

@@ -171,13 +171,14 @@ def test_int4_405b_fits_two_gpus_once_something_spreads_it(installed: Any) -> No
 
 
 def test_groups_that_straddle_gpus_are_sliced_where_the_format_can(installed: Any) -> None:
-    """Falcon-180B's attention output over 8 GPUs is 14.5 groups of 128 each: kept as 29 groups of 64, which the ledger counts."""
+    """Falcon-180B's attention output over 8 GPUs is 14.5 groups of 128 each, kept as groups of 64 in 15 blocks of 128 inputs."""
     plan = planned(installed, "falcon-180b-awq", "8xH200")
     assert plan.tensor_parallel_size == 8
     outputs, inputs, layers = 14_848, 14_848, 80
     a_group = 2 * outputs + outputs // 2  # float16 scales, packed zero points
     whole = planned(installed, "falcon-180b-awq").ledger.weights.layers
-    assert 8 * plan.ledger.weights.layers - whole == layers * a_group * (inputs // 64 - inputs // 128)
+    groups, codes = 8 * 15 * 2 - inputs // 128, outputs * (8 * 15 * 128 - inputs) // 2  # of half a byte
+    assert 8 * plan.ledger.weights.layers - whole == layers * (a_group * groups + codes)
 
 
 def test_groups_that_would_straddle_gpus_are_found_before_any_gpu_is(installed: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,11 +12,12 @@ from plugins.quant_awq.tests.made import CPU, empty, linear, load, made, named, 
 from plugins.quant_awq.tests.written import FORMATS
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from paddock.axes import EMBED, PLAIN, VOCAB, Linear, Part
+from paddock.axes import EMBED, FP8_TOKEN, PLAIN, VOCAB, Linear, Part
 from paddock.errors import CheckpointError
-from paddock.layers import LinearLayer, Ops, reference
+from paddock.layers import LinearLayer, Ops, TakesFewPlain, int4, reference
 from paddock.layers.int4 import Int4Weight, unpack
 from paddock.testing.oracle import assert_close, relative_rms
+from paddock_quant_awq import scheme as schemes
 from paddock_quant_awq.method import Int4Method, linear_method
 
 
@@ -25,6 +27,12 @@ def random(name: str, outs: int, ins: int, group: int, dtype: str = "float32") -
     layer.randomise(torch.Generator().manual_seed(1))
     layer.finalise()
     return layer
+
+
+def note(called: list[str], op: str, *given: Any) -> Any:
+    """Run an op as it is defined, and note it."""
+    called.append(op)
+    return getattr(reference, op)(*given)
 
 
 class HostValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -66,6 +74,46 @@ def test_products_are_the_ops_bound_to_the_layer(name: str, op: str) -> None:
     (weight,) = calls
     assert weight.packed is layer.get_parameter("packed")
     assert (weight.zeros is None) == (name != "awq")
+
+
+@pytest.mark.parametrize("name", ["awq", "modelopt", "packed-w4a8"])
+def test_few_tokens_are_taken_plain_and_many_rounded(name: str) -> None:
+    """From the scheme's number of tokens on, whatever the checkpoint was made for; the layer asks for its inputs so."""
+    for border in (None, 1, 4):
+        scheme = scheme_of(FORMATS[name].entry(32)).with_fp8_inputs_from(border)
+        layer = empty(scheme, linear(32, 64))
+        layer.randomise(torch.Generator().manual_seed(1))
+        layer.finalise()
+        called: list[str] = []
+        noted = {op: partial(note, called, op) for op in ("linear_int4", "linear_int4_fp8")}
+        layer.ops = Ops.bind(noted)
+        for tokens in (1, 3, 4, 9):
+            layer(torch.ones(tokens, 64))
+        assert called == ["linear_int4_fp8" if border and tokens >= border else "linear_int4" for tokens in (1, 3, 4, 9)]
+        assert layer.method.input_format == (PLAIN if border is None else FP8_TOKEN)
+        assert isinstance(layer.method, TakesFewPlain)
+        assert layer.method.input_format_from == (border or 1)
+
+
+def test_the_tiles_that_are_counted_are_those_that_are_kept() -> None:
+    """Planning knows without torch what the core's layout fills up to."""
+    assert (schemes.OUTPUTS, schemes.BLOCK) == (int4.OUTPUTS, int4.BLOCK)
+
+
+@pytest.mark.parametrize("name", ["awq", "auto-round-awq", "packed-asymmetric", "packed", "modelopt"])
+@pytest.mark.parametrize(("sizes", "ins", "group"), [((80,), 4544, 64), ((72, 40, 24), 200, -1), ((64,), 96, 32)])
+def test_what_is_kept_is_what_planning_counts(name: str, sizes: tuple[int, ...], ins: int, group: int) -> None:
+    """To the byte, ragged outputs and inputs and fused parts included."""
+    whole, scheme = linear(0, ins, *sizes), scheme_of(FORMATS[name].entry(group))
+    layer = empty(scheme, whole)
+    layer.randomise(torch.Generator().manual_seed(1))
+    layer.finalise()
+    counted = sum(
+        tensor.held(sizes, ins) * {"int32": 4, "uint8": 1, "float16": 2, "float32": 4}[tensor.dtype]
+        for tensor in scheme.tensors("p0", whole)
+        if not tensor.optional
+    )
+    assert sum(parameter.nbytes for parameter in layer.parameters()) == counted
 
 
 @pytest.mark.parametrize("name", ["awq", "gptq", "packed-asymmetric", "modelopt"])

@@ -78,6 +78,7 @@ def planned(plan: Plan | None) -> dict[str, Any] | None:
         "gpus_used": plan.num_gpus if plan.hardware.device == "cuda" else 0,
         "dtype": plan.dtype,
         "quantization": plan.scheme,
+        "fp8_inputs_from": plan.fp8_inputs_from,
         "kv_cache_dtype": plan.kv_cache_dtype,
         "page_size": plan.page_size,
         "attention_backend": plan.attention.name,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from paddock.cli.session import Session, parse_owners
-from paddock.config import DEVICES, DTYPES, KV_CACHE_DTYPES, LOAD_FORMATS
+from paddock.config import DEVICES, DTYPES, INT4_COMPUTES, KV_CACHE_DTYPES, LOAD_FORMATS
 
 if TYPE_CHECKING:
     from paddock.llm import LLM
@@ -30,6 +30,11 @@ _OPTIONS = (
     click.option("--max-num-batched-tokens", type=int, metavar="N", help="Most tokens computed in a step."),
     click.option("--load-format", type=click.Choice(LOAD_FORMATS), help="dummy: random weights, config.json is enough."),
     click.option("--quantization", metavar="NAME", help="Format of the weights; fp8 quantises plain ones [auto: as stored]."),
+    click.option(
+        "--int4-compute",
+        type=click.Choice(INT4_COMPUTES),
+        help="Inputs of 4-bit weights: as they are (w4a16), rounded to FP8 (w4a8), or by the number of tokens.",
+    ),
     click.option("--kv-cache-dtype", type=click.Choice(KV_CACHE_DTYPES), help="Type of the KV cache."),
     click.option("--attention-backend", metavar="NAME", help="Attention implementation; see `paddock list attention`."),
     click.option(

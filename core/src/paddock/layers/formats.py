@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from paddock import axes
-from paddock.layers.linear import LinearLayer
+from paddock.layers.linear import LinearLayer, TakesFewPlain
 from paddock.layers.ops import Ops
 from paddock.layers.quantized import Activation
 
@@ -17,7 +17,8 @@ from paddock.layers.quantized import Activation
 class InputFormat:
     """What the linears fed by one producer take, and how to make it of a plain tensor.
 
-    The linears are known when the model is built, static scales only after loading: until `settle`, everything is plain.
+    The linears are known when the model is built, static scales only after loading: until `settle`, everything is plain. Steps of
+    fewer than `from_tokens` tokens stay plain too: a step's size is fixed where it is captured as a graph.
     """
 
     def __init__(self, ops: Ops) -> None:
@@ -25,13 +26,13 @@ class InputFormat:
         self._ops = ops
         self._consumers: list[LinearLayer] = []
         self.name = axes.PLAIN
+        self.from_tokens = 1
         self.scale: Tensor | None = None
         self.bound: float | None = None
 
-    @property
-    def is_fp8(self) -> bool:
-        """Return whether the ops named `_fp8` make the format, by `scale` and `bound`."""
-        return self.name in (axes.FP8_STATIC, axes.FP8_TOKEN)
+    def is_fp8(self, x_TI: Tensor) -> bool:
+        """Return whether the ops named `_fp8` make the format of so many tokens, by `scale` and `bound`."""
+        return self.name in (axes.FP8_STATIC, axes.FP8_TOKEN) and len(x_TI) >= self.from_tokens
 
     def feed(self, consumer: LinearLayer) -> None:
         """Note a linear that takes the producer's output."""
@@ -44,14 +45,15 @@ class InputFormat:
         methods = [layer.method for layer in self._consumers]
         names, bounds = {m.input_format for m in methods}, {m.input_bound for m in methods}
         scales = [layer.method.input_scale(layer) for layer in self._consumers]
-        if len(names) != 1 or len(bounds) != 1 or not _same(scales):
+        borders = {m.input_format_from if isinstance(m, TakesFewPlain) else 1 for m in methods}
+        if any(len(found) != 1 for found in (names, bounds, borders)) or not _same(scales):
             return
-        (self.name,), (self.bound,), self.scale = names, bounds, scales[0]
+        (self.name,), (self.bound,), (self.from_tokens,), self.scale = names, bounds, borders, scales[0]
         assert (self.scale is not None) == (self.name == axes.FP8_STATIC), self.name
 
     def __call__(self, x_TI: Tensor) -> Activation:
-        """Return x in the format agreed on."""
-        if self.name == axes.PLAIN:
+        """Return x in the format agreed on for so many tokens."""
+        if not self.is_fp8(x_TI):
             return x_TI
         if self.name == axes.FP8_TOKEN:
             return self._ops.quantize_fp8_token(x_TI, self.bound)

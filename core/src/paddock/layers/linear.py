@@ -67,6 +67,15 @@ class QuantisesRows(Protocol):
         """Return values [R, I] of `weight`'s dtype and scales [R, 1] of whole rows, each made of its row alone."""
 
 
+@runtime_checkable
+class TakesFewPlain(Protocol):
+    """A `LinearMethod` that takes its input format best in large steps alone, and plain inputs in small ones."""
+
+    @property
+    def input_format_from(self) -> int:
+        """Return the tokens from which the input format holds; fewer are best left plain."""
+
+
 class LinearLayer(nn.Module):
     """y = x W^T + b for a rank's share of a declared linear.
 

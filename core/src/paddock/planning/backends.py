@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from paddock.config import EngineConfig
+from paddock.config import AUTO, EngineConfig
 from paddock.errors import OptionError, PlanError, did_you_mean
-from paddock.planning.formats import AUTO, Format
+from paddock.planning.formats import Format
 from paddock.planning.hardware import Hardware
 from paddock.planning.notes import ASKED, Candidate, Notes, Obstacle, reasons, ways_around, why_not_here
 from paddock.planning.plan import Rejected

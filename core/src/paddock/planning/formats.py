@@ -8,7 +8,7 @@ from typing import Any
 from attrs import frozen
 
 from paddock.axes import Scheme, Unquantized
-from paddock.config import EngineConfig
+from paddock.config import AUTO, EngineConfig
 from paddock.errors import ModelConfigError, PaddockError, PlanError, PluginError
 from paddock.planning.hardware import Hardware
 from paddock.planning.notes import ASKED, Candidate, Notes, Obstacle, reasons, why_not_here
@@ -19,7 +19,6 @@ from paddock.plugins.provider import Provided
 from paddock.plugins.registry import Registry
 
 NONE = "none"
-AUTO = "auto"
 _TELLING = ("quant_algo", "format", "bits")
 _OTHER_FILES = {"hf_quant_config.json": "modelopt", "quant_config.json": "awq", "quantize_config.json": "gptq"}
 

@@ -153,8 +153,9 @@ class Plan:
     """What will run and whether it fits; complete: a worker needs the Plan, the weights and the plugins it names.
 
     `asked` is what the user set, `auto` and all; every other field is resolved. `model_config` and `generation_config` are the
-    files as published, `quantization_files` what `detect` reads beside config.json. `stages` holds the layers (first, end) of
-    each pipeline stage. `ledgers` holds one entry a stage.
+    files as published, `quantization_files` what `detect` reads beside config.json. Linears with 4-bit weights take FP8 in steps
+    of `fp8_inputs_from` tokens and more, None for never. `stages` holds the layers (first, end) of each pipeline stage. `ledgers`
+    holds one entry a stage.
     """
 
     paddock: str
@@ -168,6 +169,7 @@ class Plan:
     dtype: str
     quantization: QuantizationSpec | None
     scheme: str
+    fp8_inputs_from: int | None
     kv_cache_dtype: str
     attention: AttentionSpec
     page_size: int

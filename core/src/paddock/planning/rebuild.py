@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from paddock.axes import WHOLE, Scheme, Shard, Unquantized, WeightTable
+from paddock.axes import WHOLE, RoundsInputs, Scheme, Shard, Unquantized, WeightTable
 from paddock.errors import PlanError
 from paddock.planning.layout import USUAL_CUTS
 from paddock.planning.plan import Plan
@@ -41,7 +41,7 @@ def scheme(plan: Plan) -> Scheme:
             f"the plan says {plan.quantization.name}, but the installed plugin does not recognise the checkpoint",
             fix="make the plan with the versions it will run with",
         )
-    return found
+    return found.with_fp8_inputs_from(plan.fp8_inputs_from) if isinstance(found, RoundsInputs) else found
 
 
 def shard(plan: Plan, tensor_rank: int = 0) -> Shard:

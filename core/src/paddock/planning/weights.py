@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
@@ -138,10 +137,9 @@ class Weigher:
 
 
 def _linear_bytes(tensors: tuple[Tensor, ...], linear: Linear) -> int:
-    """Return the bytes of all tensors that must be there: a part has its own scalars, and its own last word or group."""
-    kept = [tensor for tensor in tensors if not tensor.optional]
-    shapes = ((tensor, tensor.held(part.size, linear.in_size)) for tensor in kept for part in linear.out)
-    return sum(math.prod(shape) * dtype_bytes(tensor.dtype) for tensor, shape in shapes)
+    """Return the bytes of all tensors that must be there."""
+    outs, kept = [part.size for part in linear.out], [tensor for tensor in tensors if not tensor.optional]
+    return sum(tensor.held(outs, linear.in_size) * dtype_bytes(tensor.dtype) for tensor in kept)
 
 
 def straddling_groups(table: WeightTable, tensors: Tensors, shard: Shard) -> Iterator[str]:

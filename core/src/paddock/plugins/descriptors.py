@@ -14,10 +14,9 @@ from typing import Any
 
 from attrs import Attribute, field, frozen
 
-from paddock.config import DEVICES, DTYPES, KV_CACHE_DTYPES
+from paddock.config import AUTO, DEVICES, DTYPES, KV_CACHE_DTYPES
 from paddock.errors import PluginError, did_you_mean
 
-AUTO = "auto"
 LEVELS = ("error", "warning", "info")
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*\Z")
 

@@ -55,6 +55,11 @@ class Int4Method:
         """Return the dtype of the output."""
         return torch_dtype(self.scheme.dtype)
 
+    @property
+    def input_format_from(self) -> int:
+        """Return the tokens from which the input format holds; fewer are taken plain."""
+        return self.scheme.fp8_inputs_from or 1
+
     def create(self, linear: axes.Linear, device: torch.device) -> dict[str, Tensor]:
         """Return the parameters by tensor name, uninitialised but for those a checkpoint may lack."""
         parameters = allocate(linear, self.tensors, device)
@@ -85,11 +90,14 @@ class Int4Method:
         return None
 
     def apply(self, layer: LinearLayer, x_TI: Activation) -> Tensor:
-        """Return x W^T [T, O]: by `linear_int4`, or by `linear_int4_fp8` with each token rounded to FP8 by its own scale."""
+        """Return x W^T [T, O]: by `linear_int4`, or by `linear_int4_fp8` with each token rounded to FP8 by its own scale.
+
+        Which of the two is the scheme's choice, by the number of tokens.
+        """
         weight = self._weight(layer)
         if isinstance(x_TI, Tensor):
             x_TI = _prepared(layer, x_TI)
-            if not self.scheme.fp8_inputs:
+            if self.scheme.fp8_inputs_from is None or len(x_TI) < self.scheme.fp8_inputs_from:
                 return layer.ops.linear_int4(x_TI, weight)
             x_TI = layer.ops.quantize_fp8_token(x_TI, None)
         return layer.ops.linear_int4_fp8(x_TI.values_TI, x_TI.scale, weight, self.dtype)

@@ -7,12 +7,11 @@ from collections.abc import Iterable
 from paddock.plugins import QuantizationSpec, hookimpl
 
 _METHOD = "paddock_quant_awq.method:linear_method"
-_FP8_UNITS = (8, 9)  # the first compute capability with FP8
 
 
 @hookimpl
 def paddock_quantizations() -> Iterable[QuantizationSpec]:
-    """Return the 4-bit checkpoint formats; those whose activations are rounded to FP8 need a GPU that has it."""
+    """Return the 4-bit checkpoint formats; whether activations are rounded to FP8 is planning's choice, for all of them."""
     return (
         QuantizationSpec(
             name="awq",
@@ -43,7 +42,6 @@ def paddock_quantizations() -> Iterable[QuantizationSpec]:
             name="compressed-tensors-w4a8",
             detect="paddock_quant_awq.compressed:detect_w4a8",
             method=_METHOD,
-            min_compute_capability=_FP8_UNITS,
             kv_cache_dtypes={"fp8"},
             summary="4-bit integers of compressed-tensors, activations FP8 per token (W4AFP8)",
         ),
@@ -58,7 +56,6 @@ def paddock_quantizations() -> Iterable[QuantizationSpec]:
             name="modelopt-w4a8",
             detect="paddock_quant_awq.modelopt:detect_w4a8",
             method=_METHOD,
-            min_compute_capability=_FP8_UNITS,
             kv_cache_dtypes={"fp8"},
             summary="ModelOpt INT4 AWQ, activations FP8 per token",
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from attrs import frozen
+from attrs import evolve, field, frozen
 
 from paddock.axes import FP8_TOKEN, PLAIN, VOCAB, Linear, Tensor, TensorAxis, left_plain
 from paddock.errors import PlanError
@@ -20,7 +20,11 @@ PAIRS = "modelopt"  # weight: two outputs to a byte
 WORD = 8
 # A rank may begin inside a group, at a multiple of this: the matrix unit's shortest step along the inputs (FP8).
 SLICE = 32
-_OUT, _IN, _OUT_WORDS, _IN_WORDS = TensorAxis("out"), TensorAxis("in"), TensorAxis("out", pack=WORD), TensorAxis("in", pack=WORD)
+# What is kept of every packing is filled up to whole tiles of the matrix unit: `paddock.layers.int4`, which needs torch.
+OUTPUTS, BLOCK = 64, 128
+_OUT, _IN = TensorAxis("out", fill=OUTPUTS), TensorAxis("in", fill=BLOCK)
+_OUT_WORDS, _IN_WORDS = TensorAxis("out", pack=WORD, fill=OUTPUTS), TensorAxis("in", pack=WORD, fill=BLOCK)
+_PLAIN_OUT, _PLAIN_IN = TensorAxis("out"), TensorAxis("in")
 _SHAPE = Tensor("weight_shape", "int64", (TensorAxis("fixed", entries=2),), optional=True)
 
 
@@ -35,8 +39,9 @@ class Int4Scheme:
 
     `group_size` -1 is one group an output. `is_plain(path)` says which modules the checkpoint leaves alone; the head is one of
     them unless `quantises_head`. A `symmetric` checkpoint needs no zero points; to those stored, `zero_offset` is added.
-    `reorders`: inputs belong to groups in an order of their own (`g_idx`). `fp8_inputs`: activations are rounded to FP8, a scale
-    a token. `signed_scales`: a scale may be negative, as AutoRound's are.
+    `reorders`: inputs belong to groups in an order of their own (`g_idx`). `fp8_inputs`: the format rounds
+    activations to FP8, a scale a token; `fp8_inputs_from` says from how many tokens a step on that is done, None for never,
+    and is 1 or None unless planning chooses otherwise. `signed_scales`: a scale may be negative, as AutoRound's are.
     """
 
     name: str
@@ -52,11 +57,20 @@ class Int4Scheme:
     is_plain: Callable[[str], bool] = nothing
     quantises_head: bool = False
     kv_cache_dtype: str | None = None
+    fp8_inputs_from: int | None = field()
+
+    @fp8_inputs_from.default
+    def _as_made_for(self) -> int | None:
+        return 1 if self.fp8_inputs else None
 
     @property
     def input_format(self) -> str:
-        """Return the activation its linears take best."""
-        return FP8_TOKEN if self.fp8_inputs else PLAIN
+        """Return the activation its linears take best, from `fp8_inputs_from` tokens on."""
+        return PLAIN if self.fp8_inputs_from is None else FP8_TOKEN
+
+    def with_fp8_inputs_from(self, tokens: int | None) -> Int4Scheme:
+        """Return the scheme with activations rounded to FP8 from so many tokens a step on, None for never."""
+        return evolve(self, fp8_inputs_from=tokens)
 
     def stores_plainly(self, path: str, linear: Linear) -> bool:
         """Return whether `linear`, whose first part is at checkpoint prefix `path`, is left alone.
@@ -70,16 +84,16 @@ class Int4Scheme:
     def tensors(self, path: str, linear: Linear) -> tuple[Tensor, ...]:
         """Return what holds `linear`; raise PlanError when a group, a word or a pair would not be whole."""
         if self.stores_plainly(path, linear):
-            return (Tensor("weight", self.dtype, (_OUT, _IN)),)
+            return (Tensor("weight", self.dtype, (_PLAIN_OUT, _PLAIN_IN)),)
         self._check(path, linear)
         return _TENSORS[self.packing](self, path, linear)
 
     def groups(self, linear: Linear) -> TensorAxis:
         """Return the axis with an entry a group; groups that follow an order of their own are never cut."""
         if self.group_size == -1:
-            return TensorAxis("in", group=-1)
+            return TensorAxis("in", group=-1, fill=BLOCK)
         cut = SLICE if self.group_size % SLICE == 0 else self.group_size
-        return TensorAxis("in", group=self.group_size, cut=linear.in_size if self.reorders else cut)
+        return TensorAxis("in", group=self.group_size, cut=linear.in_size if self.reorders else cut, fill=BLOCK)
 
     def _check(self, path: str, linear: Linear) -> None:
         if self.group_size > 0 and linear.in_size % self.group_size:
@@ -114,13 +128,13 @@ def _awq_gemm(scheme: Int4Scheme, path: str, linear: Linear) -> tuple[Tensor, ..
 def _gptq(scheme: Int4Scheme, path: str, linear: Linear) -> tuple[Tensor, ...]:
     groups = scheme.groups(linear)
     # AutoGPTQ wrote a bias of zeros for every linear, of models too that have none.
-    spare = () if linear.bias else (Tensor("spare_bias", "float32", (_OUT,), optional=True, stored_as="{part}.bias"),)
+    spare = () if linear.bias else (Tensor("spare_bias", "float32", (_PLAIN_OUT,), optional=True, stored_as="{part}.bias"),)
     return (
         *spare,
         Tensor("qweight", "int32", (_IN_WORDS, _OUT)),
         Tensor("qzeros", "int32", (groups, _OUT_WORDS)),
         Tensor("scales", scheme.scale_dtype, (groups, _OUT)),
-        Tensor("g_idx", "int32", (_IN,), optional=not scheme.reorders),
+        Tensor("g_idx", "int32", (_PLAIN_IN,), optional=not scheme.reorders),
     )
 
 
@@ -133,15 +147,15 @@ def _compressed(scheme: Int4Scheme, path: str, linear: Linear) -> tuple[Tensor, 
         weight = (Tensor("weight", "int8", (_OUT, _IN)),)
         zeros = Tensor("weight_zero_point", "int8", (_OUT, groups))
     scales = Tensor("weight_scale", scheme.scale_dtype, (_OUT, groups))
-    order = (Tensor("weight_g_idx", "int32", (_IN,)),) if scheme.reorders else ()
+    order = (Tensor("weight_g_idx", "int32", (_PLAIN_IN,)),) if scheme.reorders else ()
     return (*weight, scales, *(() if scheme.symmetric else (zeros,)), *order)
 
 
 def _pairs(scheme: Int4Scheme, path: str, linear: Linear) -> tuple[Tensor, ...]:
     stored = (
-        Tensor("weight", "uint8", (TensorAxis("out", pack=2), _IN)),
+        Tensor("weight", "uint8", (TensorAxis("out", pack=2, fill=OUTPUTS), _IN)),
         Tensor("weight_scale", scheme.scale_dtype, (_OUT, scheme.groups(linear))),
-        Tensor("pre_quant_scale", "float32", (_IN,), optional=True),
+        Tensor("pre_quant_scale", "float32", (_PLAIN_IN,), optional=True),
     )
     static = (Tensor("weight_scale_2", "float32"), Tensor("input_scale", "float32"))
     return (*stored, *static) if scheme.fp8_inputs else stored
