@@ -11,8 +11,10 @@ import torch
 from attrs import evolve
 from click.testing import CliRunner, Result
 
+from paddock.bench.kernels import library
 from paddock.bench.kernels.attention_cases import RAGGED, SMALL_STEPS, STEPS, Step, laid_out, rows_of
 from paddock.bench.kernels.case import Case, Draw
+from paddock.bench.kernels.int4_cases import Int4Cases, Int4Size
 from paddock.bench.kernels.measuring import Bench
 from paddock.bench.kernels.op_cases import FULL, SMALL, OpCases
 from paddock.bench.kernels.rows import Planned, Row
@@ -27,6 +29,7 @@ from paddock.planning.hardware import this_cpu
 from paddock.planning.roofs import ceilings_of
 from paddock.plugins import AttentionNeeds, AttentionSpec, OpSpec, hookimpl
 from paddock.plugins.host import PluginHost
+from paddock.testing.oracle import relative_rms
 
 CPU = torch.device("cpu")
 DRAW = Draw(device=CPU, dtype=torch.bfloat16)
@@ -177,6 +180,32 @@ def test_an_fp8_product_is_held_to_float32() -> None:
     names = {case.name for case in OpCases(table=FULL, draw=DRAW).of("linear_fp8")}
     assert {f"70B {tokens} x 28672 -> 8192" for tokens in (1, 2, 4, 8, 16, 32, 64, 256, 4096)} <= names
     assert not [name for name in names if "128256" in name]
+
+
+@pytest.mark.parametrize(("op", "kind", "x_bytes"), [("linear_int4", "bf16", 2 * 8192), ("linear_int4_fp8", "fp8", 8192 + 4)])
+def test_a_4_bit_product_is_held_to_float32(op: str, kind: str, x_bytes: int) -> None:
+    """Its definition is right, one percent is not; its bytes are half of one a weight, scales and zeros, x and the result."""
+    twin, cases = getattr(reference, op), OpCases(table=FULL, draw=DRAW).of(op)
+    assert (cases[0].name, cases[0].kind) == ("70B 1 x 8192 -> 10240", kind)
+    weight_bytes = 10240 * 8192 // 2 + 10240 * (8192 // 128) * 2 + 10240 * (8192 // 128) // 2
+    assert (cases[0].nbytes, cases[0].flops) == (weight_bytes + x_bytes + 2 * 10240, 2 * 10240 * 8192)
+    assert len(cases) == 8 * 11
+    assert {"70B 4096 x 28672 -> 8192", "Falcon-180B 16 x 59392 -> 14848"} <= {case.name for case in cases}
+    for small in OpCases(table=SMALL, draw=DRAW).of(op):
+        assert op_verdict(op, twin, twin, small.make).right
+        assert not op_verdict(op, lambda *given: twin(*given) * 1.01, twin, small.make).right
+
+
+def test_torchs_4_bit_product_does_the_same_work() -> None:
+    """On a CPU its result is the definition's but for zeros times scales in bfloat16; it is for few tokens of that type."""
+    best = library.OPS["linear_int4"]
+    size = Int4Size(name="made", group=32, linears=((128, 256),))
+    few, many = Int4Cases(sizes=(size,), tokens=(5, 100), draw=DRAW).of("linear_int4")
+    given = few.make(0)
+    (prepared,) = best.sets([given])
+    assert relative_rms(best.call(*prepared), reference.linear_int4(*given)) < 0.01
+    with pytest.raises(RuntimeError, match="few tokens"):
+        best.sets([many.make(0)])
 
 
 def test_a_wrong_kernel_has_an_error_and_no_time() -> None:

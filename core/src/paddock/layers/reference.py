@@ -1,7 +1,8 @@
 """Every op in plain torch: the definition, the CPU path and the oracle of every kernel of the same name.
 
 T tokens, V vocabulary, E model size, I input features, O output features, F feed-forward size, H query heads, K KV heads,
-D head size, L positions, N pages, P tokens a page, R outputs of a piece of a weight. Sums run in float32 whatever the dtype.
+D head size, L positions, N pages, P tokens a page, R outputs of a piece
+of a weight, D groups of Q inputs. Sums run in float32 whatever the dtype.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from paddock.layers.attention import LayerKV
-from paddock.layers.int4 import Int4Weight
+from paddock.layers.int4 import PIECE_BYTES, Int4Weight
 from paddock.layers.quantized import QuantizedActivation
 
 FP8 = torch.float8_e4m3fn
@@ -59,12 +60,15 @@ def linear_int4_fp8(values_TI: Tensor, scale_T1: Tensor, weight: Int4Weight, dty
 
     s is a group's sum of values * (code - zero), whose factors are exact in FP8; both sums are float32, rounded once.
     """
-    x32_TI, y_TO = values_TI.float(), values_TI.new_empty((len(values_TI), weight.form.outputs), dtype=dtype)
+    form, y_TO = weight.form, values_TI.new_empty((len(values_TI), weight.form.outputs), dtype=dtype)
+    x_DTQ = values_TI.float().reshape(-1, form.groups, form.group).transpose(0, 1)
     for rows in weight.pieces():
-        numbers_RDQ, scales_RD = weight.numbers(rows), weight.group_scales(rows)
-        sum_TR = x32_TI.new_zeros((len(x32_TI), len(numbers_RDQ)))
-        for d, x_TQ in enumerate(torch.split_with_sizes(x32_TI, [weight.form.group] * weight.form.groups, dim=1)):
-            sum_TR += (x_TQ @ numbers_RDQ[:, d].T) * scales_RD[:, d]
+        numbers_DQR, scales_D1R = weight.numbers(rows).permute(1, 2, 0), weight.group_scales(rows).T.unsqueeze(1)
+        sum_TR = x_DTQ.new_zeros((len(values_TI), numbers_DQR.shape[-1]))
+        step = max(1, PIECE_BYTES[values_TI.device.type] // max(1, sum_TR.nbytes))  # groups whose sums are small enough to hold
+        for start in range(0, form.groups, step):
+            some = slice(start, start + step)
+            sum_TR += (x_DTQ[some] @ numbers_DQR[some] * scales_D1R[some]).sum(0)
         y_TO[:, rows] = (sum_TR * scale_T1).to(dtype)
     return y_TO
 

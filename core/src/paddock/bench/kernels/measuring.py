@@ -183,7 +183,7 @@ class _OpMeasure:
         best = self.library
         if best is None:
             return None, None
-        return best.name, _or_none(best.name, partial(seconds, best.call, sets, self.bench.device))
+        return best.name, _or_none(best.name, lambda: seconds(best.call, best.sets(sets), self.bench.device))
 
 
 @frozen(eq=False, kw_only=True)

@@ -16,6 +16,10 @@ from torch import Tensor
 
 from paddock.bench.kernels.case import Case, Draw, Make
 from paddock.bench.kernels.fp8_cases import Fp8Cases, Fp8Size
+from paddock.bench.kernels.int4_cases import FALCON_180B as FALCON_180B_INT4
+from paddock.bench.kernels.int4_cases import INT4_OPS, Int4Cases, Int4Size
+from paddock.bench.kernels.int4_cases import LLAMA_70B as LLAMA_70B_INT4
+from paddock.bench.kernels.int4_cases import QUICK as QUICK_INT4
 from paddock.layers import LayerKV
 from paddock.layers.reference import FP8
 from paddock.planning.roofs import BF16, NO_TENSOR_CORES
@@ -59,13 +63,15 @@ QUICK = Sizes(name="quick", embed=64, feed=96, heads=(4, 2, 16), linears=((96, 6
 
 @frozen(kw_only=True)
 class Table:
-    """Which models, and how many tokens: of most ops, of linears and FP8 ones, and rows of those that choose tokens."""
+    """Which models, and how many tokens: of most ops, of linears, FP8 and 4-bit ones, and rows of those that choose tokens."""
 
     models: tuple[Sizes, ...]
     tokens: tuple[int, ...]
     linear_tokens: tuple[int, ...]
     rows: tuple[int, ...]
     fp8_tokens: tuple[int, ...]
+    int4: tuple[Int4Size, ...]
+    int4_tokens: tuple[int, ...]
 
 
 FULL = Table(
@@ -74,8 +80,18 @@ FULL = Table(
     linear_tokens=(1, 2, 4, 8, 16, 32, 64, 256),
     rows=(1, 64, 256),
     fp8_tokens=(1, 2, 4, 8, 16, 32, 64, 256, 4096),
+    int4=(LLAMA_70B_INT4, FALCON_180B_INT4),
+    int4_tokens=(1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096),
 )
-SMALL = Table(models=(QUICK,), tokens=(1, 7), linear_tokens=(1, 7), rows=(1, 5), fp8_tokens=(1, 7, 65))
+SMALL = Table(
+    models=(QUICK,),
+    tokens=(1, 7),
+    linear_tokens=(1, 7),
+    rows=(1, 5),
+    fp8_tokens=(1, 7, 65),
+    int4=(QUICK_INT4,),
+    int4_tokens=(1, 7, 65),
+)
 
 
 @frozen(eq=False, kw_only=True)
@@ -90,6 +106,8 @@ class OpCases:
         makers = {"linear": self._linear, "embed": self._embed, **dict.fromkeys(_SAMPLING_OPS, self._logits)}
         if op in makers:
             return list(makers[op](op))
+        if op in INT4_OPS:
+            return list(Int4Cases(sizes=self.table.int4, tokens=self.table.int4_tokens, draw=self.draw).of(op))
         if op.endswith(_FP8_SUFFIX):
             return self._fp8_cases.of(op)
         found = ((self._page_cases if op in _PAGE_OPS else self._row_cases)(op, model, t) for model, t in self._grid())
