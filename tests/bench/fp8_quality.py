@@ -85,7 +85,7 @@ def table(model: Path, settings: Settings) -> Iterator[Row]:
         )
 
 
-def opened(folder: Path, settings: Settings, *, kv: bool = False) -> LLM:
+def opened(folder: Path, settings: Settings, *, kv: bool = False, int4_compute: str = "auto") -> LLM:
     """Return the engine over a folder; `kv` keeps keys and values in FP8, whatever the folder says."""
     return LLM(
         folder,
@@ -94,6 +94,7 @@ def opened(folder: Path, settings: Settings, *, kv: bool = False) -> LLM:
         max_model_len=settings.window + 1,
         kv_cache_dtype="fp8" if kv else settings.dtype,
         kv_cache_memory_bytes=KV_BYTES,
+        int4_compute=int4_compute,
         enable_prefix_caching=False,
         progress=False,
     )
