@@ -9,7 +9,7 @@ mask or one shift and mask, a register of the 8-bit operand of `wgmma` m64n*k32.
 
 I inputs, O outputs, F outputs filled up to a multiple of 64, B = ceil(I / 128) blocks, S = F / 16 slabs, N = 1024 bytes,
 K inputs filled up to a multiple of 128, G = ceil(K / group) rows of groups, P = F / 2 pairs, D = I / group groups of Q inputs,
-R rows (outputs) of a piece.
+R rows (outputs) of a piece. Bytes are moved in words of four neighbouring inputs: X = 2 nibbles, Y = 8 (r), C = V = H = 2, T = 4.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ OUTPUTS = 64  # outputs come in multiples of it: the matrix unit's longer side
 # 8 to 16 ms in pieces of 4 MiB and 84 to 140 in pieces of 64, on one core; a GPU wants few launches.
 PIECE_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
 MIDDLE = 8  # the zero of every group where none are kept
-# A slab's axes: as outputs (n = 0 and 1 for the two nibbles, r) and a block's inputs (c, v, h, t, i), and as bytes.
-_NIBBLES, _ROWS, _CHUNKS, _HALVES, _QUARTERS, _FOUR = 2, 8, 2, 2, 4, 4
+_LOW = 0x0F0F0F0F  # the low nibbles of a word
 
 
 @frozen(kw_only=True)
@@ -128,19 +127,20 @@ def pieces(form: Int4Form, device: torch.device) -> Iterator[slice]:
 def pack(codes_OI: Tensor) -> Tensor:
     """Return codes 0..15 (uint8) as bytes [B, S, N]; outputs and inputs that only fill up have code 0."""
     outputs, inputs = codes_OI.shape
-    filled_FK = nnf.pad(codes_OI, (0, -inputs % BLOCK, 0, -outputs % OUTPUTS))
-    parts = filled_FK.view(-1, _NIBBLES, _ROWS, filled_FK.shape[1] // BLOCK, _CHUNKS, _HALVES, _HALVES, _QUARTERS, _FOUR)
-    low_SRBCVHTI, high_SRBCVHTI = parts.unbind(1)
-    bytes_SRBCVHTI = low_SRBCVHTI | (high_SRBCVHTI << 4)
-    return bytes_SRBCVHTI.permute(2, 0, 3, 1, 6, 4, 5, 7).reshape(-1, len(filled_FK) // SLAB, SLAB_BYTES)
+    filled_FK = nnf.pad(codes_OI, (0, -inputs % BLOCK, 0, -outputs % OUTPUTS)).contiguous()
+    slabs, blocks = len(filled_FK) // SLAB, filled_FK.shape[1] // BLOCK
+    low_SYBCVHT, high_SYBCVHT = filled_FK.view(torch.int32).view(slabs, 2, 8, blocks, 2, 2, 2, 4).unbind(1)
+    words_BSCYTVH = (low_SYBCVHT | (high_SYBCVHT << 4)).permute(2, 0, 3, 1, 6, 4, 5).contiguous()
+    return words_BSCYTVH.view(torch.uint8).view(blocks, slabs, SLAB_BYTES)
 
 
 def unpack(packed_BSN: Tensor) -> Tensor:
     """Return the codes [F, K] (uint8), of some slabs as of all; those that only fill up are 0."""
     blocks, slabs, _ = packed_BSN.shape
-    bytes_BSCRTVHI = packed_BSN.reshape(blocks, slabs, _CHUNKS, _ROWS, _QUARTERS, _HALVES, _HALVES, _FOUR)
-    bytes_SRBCVHTI = bytes_BSCRTVHI.permute(1, 3, 0, 2, 5, 6, 4, 7)
-    return torch.stack((bytes_SRBCVHTI & 15, bytes_SRBCVHTI >> 4), dim=1).reshape(slabs * SLAB, blocks * BLOCK)
+    words_BSCYTVH = packed_BSN.view(torch.int32).unflatten(2, (2, 8, 4, 2, 2))  # type: ignore[no-untyped-call]
+    words_SYBCVHT = words_BSCYTVH.permute(1, 3, 0, 2, 5, 6, 4)
+    words_SXYBCVHT = torch.stack((words_SYBCVHT & _LOW, words_SYBCVHT >> 4 & _LOW), dim=1)
+    return words_SXYBCVHT.view(slabs * SLAB, blocks * BLOCK // 4).view(torch.uint8)
 
 
 def pack_zeros(zeros_GF: Tensor) -> Tensor:
