@@ -99,11 +99,6 @@ class Int4Weight:
         """Return the weight of the outputs of a piece [R, I] in float32."""
         return (self.numbers(rows) * self.group_scales(rows).unsqueeze(-1)).flatten(1)
 
-    @property
-    def nbytes(self) -> int:
-        """Return the bytes a product reads of it."""
-        return self.packed.nbytes + self.scales.nbytes + (0 if self.zeros is None else self.zeros.nbytes)
-
 
 def int4_weight(codes_OI: Tensor, scales_GO: Tensor, zeros_GO: Tensor | None = None) -> Int4Weight:
     """Return the weight of codes 0..15 (uint8), the scales of its groups and their zeros 0..15 (uint8), None for 8 each.
