@@ -139,13 +139,15 @@ def unpack(packed_BSN: Tensor) -> Tensor:
 
 
 def pack_zeros(zeros_GF: Tensor) -> Tensor:
-    """Return zeros 0..15 (uint8) as bytes [G, P]: the even output of a pair in the low nibble."""
-    return zeros_GF[:, 0::2] | (zeros_GF[:, 1::2] << 4)
+    """Return zeros 0..15 (uint8) as bytes [G, P], eight to a slab: a pair is outputs r and r + 8, the former in the low nibble."""
+    low_GSY, high_GSY = zeros_GF.unflatten(1, (-1, 2, 8)).unbind(2)  # type: ignore[no-untyped-call]
+    return (low_GSY | (high_GSY << 4)).flatten(1)
 
 
 def unpack_zeros(packed_GP: Tensor) -> Tensor:
     """Return the zeros [G, F] (uint8)."""
-    return torch.stack((packed_GP & 15, packed_GP >> 4), dim=-1).flatten(1)
+    bytes_GSY = packed_GP.unflatten(1, (-1, 8))  # type: ignore[no-untyped-call]
+    return torch.stack((bytes_GSY & 15, bytes_GSY >> 4), dim=2).flatten(1)
 
 
 def fill_groups(rows_GO: Tensor, form: Int4Form) -> Tensor:

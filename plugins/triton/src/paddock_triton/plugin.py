@@ -20,6 +20,8 @@ OPS = {
     "quantize_fp8_static": "ops_quantize",
     "quantize_fp8_token": "ops_quantize",
     "linear_fp8": "ops_linear_fp8",
+    "linear_int4": "ops_linear_int4",
+    "linear_int4_fp8": "ops_linear_int4",
     "rms_norm_fp8": "ops_norm",
     "layer_norm_fp8": "ops_norm",
     "silu_mul_fp8": "ops_activation_fp8",
@@ -30,7 +32,7 @@ OPS = {
 }  # op: module
 
 HALVES = ("bfloat16", "float16")
-OPS_OF_HALVES = frozenset({"linear_fp8"})  # the matrix unit's sums of FP8 products are not exact enough for float32
+OPS_OF_HALVES = frozenset({"linear_fp8", "linear_int4", "linear_int4_fp8"})  # not exact enough for float32
 
 
 @hookimpl

@@ -1,0 +1,201 @@
+"""How a product with an INT4 weight is cut, and all that its kernel is compiled for.
+
+N tokens of a tile, R rows (outputs) of a half, 64; K inputs of a group within a step of 128.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import frozen
+from triton.experimental.gluon import language as gl
+
+STEP = gl.constexpr(128)  # inputs
+ROWS = gl.constexpr(64)  # of a half
+LATE_GROUPS, LATE_SLOTS = gl.constexpr(16), gl.constexpr(2)
+
+
+@frozen(kw_only=True)
+class Int4Tile:
+    """How a product is cut: `tokens` of a tile in `cuts`, `halves` of 64 rows for each of `teams` of four warps, `slots` steps.
+
+    `shared`: programs take equal parts of all steps, so that tiles are shared; else whole tiles. `late`: zero points are taken off
+    after a tile's steps, in a product of their own. `steps` are in flight at once.
+    """
+
+    tokens: int
+    teams: int
+    slots: int
+    halves: int = 1
+    cuts: int = 1
+    shared: bool = True
+    late: bool = False
+    steps: int = 1
+
+
+@frozen(kw_only=True)
+class Int4Spec:
+    """All that the kernel is compiled for: the tile, types, groups of inputs, and what follows from them."""
+
+    tile: Int4Tile
+    fp8: bool
+    zeros: bool
+    group: int  # inputs: 32, 64 or a multiple of 128
+
+    @property
+    def tokens(self) -> int:
+        """Return N."""
+        return self.tile.tokens
+
+    @property
+    def columns(self) -> int:
+        """Return the tokens of a cut."""
+        return self.tile.tokens // self.tile.cuts
+
+    @property
+    def teams(self) -> int:
+        """Return how many teams multiply."""
+        return self.tile.teams
+
+    @property
+    def halves(self) -> int:
+        """Return how many halves a team has."""
+        return self.tile.halves
+
+    @property
+    def cuts(self) -> int:
+        """Return into how many cuts the tokens of a tile are divided."""
+        return self.tile.cuts
+
+    @property
+    def slots(self) -> int:
+        """Return how many steps lie in shared memory."""
+        return self.tile.slots
+
+    @property
+    def shared(self) -> bool:
+        """Return whether programs share tiles."""
+        return self.tile.shared
+
+    @property
+    def late(self) -> bool:
+        """Return whether zero points are taken off after a tile's steps."""
+        return self.tile.late
+
+    @property
+    def steps(self) -> int:
+        """Return how many steps are in flight at once."""
+        return self.tile.steps
+
+    @property
+    def rows(self) -> int:
+        """Return the outputs of a tile."""
+        return ROWS.value * self.teams * self.halves
+
+    @property
+    def groups(self) -> int:
+        """Return the groups of a step."""
+        return max(1, STEP.value // self.group)
+
+    @property
+    def steps_of_group(self) -> int:
+        """Return over how many steps a group goes."""
+        return max(1, self.group // STEP.value)
+
+    @property
+    def inputs(self) -> int:
+        """Return K."""
+        return STEP.value // self.groups
+
+    @property
+    def zero_columns(self) -> int:
+        """Return the bytes of zero points a step has copied of a group: at least what may begin in shared memory."""
+        return max(128, self.rows // 2)
+
+    @property
+    def sum_columns(self) -> int:
+        """Return the sums of x a step has copied of a group: at least what may begin in shared memory."""
+        return max(32, self.tokens)
+
+    @property
+    def step_bytes(self) -> int:
+        """Return the bytes copied for a step."""
+        size = self.rows * STEP.value // 2 + self.groups * self.rows * 2 + self.tokens * STEP.value * (1 if self.fp8 else 2)
+        if self.late:
+            return size
+        return size + self.groups * (self.zero_columns * self.zeros + self.sum_columns * 4 * self.fp8)
+
+    @property
+    def late_bytes(self) -> int:
+        """Return the bytes copied for a late step: scales, zero points, both planes of sums."""
+        return LATE_GROUPS.value * (self.rows * 2 + self.rows // 2 * self.zeros + 2 * self.tokens * 2)
+
+    @property
+    def mma(self) -> Any:
+        """Return how sums lie in registers: FP8 by a team's unit, 16 bits by each warp's."""
+        if self.fp8:
+            return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, self.columns, 32])
+        return gl.NVMMADistributedLayout([2, 0], [4, 1], [16, 8])
+
+    @property
+    def late_mma(self) -> Any:
+        """Return how sums lie for the unit's products in 16 bits."""
+        return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, self.columns, 16])
+
+    @property
+    def bytes_layout(self) -> Any:
+        """Return how a half's bytes lie in registers [32, 128], by row of the first eight of sixteen, and input."""
+        inputs, lanes = [[0, 1], [0, 2], [0, 16], [0, 32], [0, 64]], [[0, 4], [0, 8], [1, 0], [2, 0], [4, 0]]
+        return gl.DistributedLinearLayout(inputs, lanes, [[8, 0], [16, 0]], [], [32, STEP.value])
+
+    @property
+    def token_layout(self) -> Any:
+        """Return how sums of x lie in registers [1, N], as columns of `mma`."""
+        columns = [[0, 1]] + [[0, column] for column in (8, 16, 32, 64, 128) if column < self.columns]
+        lanes, warps = [[0, 2], [0, 4], [0, 0], [0, 0], [0, 0]], [[0, 0], [0, 0]]
+        return gl.DistributedLinearLayout(columns, lanes, warps, [], [1, self.columns])
+
+    @property
+    def packed_shared(self) -> Any:
+        """Return how codes lie in shared memory [32 a half, 128]."""
+        return _swizzled(128, 8)
+
+    @property
+    def x_shared(self) -> Any:
+        """Return how a group's inputs lie there [N, K]."""
+        bits = 8 if self.fp8 else 16
+        return _swizzled(min(128, self.inputs * bits // 8), bits)
+
+    @property
+    def scales_shared(self) -> Any:
+        """Return how a step's scales lie there [groups, rows]."""
+        return _swizzled(0, 16)
+
+    @property
+    def zeros_shared(self) -> Any:
+        """Return how a step's zero points lie there [groups, bytes]."""
+        return _swizzled(0, 8)
+
+    @property
+    def sums_shared(self) -> Any:
+        """Return how a step's sums of x lie there [groups, columns]."""
+        return _swizzled(0, 32)
+
+    @property
+    def late_scales_shared(self) -> Any:
+        """Return how a late step's scales lie there [16, rows]."""
+        return _swizzled(128, 16)
+
+    @property
+    def late_zeros_shared(self) -> Any:
+        """Return how a late step's zero points of a half lie there [16, 32]."""
+        return _swizzled(32, 8)
+
+    @property
+    def late_sums_shared(self) -> Any:
+        """Return how a plane of a late step's sums lies there [N, 16]."""
+        return _swizzled(32, 16)
+
+
+def _swizzled(width: int, bits: int) -> Any:
+    return gl.NVMMASharedLayout(swizzle_byte_width=width, element_bitwidth=bits, rank=2)

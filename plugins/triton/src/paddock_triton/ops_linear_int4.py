@@ -1,0 +1,256 @@
+"""Products with INT4 weights, for Hopper's matrix unit, in Gluon: codes become its register operand where they are multiplied.
+
+A program is one warp that has the copy engine bring operands, and teams of four warps that multiply (`int4_roles`). Inputs in
+16 bits take code - zero, exact in them; FP8 inputs take the codes as they are, four by a mask, and zero points leave the sums.
+Each group's products are added up in float32 and multiplied by its scale there.
+
+T tokens, I input and O output features, G groups of inputs; B, S, N, F, P as `paddock.layers.int4` says.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn import functional as nnf
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import tma
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+from triton.language.extra.cuda import gdc_launch_dependents
+
+from paddock.layers import reference
+from paddock.layers.int4 import Int4Weight
+from paddock_triton.attention_async import runs_on
+from paddock_triton.dependence import DEPENDENT, start_next, wait
+from paddock_triton.failures import named
+from paddock_triton.int4_roles import barriers, copier, multiplier
+from paddock_triton.int4_spec import LATE_GROUPS, LATE_SLOTS, ROWS, STEP, Int4Spec, Int4Tile
+from paddock_triton.launch import launch
+from paddock_triton.rows import blocks_of, unit_stride
+
+_FEW_ROWS = 16384  # outputs below which a tile has fewer rows, so that there are enough tiles
+_LINE = 16  # bytes: where rows may begin that the copy engine brings
+_COUNTERS = 1 << 16
+# By the most tokens. On an H200, products of Llama-3.1-70B (O x I) and Falcon-180B, microseconds:
+# TODO figures
+_FP8 = {
+    8: Int4Tile(tokens=8, teams=4, slots=6),
+    16: Int4Tile(tokens=16, teams=4, slots=6),
+    32: Int4Tile(tokens=32, teams=4, slots=6),
+    64: Int4Tile(tokens=64, teams=2, halves=2, slots=6, late=True),
+    128: Int4Tile(tokens=128, teams=2, halves=2, slots=4, late=True),
+}
+_FP8_FEW_ROWS = {64: Int4Tile(tokens=64, teams=2, slots=8, late=True)}
+_FP8_MANY = Int4Tile(tokens=128, teams=2, slots=6, shared=False, late=True)
+_FP8_SMALL_GROUPS = Int4Tile(tokens=64, teams=2, slots=6)
+_HALVES = {
+    8: Int4Tile(tokens=8, teams=4, slots=6),
+    16: Int4Tile(tokens=16, teams=4, slots=6),
+    32: Int4Tile(tokens=32, teams=4, slots=5),
+    64: Int4Tile(tokens=64, teams=4, slots=4),
+}
+_HALVES_MANY = Int4Tile(tokens=64, teams=4, slots=4, shared=False)
+
+
+@named("linear_int4")
+def linear_int4(x_TI: Tensor, weight: Int4Weight) -> Tensor:
+    """Return x W^T [T, O] in x's dtype: the sum of x * (code - zero) * scale in float32, rounded once."""
+    tokens = x_TI.shape[0]
+    if not _serves(x_TI, weight):
+        return reference.linear_int4(x_TI, weight)
+    tile = next((tile for most, tile in _HALVES.items() if tokens <= most), _HALVES_MANY)
+    out_TO = x_TI.new_empty(tokens, weight.form.outputs)
+    if tokens:
+        launch_int4(out_TO, x_TI, None, weight, tile)
+    return out_TO
+
+
+@named("linear_int4_fp8")
+def linear_int4_fp8(values_TI: Tensor, scale_T1: Tensor, weight: Int4Weight, dtype: torch.dtype) -> Tensor:
+    """Return x W^T [T, O] in `dtype` for x in FP8 e4m3 with a float32 scale a token: scale_T * sum over groups of scale * s.
+
+    s is a group's sum of values * (code - zero), of products in FP8, added up in float32.
+    """
+    tokens = values_TI.shape[0]
+    if not _serves(values_TI, weight):
+        return reference.linear_int4_fp8(values_TI, scale_T1, weight, dtype)
+    out_TO = values_TI.new_empty((tokens, weight.form.outputs), dtype=dtype)
+    if tokens:
+        launch_int4(out_TO, values_TI, scale_T1, weight, _fp8_tile(tokens, weight))
+    return out_TO
+
+
+def _serves(x_TI: Tensor, weight: Int4Weight) -> bool:
+    """Return whether the kernel is for this device and this size of groups; others run in plain torch."""
+    group = weight.form.group
+    return runs_on(x_TI.device) and (group in (32, 64) or group % STEP.value == 0)
+
+
+def _fp8_tile(tokens: int, weight: Int4Weight) -> Int4Tile:
+    most = next((most for most in _FP8 if tokens <= most), None)
+    if weight.form.group < STEP.value:
+        return _FP8[most] if most is not None and most < _FP8_SMALL_GROUPS.tokens else _FP8_SMALL_GROUPS
+    if most is None:
+        return _FP8_MANY
+    return _FP8_FEW_ROWS.get(most, _FP8[most]) if weight.form.outputs < _FEW_ROWS else _FP8[most]
+
+
+def launch_int4(out_TO: Tensor, x_TI: Tensor, scale_T1: Tensor | None, weight: Int4Weight, tile: Int4Tile) -> None:
+    """Multiply, cut as `tile` says; with `scale_T1` x is FP8."""
+    form, x_TI = weight.form, _aligned(x_TI)
+    spec = Int4Spec(tile=tile, fp8=scale_T1 is not None, zeros=weight.zeros is not None, group=form.group)
+    tokens, token_tiles = len(x_TI), blocks_of(len(x_TI), spec.tokens)
+    tiles = token_tiles * blocks_of(form.outputs, spec.rows)
+    span = form.blocks + (blocks_of(form.group_rows, LATE_GROUPS.value) if spec.late else 0)
+    programs = min(_processors(x_TI.device), tiles * (span if spec.shared else 1))
+    parts = x_TI.new_empty(2 * programs * spec.rows * spec.tokens if spec.shared else 1, dtype=torch.float32)
+    sums = _sums(x_TI, spec, form.blocks) if spec.fp8 else None
+    launch(
+        _int4_kernel, (programs,),
+        out_TO, *_described(weight, x_TI, sums, spec), out_TO if scale_T1 is None else scale_T1, parts,
+        _counters(x_TI.device, tiles * spec.teams if spec.shared else 1), tokens, form.outputs, form.blocks, span, tiles,
+        token_tiles, spec=spec, num_warps=4, **DEPENDENT,
+    )  # fmt: skip
+
+
+def _aligned(x_TI: Tensor) -> Tensor:
+    """Return x with rows that begin where the copy engine can."""
+    x_TI = unit_stride(x_TI)
+    apart = _LINE // x_TI.element_size()
+    if x_TI.stride(0) % apart or x_TI.data_ptr() % _LINE:
+        return nnf.pad(x_TI.view(torch.uint8), (0, -x_TI.shape[1] * x_TI.element_size() % _LINE)).view(x_TI.dtype)
+    return x_TI
+
+
+@cache
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+_counters_of: dict[torch.device, Tensor] = {}
+
+
+def _counters(device: torch.device, count: int) -> Tensor:
+    """Return zeros, which every kernel leaves so: kernels that share them run one after another."""
+    found = _counters_of.get(device)
+    if found is None or len(found) < count:
+        found = torch.zeros(max(count, _COUNTERS), dtype=torch.int32, device=device)
+        if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():  # a graph's memory is its own
+            _counters_of[device] = found
+    return found
+
+
+def _described(weight: Int4Weight, x_TI: Tensor, sums: Tensor | None, spec: Int4Spec) -> tuple[TensorDescriptor, ...]:
+    """Return operands as the copy engine sees them: codes, scales, zeros, x, sums, and a late step's scales."""
+    packed = _descriptor(weight.packed.view(-1, STEP.value), (spec.rows // 2, STEP.value), spec.packed_shared)
+    scales = _descriptor(weight.scales, (spec.groups, spec.rows), spec.scales_shared)
+    zeros = summed = late_scales = packed
+    if weight.zeros is not None and spec.late:
+        zeros = _descriptor(weight.zeros, (LATE_GROUPS.value, ROWS.value // 2), spec.late_zeros_shared)
+    elif weight.zeros is not None:
+        zeros = _descriptor(weight.zeros, (spec.groups, spec.zero_columns), spec.zeros_shared)
+    if sums is not None and spec.late:
+        summed = _descriptor(sums, (spec.tokens, LATE_GROUPS.value), spec.late_sums_shared)
+        late_scales = _descriptor(weight.scales, (LATE_GROUPS.value, spec.rows), spec.late_scales_shared)
+    elif sums is not None:
+        summed = _descriptor(sums, (spec.groups, spec.sum_columns), spec.sums_shared)
+    return packed, scales, zeros, _descriptor(x_TI, (spec.tokens, spec.inputs), spec.x_shared), summed, late_scales
+
+
+def _descriptor(tensor: Tensor, box: tuple[int, int], layout: Any) -> TensorDescriptor:
+    return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), list(box), layout)
+
+
+def _sums(values_TI: Tensor, spec: Int4Spec, blocks: int) -> Tensor:
+    """Return the sums of each group's values: [G, T] float32, or [2 T, G] as bfloat16 and, below it, what that leaves."""
+    tokens, inputs = values_TI.shape
+    groups = blocks * spec.groups
+    if spec.late:
+        sums = values_TI.new_empty((2 * tokens, blocks_of(groups, LATE_GROUPS.value) * LATE_GROUPS.value), dtype=torch.bfloat16)
+    else:
+        sums = values_TI.new_empty((groups, blocks_of(tokens, 4) * 4), dtype=torch.float32)
+    block = 16
+    launch(
+        _sums_kernel, (blocks_of(sums.shape[1] if spec.late else groups, block), tokens),
+        values_TI, sums, inputs, values_TI.stride(0), sums.stride(0), tokens, LATE=spec.late, BLOCK_G=block, GROUP=spec.inputs,
+        num_warps=4, **DEPENDENT,
+    )  # fmt: skip
+    return sums
+
+
+@triton.jit(do_not_specialize=["inputs", "x_stride", "sum_stride", "tokens"])
+def _sums_kernel(
+    values_ptr: tl.tensor, sums_ptr: tl.tensor, inputs: tl.tensor, x_stride: tl.tensor, sum_stride: tl.tensor, tokens: tl.tensor,
+    LATE: tl.constexpr, BLOCK_G: tl.constexpr, GROUP: tl.constexpr,
+) -> None:  # fmt: skip
+    """Write the sums of some groups of a token's values."""
+    start_next()
+    token, group_G = tl.program_id(1), tl.program_id(0) * BLOCK_G + tl.arange(0, BLOCK_G)
+    input_GK = group_G[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+    wait()
+    value_GK = tl.load(values_ptr + token.to(tl.int64) * x_stride + input_GK, mask=input_GK < inputs, other=0.0)
+    sum_G = tl.sum(value_GK.to(tl.float32), 1)
+    if LATE:
+        high_G = sum_G.to(tl.bfloat16)
+        at_G = sums_ptr + token.to(tl.int64) * sum_stride + group_G
+        tl.store(at_G, high_G)
+        tl.store(at_G + tokens.to(tl.int64) * sum_stride, (sum_G - high_G.to(tl.float32)).to(tl.bfloat16))
+    else:
+        tl.store(sums_ptr + group_G.to(tl.int64) * sum_stride + token, sum_G, mask=group_G * GROUP < inputs)
+
+
+@gluon.jit(do_not_specialize=["tokens", "blocks", "span", "tiles", "token_tiles"])
+def _int4_kernel(
+    out_ptr: gl.tensor, packed: tma.tensor_descriptor, scales: tma.tensor_descriptor, zeros: tma.tensor_descriptor,
+    x: tma.tensor_descriptor, sums: tma.tensor_descriptor, late_scales: tma.tensor_descriptor, x_scale_ptr: gl.tensor,
+    parts_ptr: gl.tensor, done_ptr: gl.tensor, tokens: gl.tensor, outputs: gl.tensor, blocks: gl.tensor, span: gl.tensor,
+    tiles: gl.tensor, token_tiles: gl.tensor, spec: gl.constexpr,
+) -> None:  # fmt: skip
+    gdc_launch_dependents()
+    sizes = (tokens, outputs, blocks, span, tiles, token_tiles)
+    sources, outs = (packed, scales, zeros, x, sums, late_scales), (out_ptr, x_scale_ptr, parts_ptr, done_ptr)
+    packed_BCJ = gl.allocate_shared_memory(gl.uint8, [spec.slots, spec.rows // 2, STEP], spec.packed_shared)
+    scales_BGR = gl.allocate_shared_memory(scales.dtype, [spec.slots, spec.groups, spec.rows], spec.scales_shared)
+    x_BNK = gl.allocate_shared_memory(x.dtype, [spec.slots * spec.groups, spec.tokens, spec.inputs], spec.x_shared)
+    zero_slots: gl.constexpr = spec.slots if spec.zeros and not spec.late else 1
+    zeros_BGC = gl.allocate_shared_memory(gl.uint8, [zero_slots, spec.groups, spec.zero_columns], spec.zeros_shared)
+    sum_slots: gl.constexpr = spec.slots if spec.fp8 and not spec.late else 1
+    sums_BGN = gl.allocate_shared_memory(gl.float32, [sum_slots, spec.groups, spec.sum_columns], spec.sums_shared)
+    ring = (packed_BCJ, scales_BGR, zeros_BGC, x_BNK, sums_BGN, barriers(spec.slots, 1), barriers(spec.slots, spec.teams))
+    late = ring
+    if spec.late:
+        halves: gl.constexpr = spec.teams * spec.halves
+        late = (
+            gl.allocate_shared_memory(scales.dtype, [LATE_SLOTS, LATE_GROUPS, spec.rows], spec.late_scales_shared),
+            gl.allocate_shared_memory(gl.uint8, [LATE_SLOTS * halves, LATE_GROUPS, ROWS // 2], spec.late_zeros_shared),
+            gl.allocate_shared_memory(gl.bfloat16, [LATE_SLOTS * 2, spec.tokens, LATE_GROUPS], spec.late_sums_shared),
+            barriers(LATE_SLOTS, 1),
+            barriers(LATE_SLOTS, spec.teams),
+        )
+    if spec.teams == 2:
+        gl.warp_specialize(
+            [
+                (multiplier, (outs, ring, late, sizes, 0, spec)),
+                (multiplier, (outs, ring, late, sizes, 1, spec)),
+                (copier, (sources, ring, late, sizes, spec)),
+            ],
+            [4, 1],
+            [240, 24],
+        )
+    else:
+        gl.warp_specialize(
+            [
+                (multiplier, (outs, ring, late, sizes, 0, spec)),
+                (multiplier, (outs, ring, late, sizes, 1, spec)),
+                (multiplier, (outs, ring, late, sizes, 2, spec)),
+                (multiplier, (outs, ring, late, sizes, 3, spec)),
+                (copier, (sources, ring, late, sizes, spec)),
+            ],
+            [4, 4, 4, 1],
+            [112, 112, 112, 24],
+        )

@@ -1,0 +1,160 @@
+"""Products with INT4 weights against their plain-torch twins. The kernels are for Hopper's matrix unit; elsewhere the twin runs.
+
+T tokens, I input features, O output features, G groups of inputs.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from attrs import evolve
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from paddock.layers import reference
+from paddock.layers.int4 import Int4Weight, int4_weight
+from paddock.layers.reference import FP8
+from paddock.testing.oracle import assert_close, poisoned
+from paddock_triton import ops_linear_int4
+from paddock_triton.int4_spec import Int4Tile
+from paddock_triton.ops_linear_int4 import launch_int4, linear_int4, linear_int4_fp8
+
+BF16, FP16 = torch.bfloat16, torch.float16
+TOKENS = (0, 1, 3, 8, 9, 16, 17, 33, 64, 65, 128, 129, 300)
+# (O, I, group): whole tiles, outputs and inputs that fill up, every size of groups, groups over several steps and over all inputs.
+WEIGHTS = [
+    (512, 512, 128),
+    (200, 640, 128),
+    (1984, 1024, 128),
+    (80, 576, 32),
+    (320, 4544, 64),
+    (130, 768, 64),
+    (192, 1024, 256),
+    (64, 1152, 384),
+    (96, 512, 512),
+    (2048, 8192, 128),
+]
+TILES = [
+    *ops_linear_int4._FP8.values(),
+    *ops_linear_int4._FP8_FEW_ROWS.values(),
+    ops_linear_int4._FP8_MANY,
+    evolve(ops_linear_int4._FP8_MANY, shared=True),
+    Int4Tile(tokens=256, teams=2, cuts=2, slots=4, shared=False, late=True),
+    Int4Tile(tokens=128, teams=2, slots=4, steps=2, shared=False, late=True),
+    Int4Tile(tokens=64, teams=2, slots=6),
+]
+
+
+def _weight(shape: tuple[int, int, int], device: torch.device, *, zeros: bool, dtype: torch.dtype) -> Int4Weight:
+    outputs, inputs, group = shape
+    generator = torch.Generator(device).manual_seed(sum(shape))
+
+    def nibbles(*size: int) -> Tensor:
+        return torch.randint(0, 16, size, dtype=torch.uint8, generator=generator, device=device)
+
+    scales_GO = torch.rand(inputs // group, outputs, generator=generator, device=device) * 0.01 + 0.001
+    return int4_weight(nibbles(outputs, inputs), scales_GO.to(dtype), nibbles(inputs // group, outputs) if zeros else None)
+
+
+def _tokens(count: int, inputs: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return activations whose mean is not 0: zero points count."""
+    generator = torch.Generator(device).manual_seed(count)
+    return (torch.randn(count, inputs, generator=generator, device=device) + 0.3).to(dtype)
+
+
+@pytest.mark.memcheck
+@pytest.mark.gpu
+@pytest.mark.parametrize("zeros", [True, False], ids=["zeros", "symmetric"])
+@pytest.mark.parametrize("shape", WEIGHTS, ids=str)
+def test_any_tokens_times_any_weight(shape: tuple[int, int, int], zeros: bool, device: torch.device) -> None:
+    """No token, one, tiles of each size and several, with 16-bit inputs and with FP8 ones; a dtype with each kind of zeros."""
+    dtype = BF16 if zeros else FP16
+    weight = _weight(shape, device, zeros=zeros, dtype=dtype)
+    for tokens in TOKENS:
+        x_TI = _tokens(tokens, shape[1], device, dtype)
+        with poisoned():
+            found = linear_int4(x_TI, weight)
+        assert (found.dtype, found.shape) == (dtype, (tokens, shape[0]))
+        assert_close(found, reference.linear_int4(x_TI.float(), weight), op="linear_int4", dtype=dtype, at=f"T{tokens}")
+        xq = reference.quantize_fp8_token(x_TI)
+        with poisoned():
+            found = linear_int4_fp8(xq.values_TI, xq.scale, weight, dtype)
+        expected = reference.linear_int4_fp8(xq.values_TI, xq.scale, weight, torch.float32)
+        assert_close(found, expected, op="linear_int4_fp8", dtype=dtype, at=f"T{tokens}")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tile", TILES, ids=str)
+def test_every_tile_gives_the_same(tile: Int4Tile, device: torch.device) -> None:
+    """However a product is cut, with more programs than tiles and with fewer, twice, the second time over the first's counters."""
+    for shape in ((2048, 8192, 128), (192, 640, 128)):
+        weight = _weight(shape, device, zeros=True, dtype=BF16)
+        for tokens in (3, 70, 300):
+            xq = reference.quantize_fp8_token(_tokens(tokens, shape[1], device, BF16))
+            expected = reference.linear_int4_fp8(xq.values_TI, xq.scale, weight, torch.float32)
+            for _ in range(2):
+                with poisoned():
+                    found = torch.empty(tokens, shape[0], dtype=BF16, device=device)
+                launch_int4(found, xq.values_TI, xq.scale, weight, tile)
+                assert_close(found, expected, op="linear_int4_fp8", dtype=BF16, at=f"T{tokens}")
+
+
+@pytest.mark.gpu
+def test_a_sum_is_the_same_each_time(device: torch.device) -> None:
+    """Parts of a tile are added up in one order, whoever is done last."""
+    weight = _weight((2048, 8192, 128), device, zeros=True, dtype=BF16)
+    x_TI = _tokens(5, 8192, device, BF16)
+    first = linear_int4(x_TI, weight)
+    for _ in range(20):
+        assert torch.equal(linear_int4(x_TI, weight), first)
+
+
+@pytest.mark.gpu
+def test_a_token_does_not_depend_on_how_many_share_its_tile(device: torch.device) -> None:
+    """A row has the same bits whoever is beside it, so padding changes nothing."""
+    weight = _weight((512, 1024, 128), device, zeros=True, dtype=BF16)
+    x_TI = _tokens(16, 1024, device, BF16)
+    together = linear_int4(x_TI, weight)
+    for count in (9, 12):
+        assert torch.equal(linear_int4(x_TI[:count], weight), together[:count])
+
+
+@pytest.mark.gpu
+def test_rows_of_tokens_may_lie_apart(device: torch.device) -> None:
+    """A slice of a wider activation, at an address the copy engine cannot begin at, gives what a copy does."""
+    weight = _weight((192, 640, 128), device, zeros=True, dtype=BF16)
+    wide_TI = _tokens(5, 700, device, BF16)
+    for first in (0, 7, 8):
+        x_TI = wide_TI[:, first : first + 640]
+        assert torch.equal(linear_int4(x_TI, weight), linear_int4(x_TI.contiguous(), weight))
+    values_TI, scale_T1 = wide_TI.to(FP8)[:, 3:643], torch.rand(5, 1, device=device)
+    found = linear_int4_fp8(values_TI, scale_T1, weight, BF16)
+    assert torch.equal(found, linear_int4_fp8(values_TI.contiguous(), scale_T1, weight, BF16))
+
+
+@pytest.mark.gpu
+def test_a_graph_replays_with_other_tokens(device: torch.device) -> None:
+    """Counters are zero again after each product, so a replay adds up its own parts."""
+    weight = _weight((2048, 8192, 128), device, zeros=True, dtype=BF16)
+    x_TI = _tokens(4, 8192, device, BF16)
+    linear_int4(x_TI, weight)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = linear_int4(linear_int4(x_TI, weight)[:, :2048].repeat(1, 4), weight)
+    for seed in (1, 2):
+        x_TI.copy_(_tokens(4, 8192, device, BF16) * seed)
+        graph.replay()
+        expected = linear_int4(linear_int4(x_TI, weight)[:, :2048].repeat(1, 4), weight)
+        assert torch.equal(found, expected)
+
+
+def test_other_groups_run_in_plain_torch(device: torch.device) -> None:
+    """Groups that no step is made of, as a shard that slices them may have, give what the twin gives."""
+    weight = _weight((70, 144, 48), device, zeros=True, dtype=FP16)
+    x_TI = _tokens(3, 144, device, FP16)
+    assert torch.equal(linear_int4(x_TI, weight), reference.linear_int4(x_TI, weight))
+    xq = reference.quantize_fp8_token(x_TI)
+    found = linear_int4_fp8(xq.values_TI, xq.scale, weight, FP16)
+    assert torch.equal(found, reference.linear_int4_fp8(xq.values_TI, xq.scale, weight, FP16))
