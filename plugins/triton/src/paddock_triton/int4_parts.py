@@ -11,6 +11,7 @@ from triton.experimental.gluon import language as gl
 
 from paddock_triton.int4_spec import ROWS
 
+_AT_ONCE = gl.constexpr(3)  # parts
 _barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # of a role's warps: Triton 3.7's name and 3.6's
 
 
@@ -76,6 +77,20 @@ def _keep(accs: gl.tuple, parts_ptr: gl.tensor, begins: gl.tensor, INDEX: gl.con
 
 
 @gluon.jit
+def _with_parts(
+    sum_RN: gl.tensor, parts_ptr: gl.tensor, program: gl.tensor, last: gl.tensor, half: gl.constexpr, cut: gl.constexpr,
+    spec: gl.constexpr,
+) -> gl.tensor:  # fmt: skip
+    """Return a sum with the parts of some programs, asked for at once."""
+    a_RN = gl.load(_part_at(parts_ptr, program, 0, half, cut, spec))
+    b_RN = gl.load(_part_at(parts_ptr, gl.minimum(program + 1, last), 0, half, cut, spec))
+    c_RN = gl.load(_part_at(parts_ptr, gl.minimum(program + 2, last), 0, half, cut, spec))
+    sum_RN += a_RN
+    sum_RN += b_RN * (program + 1 <= last).to(gl.float32)
+    return sum_RN + c_RN * (program + 2 <= last).to(gl.float32)
+
+
+@gluon.jit
 def _join(
     outs: gl.tuple, tile: gl.tensor, first: gl.tensor, last: gl.tensor, sizes: gl.tuple, INDEX: gl.constexpr, spec: gl.constexpr
 ) -> None:  # fmt: skip
@@ -85,8 +100,8 @@ def _join(
     for which in gl.static_range(halves):
         for cut in gl.static_range(cuts):
             sum_RN = gl.load(_part_at(outs[2], first, 1, INDEX * spec.halves + which, cut, spec))
-            for program in range(first + 1, last + 1):
-                sum_RN += gl.load(_part_at(outs[2], program, 0, INDEX * spec.halves + which, cut, spec))
+            for program in range(first + 1, last + 1, _AT_ONCE):
+                sum_RN = _with_parts(sum_RN, outs[2], program, last, INDEX * spec.halves + which, cut, spec)
             _store(sum_RN, outs, tile, INDEX * spec.halves + which, cut, sizes, spec)
 
 

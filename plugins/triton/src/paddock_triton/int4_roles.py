@@ -68,7 +68,7 @@ def _copy_weight(
 ) -> None:
     """Have a step's part of the weight copied, once its slot is free."""
     packed, scales, zeros, _x, _sums, _late_scales = sources
-    packed_BCJ, scales_BGR, zeros_BGC, _x_BNK, _sums_BGN, full_B, free_B = ring
+    packed_BCJ, scales_BGR, zeros_BGC, _x_BNK, _sums_BGN, full_B, free_B, _added_B = ring
     _tokens, outputs, _blocks, _span, _tiles, token_tiles = sizes
     slot = m % spec.slots
     mbarrier.wait(free_B.index(slot), (m // spec.slots & 1) ^ 1)
@@ -76,11 +76,14 @@ def _copy_weight(
     mbarrier.expect(full, spec.step_bytes)
     row = tile // token_tiles * spec.rows
     slabs = (outputs + ROWS - 1) // ROWS * 4
-    tma.async_copy_global_to_shared(packed, [(block * slabs + row // 16) * 8, 0], full, packed_BCJ.index(slot))
     group = block // spec.steps_of_group * spec.groups
-    tma.async_copy_global_to_shared(scales, [group, row], full, scales_BGR.index(slot))
-    if spec.zeros and not spec.late:
-        tma.async_copy_global_to_shared(zeros, [group, row // 2], full, zeros_BGC.index(slot))
+    boxes: gl.constexpr = spec.boxes
+    for i in gl.static_range(boxes):
+        first, at = row + i * spec.box, slot * boxes + i
+        tma.async_copy_global_to_shared(packed, [(block * slabs + first // 16) * 8, 0], full, packed_BCJ.index(at))
+        tma.async_copy_global_to_shared(scales, [group, first], full, scales_BGR.index(at))
+        if spec.zeros and not spec.late:
+            tma.async_copy_global_to_shared(zeros, [group, first // 2], full, zeros_BGC.index(at))
 
 
 @gluon.jit
@@ -89,7 +92,7 @@ def _copy_tokens(
 ) -> None:
     """Have a step's part of x copied into the slot that its weights go to."""
     _packed, _scales, _zeros, x, sums, _late_scales = sources
-    _packed_BCJ, _scales_BGR, _zeros_BGC, x_BNK, sums_BGN, full_B, _free_B = ring
+    _packed_BCJ, _scales_BGR, _zeros_BGC, x_BNK, sums_BGN, full_B, _free_B, _added_B = ring
     _tokens, _outputs, _blocks, _span, _tiles, token_tiles = sizes
     slot = m % spec.slots
     full = full_B.index(slot)
@@ -98,7 +101,7 @@ def _copy_tokens(
     for group in gl.static_range(groups):
         place = [token, block * STEP + group * spec.inputs]
         tma.async_copy_global_to_shared(x, place, full, x_BNK.index(slot * spec.groups + group))
-    if spec.fp8 and not spec.late:
+    if spec.copies_sums:
         tma.async_copy_global_to_shared(sums, [block * spec.groups, token], full, sums_BGN.index(slot))
 
 
@@ -115,7 +118,9 @@ def _copy_late(
     full = full_B.index(slot)
     mbarrier.expect(full, spec.late_bytes)
     row, token, group = tile // token_tiles * spec.rows, tile % token_tiles * spec.tokens, step * LATE_GROUPS
-    tma.async_copy_global_to_shared(late_scales, [group, row], full, scales_BGR.index(slot))
+    boxes: gl.constexpr = spec.boxes
+    for i in gl.static_range(boxes):
+        tma.async_copy_global_to_shared(late_scales, [group, row + i * spec.box], full, scales_BGR.index(slot * boxes + i))
     if spec.zeros:
         halves: gl.constexpr = spec.teams * spec.halves
         for half in gl.static_range(halves):
@@ -156,6 +161,36 @@ def copier(sources: gl.tuple, ring: gl.tuple, late: gl.tuple, sizes: gl.tuple, s
 
 
 @gluon.jit
+def adder(ring: gl.tuple, sizes: gl.tuple, spec: gl.constexpr) -> None:
+    """Add up each group's values of a few tokens as they come: one warp."""
+    _packed, _scales, _zeros, x_BNK, sums_BGN, full_B, _free_B, added_B = ring
+    _first, count = _steps_of(sizes, spec)
+    tokens: gl.constexpr = spec.tokens
+    groups: gl.constexpr = spec.groups
+    layout: gl.constexpr = gl.BlockedLayout([16, 1], [4, 8], [1, 1], [0, 1])
+    for m in range(count):
+        slot = m % spec.slots
+        mbarrier.wait(full_B.index(slot), m // spec.slots & 1)
+        for group in gl.static_range(groups):
+            value_KN = x_BNK.index(slot * groups + group).permute((1, 0)).load(layout).to(gl.float32)
+            sum_1N = gl.expand_dims(gl.sum(value_KN, 0), 0)
+            sums_BGN.index(slot).slice(group, 1).slice(0, tokens, dim=1).store(sum_1N)
+        mbarrier.arrive(added_B.index(slot))
+
+
+@gluon.jit
+def _half_of(tiles: gl.shared_memory_descriptor, slot: gl.tensor, half: gl.constexpr, spec: gl.constexpr) -> gl.shared_memory_descriptor:
+    """Return the box of a step that a half is in."""
+    return tiles.index(slot * spec.boxes + half // spec.halves_of_box)
+
+
+@gluon.jit
+def _packed_of(ring: gl.tuple, slot: gl.tensor, half: gl.constexpr, spec: gl.constexpr) -> gl.shared_memory_descriptor:
+    """Return the bytes of a step's half [32, 128]."""
+    return _half_of(ring[0], slot, half, spec).slice(half % spec.halves_of_box * 32, 32)
+
+
+@gluon.jit
 def _nothing(spec: gl.constexpr) -> gl.tensor:
     """Return the sums of no products [64, N]."""
     columns: gl.constexpr = spec.columns
@@ -166,11 +201,11 @@ def _nothing(spec: gl.constexpr) -> gl.tensor:
 @gluon.jit
 def _factors(ring: gl.tuple, slot: gl.tensor, group: gl.constexpr, half: gl.constexpr, spec: gl.constexpr) -> gl.tuple:
     """Return what a half's products with codes over 512, and the sums of x, are multiplied by [64]."""
-    scale_R = row_values(ring[1].index(slot), group, half, spec).to(gl.float32)
+    scale_R = row_values(_half_of(ring[1], slot, half, spec), group, half % spec.halves_of_box, spec).to(gl.float32)
     if spec.late:
         shift_R = scale_R
     elif spec.zeros:
-        shift_R = -scale_R * zeros_of_rows(zero_bytes(ring[2].index(slot), group, half), spec)
+        shift_R = -scale_R * zeros_of_rows(zero_bytes(_half_of(ring[2], slot, half, spec), group, half % spec.halves_of_box), spec)
     else:
         shift_R = -scale_R * MIDDLE
     return scale_R * 512.0, shift_R
@@ -178,11 +213,14 @@ def _factors(ring: gl.tuple, slot: gl.tensor, group: gl.constexpr, half: gl.cons
 
 @gluon.jit
 def _add_fp8(
-    acc_RN: gl.tensor, products_RN: gl.tensor, factors: gl.tuple, ring: gl.tuple, slot: gl.tensor, group: gl.constexpr,
+    acc_RN: gl.tensor, products_RN: gl.tensor, factors: gl.tuple, ring: gl.tuple, m: gl.tensor, group: gl.constexpr,
     spec: gl.constexpr,
 ) -> gl.tensor:  # fmt: skip
     """Return sums with a group's: scale * (products - zero * sum of x), the zero point's part perhaps late."""
     scale_R, shift_R = factors
+    slot = m % spec.slots
+    if spec.adds:
+        mbarrier.wait(ring[7].index(slot), m // spec.slots & 1)
     if not spec.late:
         columns: gl.constexpr = spec.columns
         sum_1N = ring[4].index(slot).slice(group, 1).slice(0, columns, dim=1).load(spec.token_layout)
@@ -201,35 +239,35 @@ def _start(codes_RK: gl.tensor, x_KN: gl.shared_memory_descriptor, cut: gl.const
 @gluon.jit
 def _step_fp8(accs: gl.tuple, ring: gl.tuple, m: gl.tensor, INDEX: gl.constexpr, spec: gl.constexpr) -> gl.tuple:
     """Return the sums after step m, whose inputs are of one group."""
-    packed_BCJ, _scales, _zeros, x_BNK, _sums, full_B, free_B = ring
+    _packed, _scales, _zeros, x_BNK, _sums, full_B, free_B, _added_B = ring
     slot = m % spec.slots
     x_KN = x_BNK.index(slot).permute((1, 0))
     a_RN, b_RN, c_RN, d_RN = accs
     half: gl.constexpr = INDEX * spec.halves
     mbarrier.wait(full_B.index(slot), m // spec.slots & 1)
-    codes_RK = part_of(codes_fp8(packed_BCJ.index(slot).slice(half * 32, 32)), 0, spec)
+    codes_RK = part_of(codes_fp8(_packed_of(ring, slot, half, spec)), 0, spec)
     products_RN = _start(codes_RK, x_KN, 0, spec)
     factors = _factors(ring, slot, 0, half, spec)
     products_RN = warpgroup_mma_wait(0, deps=[products_RN])
     if spec.cuts == 2:
         more_RN = _start(codes_RK, x_KN, 1, spec)
-        a_RN = _add_fp8(a_RN, products_RN, factors, ring, slot, 0, spec)
+        a_RN = _add_fp8(a_RN, products_RN, factors, ring, m, 0, spec)
         more_RN = warpgroup_mma_wait(0, deps=[more_RN])
-        b_RN = _add_fp8(b_RN, more_RN, factors, ring, slot, 0, spec)
+        b_RN = _add_fp8(b_RN, more_RN, factors, ring, m, 0, spec)
     else:
-        a_RN = _add_fp8(a_RN, products_RN, factors, ring, slot, 0, spec)
+        a_RN = _add_fp8(a_RN, products_RN, factors, ring, m, 0, spec)
     if spec.halves == 2:
-        codes_RK = part_of(codes_fp8(packed_BCJ.index(slot).slice(half * 32 + 32, 32)), 0, spec)
+        codes_RK = part_of(codes_fp8(_packed_of(ring, slot, half + 1, spec)), 0, spec)
         products_RN = _start(codes_RK, x_KN, 0, spec)
         factors = _factors(ring, slot, 0, half + 1, spec)
         products_RN = warpgroup_mma_wait(0, deps=[products_RN])
         if spec.cuts == 2:
             more_RN = _start(codes_RK, x_KN, 1, spec)
-            c_RN = _add_fp8(c_RN, products_RN, factors, ring, slot, 0, spec)
+            c_RN = _add_fp8(c_RN, products_RN, factors, ring, m, 0, spec)
             more_RN = warpgroup_mma_wait(0, deps=[more_RN])
-            d_RN = _add_fp8(d_RN, more_RN, factors, ring, slot, 0, spec)
+            d_RN = _add_fp8(d_RN, more_RN, factors, ring, m, 0, spec)
         else:
-            c_RN = _add_fp8(c_RN, products_RN, factors, ring, slot, 0, spec)
+            c_RN = _add_fp8(c_RN, products_RN, factors, ring, m, 0, spec)
     _barrier()
     mbarrier.arrive(free_B.index(slot))
     return a_RN, b_RN, c_RN, d_RN
@@ -238,10 +276,10 @@ def _step_fp8(accs: gl.tuple, ring: gl.tuple, m: gl.tensor, INDEX: gl.constexpr,
 @gluon.jit
 def _started(ring: gl.tuple, m: gl.tensor, INDEX: gl.constexpr, spec: gl.constexpr) -> gl.tensor:
     """Start step m's products, once its operands are there."""
-    packed_BCJ, _scales, _zeros, x_BNK, _sums, full_B, _free = ring
+    _packed, _scales, _zeros, x_BNK, _sums, full_B, _free, _added_B = ring
     slot = m % spec.slots
     mbarrier.wait(full_B.index(slot), m // spec.slots & 1)
-    codes_RK = part_of(codes_fp8(packed_BCJ.index(slot).slice(INDEX * 32, 32)), 0, spec)
+    codes_RK = part_of(codes_fp8(_packed_of(ring, slot, INDEX, spec)), 0, spec)
     return _start(codes_RK, x_BNK.index(slot).permute((1, 0)), 0, spec)
 
 
@@ -251,7 +289,7 @@ def _taken(
 ) -> gl.tensor:
     """Return the sums with step m's products, and free its slot."""
     slot = m % spec.slots
-    acc_RN = _add_fp8(acc_RN, products_RN, _factors(ring, slot, 0, INDEX, spec), ring, slot, 0, spec)
+    acc_RN = _add_fp8(acc_RN, products_RN, _factors(ring, slot, 0, INDEX, spec), ring, m, 0, spec)
     _barrier()
     mbarrier.arrive(ring[6].index(slot))
     return acc_RN
@@ -276,26 +314,26 @@ def _steps_fp8(accs: gl.tuple, ring: gl.tuple, m: gl.tensor, INDEX: gl.constexpr
 @gluon.jit
 def _step_groups(accs: gl.tuple, ring: gl.tuple, m: gl.tensor, INDEX: gl.constexpr, spec: gl.constexpr) -> gl.tuple:
     """Return the sums after step m: in 16 bits, or in FP8 with several groups a step."""
-    packed_BCJ, scales_BGR, zeros_BGC, x_BNK, _sums, full_B, free_B = ring
+    _packed, scales_BGR, zeros_BGC, x_BNK, _sums, full_B, free_B, _added_B = ring
     slot = m % spec.slots
     mbarrier.wait(full_B.index(slot), m // spec.slots & 1)
     acc_RN, b_RN, c_RN, d_RN = accs
-    packed_CJ = packed_BCJ.index(slot).slice(INDEX * 32, 32)
+    packed_CJ = _packed_of(ring, slot, INDEX, spec)
     groups: gl.constexpr = spec.groups
     for group in gl.static_range(groups):
         x_KN = x_BNK.index(slot * spec.groups + group).permute((1, 0))
         if spec.fp8:
             products_RN = _start(part_of(codes_fp8(packed_CJ), group, spec), x_KN, 0, spec)
             products_RN = warpgroup_mma_wait(0, deps=[products_RN])
-            acc_RN = _add_fp8(acc_RN, products_RN, _factors(ring, slot, group, INDEX, spec), ring, slot, group, spec)
+            acc_RN = _add_fp8(acc_RN, products_RN, _factors(ring, slot, group, INDEX, spec), ring, m, group, spec)
         else:
             if spec.zeros:
-                zero_C = zero_bytes(zeros_BGC.index(slot), group, INDEX)
+                zero_C = zero_bytes(_half_of(zeros_BGC, slot, INDEX, spec), group, INDEX % spec.halves_of_box)
             else:
                 zero_C = gl.full([32], MIDDLE * 17, gl.uint8, gl.SliceLayout(1, spec.bytes_layout))
             codes_RK = part_of(numbers(packed_CJ, zero_C, x_BNK.dtype), group, spec)
             products_RN = mma_v2(codes_RK, x_KN.load(gl.DotOperandLayout(1, spec.mma, 4)), _nothing(spec))
-            scale_R = row_values(scales_BGR.index(slot), group, INDEX, spec).to(gl.float32)
+            scale_R = row_values(_half_of(scales_BGR, slot, INDEX, spec), group, INDEX % spec.halves_of_box, spec).to(gl.float32)
             acc_RN += products_RN * scale_R[:, None]
     _barrier()
     mbarrier.arrive(free_B.index(slot))
@@ -309,7 +347,8 @@ def _shifted(
     """Return sums less the zero points' part of 16 groups."""
     scales_BGR, zeros_BGC, sums_PNG, _full, _free = late
     halves: gl.constexpr = spec.teams * spec.halves
-    high_RG, low_RG = shifts(scales_BGR.index(slot), zeros_BGC.index(slot * halves + half), half, spec)
+    box_GR = _half_of(scales_BGR, slot, half, spec)
+    high_RG, low_RG = shifts(box_GR, zeros_BGC.index(slot * halves + half), half % spec.halves_of_box, spec)
     high_GN = sums_PNG.index(slot * 2).permute((1, 0)).slice(cut * spec.columns, spec.columns, dim=1)
     low_GN = sums_PNG.index(slot * 2 + 1).permute((1, 0)).slice(cut * spec.columns, spec.columns, dim=1)
     acc_RN = gl.convert_layout(acc_RN, spec.late_mma)

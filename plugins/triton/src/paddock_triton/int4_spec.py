@@ -12,6 +12,7 @@ from triton.experimental.gluon import language as gl
 
 STEP = gl.constexpr(128)  # inputs
 ROWS = gl.constexpr(64)  # of a half
+MOST_ADDED = 16  # tokens whose values one warp adds up beside the products
 LATE_GROUPS, LATE_SLOTS = gl.constexpr(16), gl.constexpr(2)
 
 
@@ -93,6 +94,21 @@ class Int4Spec:
         return ROWS.value * self.teams * self.halves
 
     @property
+    def box(self) -> int:
+        """Return the outputs that are copied at once: all of a tile, or a team's where those are no power of two."""
+        return self.rows if self.rows & (self.rows - 1) == 0 else ROWS.value * self.halves
+
+    @property
+    def boxes(self) -> int:
+        """Return how many boxes a tile's outputs are."""
+        return self.rows // self.box
+
+    @property
+    def halves_of_box(self) -> int:
+        """Return how many halves a box has."""
+        return self.box // ROWS.value
+
+    @property
     def groups(self) -> int:
         """Return the groups of a step."""
         return max(1, STEP.value // self.group)
@@ -110,7 +126,7 @@ class Int4Spec:
     @property
     def zero_columns(self) -> int:
         """Return the bytes of zero points a step has copied of a group: at least what may begin in shared memory."""
-        return max(128, self.rows // 2)
+        return max(128, self.box // 2)
 
     @property
     def sum_columns(self) -> int:
@@ -118,12 +134,22 @@ class Int4Spec:
         return max(32, self.tokens)
 
     @property
+    def adds(self) -> bool:
+        """Return whether a warp adds up each group's values as they come: where tokens are few."""
+        return self.fp8 and not self.late and self.tokens <= MOST_ADDED
+
+    @property
+    def copies_sums(self) -> bool:
+        """Return whether a step has sums of x copied."""
+        return self.fp8 and not self.late and not self.adds
+
+    @property
     def step_bytes(self) -> int:
         """Return the bytes copied for a step."""
         size = self.rows * STEP.value // 2 + self.groups * self.rows * 2 + self.tokens * STEP.value * (1 if self.fp8 else 2)
-        if self.late:
-            return size
-        return size + self.groups * (self.zero_columns * self.zeros + self.sum_columns * 4 * self.fp8)
+        if self.zeros and not self.late:
+            size += self.groups * self.boxes * self.zero_columns
+        return size + self.groups * self.sum_columns * 4 * self.copies_sums
 
     @property
     def late_bytes(self) -> int:

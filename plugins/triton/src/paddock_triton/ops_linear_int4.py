@@ -28,7 +28,7 @@ from paddock.layers.int4 import Int4Weight
 from paddock_triton.attention_async import runs_on
 from paddock_triton.dependence import DEPENDENT, start_next, wait
 from paddock_triton.failures import named
-from paddock_triton.int4_roles import barriers, copier, multiplier
+from paddock_triton.int4_roles import adder, barriers, copier, multiplier
 from paddock_triton.int4_spec import LATE_GROUPS, LATE_SLOTS, ROWS, STEP, Int4Spec, Int4Tile
 from paddock_triton.launch import launch
 from paddock_triton.rows import blocks_of, unit_stride
@@ -47,7 +47,7 @@ _FP8 = {
 }
 _FP8_FEW_ROWS = {64: Int4Tile(tokens=64, teams=2, slots=8, late=True)}
 _FP8_MANY = Int4Tile(tokens=128, teams=2, slots=6, shared=False, late=True)
-_FP8_SMALL_GROUPS = Int4Tile(tokens=64, teams=2, slots=6)
+_FP8_OTHER_GROUPS = Int4Tile(tokens=64, teams=2, slots=6)
 _HALVES = {
     8: Int4Tile(tokens=8, teams=4, slots=6),
     16: Int4Tile(tokens=16, teams=4, slots=6),
@@ -93,8 +93,8 @@ def _serves(x_TI: Tensor, weight: Int4Weight) -> bool:
 
 def _fp8_tile(tokens: int, weight: Int4Weight) -> Int4Tile:
     most = next((most for most in _FP8 if tokens <= most), None)
-    if weight.form.group < STEP.value:
-        return _FP8[most] if most is not None and most < _FP8_SMALL_GROUPS.tokens else _FP8_SMALL_GROUPS
+    if weight.form.group != STEP.value:
+        return _FP8[most] if most is not None and most < _FP8_OTHER_GROUPS.tokens else _FP8_OTHER_GROUPS
     if most is None:
         return _FP8_MANY
     return _FP8_FEW_ROWS.get(most, _FP8[most]) if weight.form.outputs < _FEW_ROWS else _FP8[most]
@@ -109,7 +109,7 @@ def launch_int4(out_TO: Tensor, x_TI: Tensor, scale_T1: Tensor | None, weight: I
     span = form.blocks + (blocks_of(form.group_rows, LATE_GROUPS.value) if spec.late else 0)
     programs = min(_processors(x_TI.device), tiles * (span if spec.shared else 1))
     parts = x_TI.new_empty(2 * programs * spec.rows * spec.tokens if spec.shared else 1, dtype=torch.float32)
-    sums = _sums(x_TI, spec, form.blocks) if spec.fp8 else None
+    sums = _sums(x_TI, spec, form.blocks) if spec.fp8 and not spec.adds else None
     launch(
         _int4_kernel, (programs,),
         out_TO, *_described(weight, x_TI, sums, spec), out_TO if scale_T1 is None else scale_T1, parts,
@@ -147,8 +147,8 @@ def _counters(device: torch.device, count: int) -> Tensor:
 
 def _described(weight: Int4Weight, x_TI: Tensor, sums: Tensor | None, spec: Int4Spec) -> tuple[TensorDescriptor, ...]:
     """Return operands as the copy engine sees them: codes, scales, zeros, x, sums, and a late step's scales."""
-    packed = _descriptor(weight.packed.view(-1, STEP.value), (spec.rows // 2, STEP.value), spec.packed_shared)
-    scales = _descriptor(weight.scales, (spec.groups, spec.rows), spec.scales_shared)
+    packed = _descriptor(weight.packed.view(-1, STEP.value), (spec.box // 2, STEP.value), spec.packed_shared)
+    scales = _descriptor(weight.scales, (spec.groups, spec.box), spec.scales_shared)
     zeros = summed = late_scales = packed
     if weight.zeros is not None and spec.late:
         zeros = _descriptor(weight.zeros, (LATE_GROUPS.value, ROWS.value // 2), spec.late_zeros_shared)
@@ -156,7 +156,7 @@ def _described(weight: Int4Weight, x_TI: Tensor, sums: Tensor | None, spec: Int4
         zeros = _descriptor(weight.zeros, (spec.groups, spec.zero_columns), spec.zeros_shared)
     if sums is not None and spec.late:
         summed = _descriptor(sums, (spec.tokens, LATE_GROUPS.value), spec.late_sums_shared)
-        late_scales = _descriptor(weight.scales, (LATE_GROUPS.value, spec.rows), spec.late_scales_shared)
+        late_scales = _descriptor(weight.scales, (LATE_GROUPS.value, spec.box), spec.late_scales_shared)
     elif sums is not None:
         summed = _descriptor(sums, (spec.groups, spec.sum_columns), spec.sums_shared)
     return packed, scales, zeros, _descriptor(x_TI, (spec.tokens, spec.inputs), spec.x_shared), summed, late_scales
@@ -177,16 +177,16 @@ def _sums(values_TI: Tensor, spec: Int4Spec, blocks: int) -> Tensor:
     block = 16
     launch(
         _sums_kernel, (blocks_of(sums.shape[1] if spec.late else groups, block), tokens),
-        values_TI, sums, inputs, values_TI.stride(0), sums.stride(0), tokens, LATE=spec.late, BLOCK_G=block, GROUP=spec.inputs,
+        values_TI, sums, inputs, groups, values_TI.stride(0), sums.stride(0), tokens, LATE=spec.late, BLOCK_G=block, GROUP=spec.inputs,
         num_warps=4, **DEPENDENT,
     )  # fmt: skip
     return sums
 
 
-@triton.jit(do_not_specialize=["inputs", "x_stride", "sum_stride", "tokens"])
+@triton.jit(do_not_specialize=["inputs", "groups", "x_stride", "sum_stride", "tokens"])
 def _sums_kernel(
-    values_ptr: tl.tensor, sums_ptr: tl.tensor, inputs: tl.tensor, x_stride: tl.tensor, sum_stride: tl.tensor, tokens: tl.tensor,
-    LATE: tl.constexpr, BLOCK_G: tl.constexpr, GROUP: tl.constexpr,
+    values_ptr: tl.tensor, sums_ptr: tl.tensor, inputs: tl.tensor, groups: tl.tensor, x_stride: tl.tensor, sum_stride: tl.tensor,
+    tokens: tl.tensor, LATE: tl.constexpr, BLOCK_G: tl.constexpr, GROUP: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write the sums of some groups of a token's values."""
     start_next()
@@ -201,7 +201,7 @@ def _sums_kernel(
         tl.store(at_G, high_G)
         tl.store(at_G + tokens.to(tl.int64) * sum_stride, (sum_G - high_G.to(tl.float32)).to(tl.bfloat16))
     else:
-        tl.store(sums_ptr + group_G.to(tl.int64) * sum_stride + token, sum_G, mask=group_G * GROUP < inputs)
+        tl.store(sums_ptr + group_G.to(tl.int64) * sum_stride + token, sum_G, mask=group_G < groups)
 
 
 @gluon.jit(do_not_specialize=["tokens", "blocks", "span", "tiles", "token_tiles"])
@@ -214,19 +214,20 @@ def _int4_kernel(
     gdc_launch_dependents()
     sizes = (tokens, outputs, blocks, span, tiles, token_tiles)
     sources, outs = (packed, scales, zeros, x, sums, late_scales), (out_ptr, x_scale_ptr, parts_ptr, done_ptr)
-    packed_BCJ = gl.allocate_shared_memory(gl.uint8, [spec.slots, spec.rows // 2, STEP], spec.packed_shared)
-    scales_BGR = gl.allocate_shared_memory(scales.dtype, [spec.slots, spec.groups, spec.rows], spec.scales_shared)
+    packed_BCJ = gl.allocate_shared_memory(gl.uint8, [spec.slots * spec.boxes, spec.box // 2, STEP], spec.packed_shared)
+    scales_BGR = gl.allocate_shared_memory(scales.dtype, [spec.slots * spec.boxes, spec.groups, spec.box], spec.scales_shared)
     x_BNK = gl.allocate_shared_memory(x.dtype, [spec.slots * spec.groups, spec.tokens, spec.inputs], spec.x_shared)
-    zero_slots: gl.constexpr = spec.slots if spec.zeros and not spec.late else 1
+    zero_slots: gl.constexpr = spec.slots * spec.boxes if spec.zeros and not spec.late else 1
     zeros_BGC = gl.allocate_shared_memory(gl.uint8, [zero_slots, spec.groups, spec.zero_columns], spec.zeros_shared)
     sum_slots: gl.constexpr = spec.slots if spec.fp8 and not spec.late else 1
     sums_BGN = gl.allocate_shared_memory(gl.float32, [sum_slots, spec.groups, spec.sum_columns], spec.sums_shared)
-    ring = (packed_BCJ, scales_BGR, zeros_BGC, x_BNK, sums_BGN, barriers(spec.slots, 1), barriers(spec.slots, spec.teams))
+    full_B, free_B, added_B = barriers(spec.slots, 1), barriers(spec.slots, spec.teams), barriers(spec.slots, 1)
+    ring = (packed_BCJ, scales_BGR, zeros_BGC, x_BNK, sums_BGN, full_B, free_B, added_B)
     late = ring
     if spec.late:
         halves: gl.constexpr = spec.teams * spec.halves
         late = (
-            gl.allocate_shared_memory(scales.dtype, [LATE_SLOTS, LATE_GROUPS, spec.rows], spec.late_scales_shared),
+            gl.allocate_shared_memory(scales.dtype, [LATE_SLOTS * spec.boxes, LATE_GROUPS, spec.box], spec.late_scales_shared),
             gl.allocate_shared_memory(gl.uint8, [LATE_SLOTS * halves, LATE_GROUPS, ROWS // 2], spec.late_zeros_shared),
             gl.allocate_shared_memory(gl.bfloat16, [LATE_SLOTS * 2, spec.tokens, LATE_GROUPS], spec.late_sums_shared),
             barriers(LATE_SLOTS, 1),
@@ -241,6 +242,30 @@ def _int4_kernel(
             ],
             [4, 1],
             [240, 24],
+        )
+    elif spec.teams == 3:
+        gl.warp_specialize(
+            [
+                (multiplier, (outs, ring, late, sizes, 0, spec)),
+                (multiplier, (outs, ring, late, sizes, 1, spec)),
+                (multiplier, (outs, ring, late, sizes, 2, spec)),
+                (copier, (sources, ring, late, sizes, spec)),
+            ],
+            [4, 4, 1],
+            [160, 160, 24],
+        )
+    elif spec.adds:
+        gl.warp_specialize(
+            [
+                (multiplier, (outs, ring, late, sizes, 0, spec)),
+                (multiplier, (outs, ring, late, sizes, 1, spec)),
+                (multiplier, (outs, ring, late, sizes, 2, spec)),
+                (multiplier, (outs, ring, late, sizes, 3, spec)),
+                (copier, (sources, ring, late, sizes, spec)),
+                (adder, (ring, sizes, spec)),
+            ],
+            [4, 4, 4, 1, 1],
+            [104, 104, 104, 48, 48],
         )
     else:
         gl.warp_specialize(
