@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from typing import cast
+
 import pytest
 
 from paddock.errors import RequestError
-from paddock.evaluation.texts import check_window, windows
+from paddock.evaluation import Comparison, Perplexity
+from paddock.evaluation.texts import check_window, token_ids, windows
+from paddock.llm import LLM
 
 
 def test_windows_do_not_overlap_and_leave_out_nothing_that_can_be_scored() -> None:
@@ -33,3 +38,17 @@ def test_a_window_that_cannot_be_is_named(window: int, limit: int | None, messag
     with pytest.raises(RequestError, match=message) as caught:
         check_window(window, 64, limit=limit)
     assert caught.value.fix
+
+
+def test_bytes_are_no_ids() -> None:
+    """They are numbers to Python, and would be taken for tokens."""
+    with pytest.raises(RequestError, match="the text is bytes") as caught:
+        token_ids(cast(LLM, None), b"a text")
+    assert "decode" in caught.value.fix
+
+
+def test_a_perplexity_beyond_all_floats_is_infinite() -> None:
+    """A model that is worse than any number says so, and does not break what compares it."""
+    assert Perplexity(tokens=1, nats=800.0, windows=1).perplexity == math.inf
+    found = Comparison(tokens=1, windows=1, kl=0.0, kl_max=0.0, top1=1.0, nats_a=800.0, nats_b=1.0)
+    assert (found.perplexity_a, found.perplexity_b) == (math.inf, math.e)

@@ -117,8 +117,9 @@ def test_kv_scales_are_announced() -> None:
     """Static FP8 with one scale each for K and V."""
     scheme = {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False, "symmetric": True}
     assert scheme_of(changed("kv_cache_scheme", scheme)).kv_cache_dtype == "fp8"
-    with pytest.raises(ModelConfigError, match="kv_cache_scheme"):
-        found(changed("kv_cache_scheme", scheme | {"strategy": "attn_head"}))
+    for change in ({"strategy": "attn_head"}, {"symmetric": False}, {"dynamic": True}):
+        with pytest.raises(ModelConfigError, match="kv_cache_scheme"):
+            found(changed("kv_cache_scheme", scheme | change))
 
 
 WEIGHTS = "config_groups.group_0.weights"
@@ -138,6 +139,9 @@ WEIGHTS = "config_groups.group_0.weights"
         ("config_groups.group_0.input_activations", {"num_bits": 8, "type": "int"}, "input_activations"),
         ("config_groups.group_0.output_activations", {"num_bits": 8}, "output_activations"),
         ("config_groups.group_1", {"targets": ["re:.*o_proj"], "weights": {"num_bits": 8, "type": "float"}}, "not mixed"),
+        ("config_groups.group_0.targets", [], "targets"),
+        ("config_groups.group_0.targets", None, "targets"),
+        ("config_groups.group_0.targets", "Linear", "targets"),
         ("ignore", ["re:("], "regular expression"),
         ("sparsity_config", {"format": "sparse-24-bitmask"}, "sparsity_config"),
         ("transform_config", {"config_groups": {"u": 1}}, "transform_config"),

@@ -8,7 +8,7 @@ from attrs import define, field, frozen
 
 from paddock.errors import PaddockError, RequestError
 from paddock.evaluation.scoring import scored
-from paddock.evaluation.texts import Progress, TextOrIds, check_window, token_ids, windows
+from paddock.evaluation.texts import Progress, TextOrIds, check_window, perplexity_of, token_ids, windows
 from paddock.llm import LLM
 
 DEFINITIONS = {
@@ -37,12 +37,12 @@ class Comparison:
     @property
     def perplexity_a(self) -> float:
         """Return e to the nats of A."""
-        return math.exp(self.nats_a)
+        return perplexity_of(self.nats_a)
 
     @property
     def perplexity_b(self) -> float:
         """Return e to the nats of B."""
-        return math.exp(self.nats_b)
+        return perplexity_of(self.nats_b)
 
 
 @define

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from attrs import frozen
 
+from paddock.checkpoint.json_file import parse_object
 from paddock.errors import PaddockError
 from paddock.evaluation.tasks import find_task
 
@@ -65,9 +65,8 @@ def _lines(path: Path) -> tuple[dict[str, Any], ...]:
 
 def _object(line: str, path: Path, number: int) -> dict[str, Any]:
     try:
-        value = json.loads(line)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise PaddockError(f"{path}, line {number}: {line!r:.60} is no JSON object", fix="write one document a line, as JSON")
-    return value
+        return parse_object(line.encode())
+    except ValueError as error:
+        raise PaddockError(
+            f"{path}, line {number}: {line!r:.60} is no JSON object: {error}", fix="write one document a line, as JSON"
+        ) from None

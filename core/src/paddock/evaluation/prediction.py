@@ -8,7 +8,7 @@ from attrs import frozen
 
 from paddock.errors import PaddockError
 from paddock.evaluation.scoring import scored
-from paddock.evaluation.texts import Progress, TextOrIds, check_window, token_ids, windows
+from paddock.evaluation.texts import Progress, TextOrIds, check_window, perplexity_of, token_ids, windows
 from paddock.llm import LLM
 
 DEFINITIONS = {
@@ -30,7 +30,7 @@ class Perplexity:
     @property
     def perplexity(self) -> float:
         """Return e to the nats."""
-        return math.exp(self.nats)
+        return perplexity_of(self.nats)
 
 
 def perplexity(

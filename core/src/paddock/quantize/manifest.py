@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import cattrs
-from attrs import field, frozen
+from attrs import field, frozen, validators
 
 from paddock.checkpoint.json_file import read_object
 from paddock.errors import CheckpointError
@@ -23,9 +23,14 @@ MAX_BYTES = 64 << 20
 class File:
     """A file that was written: its name, size, and the SHA-256 of its bytes."""
 
-    name: str
+    name: str = field()
     nbytes: int
     sha256: str
+
+    @name.validator
+    def _is_in_the_folder(self, _: object, value: str) -> None:
+        if not value or value.startswith(".") or "/" in value:
+            raise ValueError(f"the file name {value!r} leads elsewhere")
 
 
 @frozen(kw_only=True)
@@ -45,7 +50,7 @@ class Manifest:
     where `outside_done`; `activations` is the residual stream behind them, None where nothing needs it any more.
     """
 
-    status: str
+    status: str = field(validator=validators.in_((PARTIAL, COMPLETE, FAILED)))
     made_from: dict[str, Any]
     layers_done: int = 0
     outside_done: bool = False

@@ -79,9 +79,9 @@ def _detect(facts: CheckpointFacts) -> Int4Scheme | None:
 def _section(facts: CheckpointFacts) -> Section | None:
     entry = facts.config.get("quantization_config")
     if isinstance(entry, Mapping) and entry:
-        return section_of(entry) if entry.get("quant_method") == METHOD else None
+        return section_of(facts, entry) if entry.get("quant_method") == METHOD else None
     old = facts.config.get("compression_config")
-    return section_of(old, "compression_config") if isinstance(old, Mapping) and old else None
+    return section_of(facts, old, "compression_config") if isinstance(old, Mapping) and old else None
 
 
 def _is_int4(group: object) -> bool:
@@ -98,10 +98,16 @@ def _common(section: Section, groups: list[Entry]) -> tuple[Group, tuple[str, ..
             weights = listed.get("weights") if isinstance(listed, Mapping) else listed
             raise section.reader.wrong("config_groups", weights, "4-bit integers in every group: formats are not mixed")
         found.append(_group(section, listed))
-        targets += section_of(listed, "config_groups").names("targets")
+        targets += _targets(section, listed.get("targets"))
     if len(set(found)) > 1:
         raise section.reader.wrong("config_groups", [str(each) for each in found], "groups that are all stored alike")
     return found[0], tuple(targets)
+
+
+def _targets(section: Section, listed: object) -> list[str]:
+    if not isinstance(listed, list) or not listed or not all(isinstance(name, str) and name for name in listed):
+        raise section.reader.wrong("config_groups.targets", listed, "a list of module names, classes or patterns re:...")
+    return listed
 
 
 def _group(section: Section, listed: Entry) -> Group:
@@ -176,6 +182,7 @@ def _kv(section: Section) -> str | None:
         return None
     given = scheme if isinstance(scheme, Mapping) else {}
     static = given.get("dynamic", False) is False and given.get("strategy") in (None, "tensor")
-    if (given.get("num_bits"), given.get("type")) != (8, "float") or not static:
-        raise section.reader.wrong("kv_cache_scheme", scheme, "null, or static 8-bit float with strategy 'tensor'")
+    symmetric = given.get("symmetric", True) is True
+    if (given.get("num_bits"), given.get("type")) != (8, "float") or not static or not symmetric:
+        raise section.reader.wrong("kv_cache_scheme", scheme, "null, or static symmetric 8-bit float with strategy 'tensor'")
     return "fp8"
