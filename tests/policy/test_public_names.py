@@ -37,6 +37,8 @@ PUBLIC = {
         linear_fp8 quantize_fp8_static quantize_fp8_token rms_norm rms_norm_fp8 rope_and_cache silu_mul silu_mul_fp8""",
     "paddock.model_config": """
         BOOKKEEPING ConfigReader MAX_LAYERS MAX_POSITIONS MAX_SIZE ROPE_KINDS RopeSpec eos_token_ids parse_rope""",
+    "paddock.module_lists": """
+        HEAD_CLASSES LINEAR_CLASSES PATTERN check_compressed compressed_rank compressed_targets in_compressed in_modelopt""",
     "paddock.plugins": """
         AttentionNeeds AttentionSpec CheckpointFacts CommandSpec Issue ModelSpec ObserverSpec OpSpec ParallelSpec QuantizationSpec
         RecipeSpec hookimpl resolve""",

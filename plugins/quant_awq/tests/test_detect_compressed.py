@@ -100,6 +100,25 @@ def test_a_head_nobody_ignores_is_quantised() -> None:
     assert scheme_of(changed("ignore", [])).tensors("lm_head", head)[0].name == "weight_packed"
 
 
+@pytest.mark.parametrize(
+    ("target", "ignored", "layers", "quantised"),
+    [
+        ("Linear", "lm_head", True, False),
+        ("Module", "-", True, True),
+        ("LinearBase", "-", True, True),
+        ("FalconLinear", "-", True, False),  # Falcon's own class, which no head is of
+        ("Linear", "FalconLinear", False, True),
+    ],
+)
+def test_a_class_means_its_heirs_and_a_head_is_no_falcon_linear(target: str, ignored: str, layers: bool, quantised: bool) -> None:
+    """Linears are of every class above theirs, and only those of layers are of Falcon's own."""
+    entry = changed("config_groups.group_0.targets", [target]) | {"ignore": [ignored]}
+    head = Linear("lm_head", (Part("tokens", VOCAB, 96, source="lm_head"),), Part("embed", EMBED, 256))
+    scheme = scheme_of(entry)
+    assert ("weight_packed" in shapes(scheme)) is layers
+    assert (scheme.tensors("lm_head", head)[0].name == "weight_packed") is quantised
+
+
 def test_groups_of_their_own_format_and_strategy_left_out_are_understood() -> None:
     """A group's `format` overrides that above; without a strategy the group size says it."""
     entry = changed("format", "mixed-precision")

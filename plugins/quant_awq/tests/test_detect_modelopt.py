@@ -58,6 +58,10 @@ def test_modules_are_left_plain_by_wildcards() -> None:
     assert scheme.is_plain("model.layers.3.router")
     assert scheme.is_plain("model.layers.7.mlp.up_proj")
     assert not scheme.is_plain("model.layers.70.mlp.up_proj")
+    older = scheme_of(ENTRY | {"ignore": ["lm_head", "self_attn", "layers.1"]})  # parts of paths
+    assert older.is_plain("model.layers.0.self_attn.q_proj")
+    assert older.is_plain("model.layers.1.mlp.up_proj")
+    assert not older.is_plain("model.layers.10.mlp.up_proj")
     listless = scheme_of({"quant_method": "modelopt", "quant_algo": "W4A16_AWQ"})
     assert not listless.quantises_head
     assert scheme_of(ENTRY | {"ignore": []}).quantises_head

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from attrs import frozen
 
 from paddock.errors import ModelConfigError
+from paddock.module_lists import check_compressed, compressed_targets
 from paddock.plugins import CheckpointFacts
 from paddock_quant_awq.names import Untargeted
 from paddock_quant_awq.reading import Entry, Section, saved_dtype, section_of
@@ -55,8 +56,7 @@ def _detect(facts: CheckpointFacts) -> Int4Scheme | None:
     section.refuse_unless_empty("transform_config", "weights are rotated")
     _refuse_sparse(section)
     ignored = section.names("ignore")
-    section.check_patterns("config_groups", [entry.removeprefix("re:") for entry in targets if entry.startswith("re:")])
-    section.check_patterns("ignore", [entry.removeprefix("re:") for entry in ignored if entry.startswith("re:")])
+    check_compressed(section.reader, "ignore", ignored)
     plain = Untargeted(targets, ignored)
     scheme = Int4Scheme(
         name=f"{METHOD}-{'w4a8' if group.fp8_inputs else 'w4a16'}",
@@ -69,7 +69,7 @@ def _detect(facts: CheckpointFacts) -> Int4Scheme | None:
         fp8_inputs=group.fp8_inputs,
         signed_scales=True,
         is_plain=plain,
-        quantises_head=not plain(_HEAD),
+        quantises_head=not plain(_HEAD, head=True),
         kv_cache_dtype=_kv(section),
     )
     section.reader.finish()
@@ -98,16 +98,10 @@ def _common(section: Section, groups: list[Entry]) -> tuple[Group, tuple[str, ..
             weights = listed.get("weights") if isinstance(listed, Mapping) else listed
             raise section.reader.wrong("config_groups", weights, "4-bit integers in every group: formats are not mixed")
         found.append(_group(section, listed))
-        targets += _targets(section, listed.get("targets"))
+        targets += compressed_targets(section.reader, "config_groups.targets", listed.get("targets"))
     if len(set(found)) > 1:
         raise section.reader.wrong("config_groups", [str(each) for each in found], "groups that are all stored alike")
     return found[0], tuple(targets)
-
-
-def _targets(section: Section, listed: object) -> list[str]:
-    if not isinstance(listed, list) or not listed or not all(isinstance(name, str) and name for name in listed):
-        raise section.reader.wrong("config_groups.targets", listed, "a list of module names, classes or patterns re:...")
-    return listed
 
 
 def _group(section: Section, listed: Entry) -> Group:

@@ -51,7 +51,7 @@ def _detect(facts: CheckpointFacts, algorithm: str) -> Int4Scheme | None:
         symmetric=True,
         fp8_inputs=algorithm == "W4A8_AWQ",
         is_plain=plain,
-        quantises_head=not plain(_HEAD),
+        quantises_head=not plain(_HEAD, head=True),
         kv_cache_dtype=_kv(sections),
     )
     for section in sections:
