@@ -268,7 +268,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[PaddockError], str, str]] = {
     "not one sequence": ({"sequence_length": 9_000, "samples": None}, OptionError, "0 sequences of 9000", "longer text"),
     "too long": ({"sequence_length": 65, "samples": 2}, OptionError, "at most 64 tokens", "lower"),
     "no samples": ({"samples": 0}, OptionError, "samples is 0", "at least 1"),
-    "no text": ({"calibration": "/nowhere/text.txt"}, OptionError, "'/nowhere/text.txt' cannot be read", "path"),
+    "no text": ({"calibration": "/nowhere/text.txt"}, OptionError, "/nowhere/text.txt cannot be read", "path"),
     "text not read": ({"recipe": "fp8-dynamic", "calibration": "default"}, OptionError, "nothing would read it", "leave"),
     "samples not read": ({"recipe": "fp8-official", "samples": 3}, OptionError, "samples is 3", "leave"),
     "gate text alone": ({"gate_text": Path("x")}, OptionError, "there is no gate", "--gate"),
@@ -289,7 +289,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(llama: Path, 
 def test_a_text_that_is_no_utf8_is_refused(llama: Path, tmp_path: Path) -> None:
     """By byte."""
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 500)
-    with pytest.raises(OptionError, match="not UTF-8: byte 3 is 0xe9"):
+    with pytest.raises(OptionError, match="not UTF-8: line 1, byte 4 is 0xe9"):
         run(llama, tmp_path / "out", "fp8-static", calibration=str(tmp_path / "latin.txt"))
 
 

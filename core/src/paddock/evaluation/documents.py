@@ -11,6 +11,7 @@ from attrs import frozen
 from paddock.checkpoint.json_file import parse_object
 from paddock.errors import PaddockError
 from paddock.evaluation.tasks import find_task
+from paddock.text.utf8 import read_utf8
 
 FOLDER_HELP = "$XDG_CACHE_HOME/paddock/evaluation, ~/.cache where that is not set"
 
@@ -56,10 +57,7 @@ def read_documents(task: str, folder: Path | None = None) -> Documents:
 
 
 def _lines(path: Path) -> tuple[dict[str, Any], ...]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PaddockError(f"{path} cannot be read: {error}", fix="fetch it again") from error
+    lines = read_utf8(path).split("\n")
     return tuple(_object(line, path, number) for number, line in enumerate(lines, 1) if line.strip())
 
 
