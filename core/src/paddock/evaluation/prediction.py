@@ -45,7 +45,8 @@ def perplexity(
     for a window that does not fit max_model_len; PaddockError where the model's logits are not finite.
     """
     check_window(window, llm.max_model_len, limit=limit)
-    cut = windows(token_ids(llm, text_or_ids), window, limit=limit)
+    most = None if limit is None else limit * window
+    cut = windows(token_ids(llm, text_or_ids, most=most), window, limit=limit)
     sums: dict[int, float] = {}
     for index, logprobs in scored(llm, cut):
         sums[index] = math.fsum(logprobs)

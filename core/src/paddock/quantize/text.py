@@ -6,6 +6,7 @@ N sequences, L tokens a sequence.
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from paddock.errors import OptionError
 from paddock.quantize.options import DEFAULT_LENGTH, DEFAULT_SAMPLES, DEFAULT_TEXT, QuantizeOptions
+from paddock.text.beginning import first_ids
 from paddock.text.tokenizer import Tokenizer
 from paddock.text.utf8 import decode_utf8, read_bounded
 
@@ -70,8 +72,9 @@ def sequences(text: Text, tokenizer: Tokenizer, options: QuantizeOptions) -> Ten
     """
     length = options.sequence_length or DEFAULT_LENGTH
     opening = _opening(tokenizer)
-    ids = tokenizer.encode(text.words, add_special_tokens=False)
     piece = length - len(opening)
+    encode = partial(tokenizer.encode, add_special_tokens=False)
+    ids = first_ids(encode, text.words, (options.samples or DEFAULT_SAMPLES) * piece)
     available = len(ids) // piece
     wanted = options.samples or min(max(available, 1), DEFAULT_SAMPLES)
     if available < wanted:

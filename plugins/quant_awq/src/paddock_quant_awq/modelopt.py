@@ -33,12 +33,12 @@ def detect_w4a8(facts: CheckpointFacts) -> Int4Scheme | None:
 def _detect(facts: CheckpointFacts, algorithm: str) -> Int4Scheme | None:
     """Return the scheme of a checkpoint of this `quant_algo`, else None; raise ModelConfigError where files disagree."""
     sections = _sections(facts)
-    said = {section.entry.get("quant_algo") for section in sections if section.entry.get("quant_algo")}
+    said = {str(section.entry["quant_algo"]).upper() for section in sections if section.entry.get("quant_algo")}
     if algorithm not in said:
         return None
     if len(said) > 1:
         raise ModelConfigError(
-            f"config.json and {FILE} name different algorithms: {', '.join(sorted(map(str, said)))}",
+            f"config.json and {FILE} name different algorithms: {', '.join(sorted(said))}",
             fix="take both files from the same export",
         )
     plain = Wildcards(_plain(sections))

@@ -113,10 +113,10 @@ def _weight_scales(reader: ConfigReader, key: str, weights: Entry) -> str:
     strategy, size = weights.get("strategy"), weights.get("group_size")
     if strategy is None:
         strategy = "tensor" if size is None else "channel" if size == -1 else "group"
-    found = {"tensor": TENSOR, "channel": ROW, "block": BLOCK}.get(strategy)
-    if found is None:
+    known = {"tensor": TENSOR, "channel": ROW, "block": BLOCK}
+    if not isinstance(strategy, str) or strategy not in known:
         raise reader.wrong(f"{key}.strategy", strategy, "tensor, channel or block for FP8 weights")
-    return found
+    return known[strategy]
 
 
 def _inputs(reader: ConfigReader, key: str, inputs: object) -> tuple[str, int]:
