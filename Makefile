@@ -22,13 +22,16 @@ PYTEST_ARGS ?= --numprocesses 2 --dist loadfile
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 GPU_ARGS ?= --numprocesses 8 --dist worksteal
 SANITIZER ?= compute-sanitizer
+TOOLS := .tools
 
-.PHONY: help setup models assets demo test gpu-test memcheck lint format types wheels lock clean
+.PHONY: help setup tools models assets demo test gpu-test memcheck lint format types wheels lock clean
 
 help: ## say what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 setup: $(INSTALLED) ## build .venv: torch, the pinned packages, the workspace
+
+tools: $(TOOLS)/installed ## install into .tools the quantisation tools that tests of formats are held to; without it these skip
 
 models: setup ## fetch the model that the demo and the tests use
 	@$(BIN)/python -m tests.assets.smollm2 $(if $(HUB),--hub)
@@ -73,7 +76,7 @@ lock: setup ## pin in requirements/dev.txt what .venv holds
 	$(PIP) freeze --all --exclude-editable 2>/dev/null | grep -viE '^(torch|triton|pip|nvidia-[^=]*|cuda-[^=]*|paddock[^=]*)==' >> requirements/dev.txt.new
 	mv requirements/dev.txt.new requirements/dev.txt
 
-clean: ## remove what was built, but not .venv and models/
+clean: ## remove what was built, but not .venv, .tools and models/
 	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find $(DISTRIBUTIONS) tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -104,6 +107,12 @@ $(STAMPS)/triton: requirements/triton.txt $(STAMPS)/torch
 $(STAMPS)/packages: requirements/dev.txt $(STAMPS)/triton
 	$(PIP) install --no-deps --requirement requirements/dev.txt
 	$(PIP) check
+	@touch $@
+
+# Beside .venv, not in it: the tools' own pins of torch and transformers contradict it and one another. conftest.py looks there last.
+$(TOOLS)/installed: requirements/tools.txt $(STAMPS)/packages
+	rm -rf $(TOOLS)
+	$(PIP) install --no-deps --no-build-isolation --target $(TOOLS) --requirement requirements/tools.txt
 	@touch $@
 
 $(INSTALLED): $(STAMPS)/installed/%: %/pyproject.toml $(STAMPS)/packages

@@ -11,11 +11,12 @@ import json
 import shlex
 import statistics
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import click
-from attrs import asdict, frozen
+from attrs import asdict, define, field, frozen
 from torch.profiler import ProfilerActivity, profile
 
 from paddock import LLM, EngineConfig, SamplingParams
@@ -26,7 +27,6 @@ from paddock.plugins import ObserverSpec, hookimpl
 
 ISL = 128
 SETTLED = 10  # steps left out at either end: prefills, the capture of this size, and the last steps of the run
-STATS: list[StepStats] = []
 DEFINITIONS = {
     "batch": "1: requests that decode together",
     "step": "us: from one reading of the embedding table to the next, on the GPU's clock, under a profiler; median",
@@ -53,23 +53,34 @@ class Gaps:
     wait: float
 
 
+@define(eq=False)
 class Watcher:
-    """A plugin that keeps every step's numbers."""
+    """A plugin that keeps every step's numbers until they are taken. A plan names its observer through `WATCHER`."""
+
+    stats: list[StepStats] = field(factory=list)
 
     @hookimpl
     def paddock_observers(self) -> list[ObserverSpec]:
         """Return the observer."""
-        return [ObserverSpec(name="decode_gaps", factory=f"{__name__}:observer")]
+        return [ObserverSpec(name="decode_gaps", factory=f"{__name__}:WATCHER.observer")]
+
+    def observer(self, plan: Any) -> Callable[[StepStats], None]:
+        """Return what is called with each step."""
+        return self.stats.append
+
+    def taken(self) -> list[StepStats]:
+        """Return the steps since this was last asked for."""
+        found = [*self.stats]
+        self.stats.clear()
+        return found
 
 
-def observer(plan: Any) -> Any:
-    """Return what is called with each step."""
-    return STATS.append
+WATCHER = Watcher()
 
 
-def measured(llm: LLM, batch: int, steps: int) -> Gaps:
+def measured(llm: LLM, watcher: Watcher, batch: int, steps: int) -> Gaps:
     """Return the gaps of `batch` requests that decode together."""
-    host, cuts, kernels = _host(llm, batch, steps), [], []
+    host, cuts, kernels = host_microseconds(llm, watcher, batch, steps), [], []
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
         _run(llm, batch, steps)
     for event in trace.events():
@@ -93,11 +104,11 @@ def _run(llm: LLM, batch: int, steps: int) -> None:
     llm.generate(prompts, SamplingParams(temperature=0.0, max_tokens=steps, ignore_eos=True), progress=False)
 
 
-def _host(llm: LLM, batch: int, steps: int) -> dict[str, float]:
-    """Return the host's part of a step, measured without the profiler; this run also captures the batch's size."""
-    STATS.clear()
+def host_microseconds(llm: LLM, watcher: Watcher, batch: int, steps: int) -> dict[str, float]:
+    """Return the host's microseconds of a step, measured without the profiler; this run also captures the batch's size."""
+    watcher.taken()
     _run(llm, batch, steps)
-    settled = [stats for stats in STATS if not stats.num_prefills][SETTLED:-SETTLED]
+    settled = [stats for stats in watcher.taken() if not stats.num_prefills][SETTLED:-SETTLED]
     names = ("schedule", "launch", "commit", "wait")
     return {name: 1e6 * statistics.median(getattr(stats, f"{name}_seconds") for stats in settled) for name in names}
 
@@ -121,11 +132,11 @@ def main(model: str, batches: tuple[int, ...], steps: int, max_model_len: int, c
     """Print the gaps of every batch size, and what they depend on, as one JSON object that `paddock bench table` reads."""
     options: dict[str, Any] = {"load_format": "dummy", "tokenizer": "none", "enable_prefix_caching": False}
     config = EngineConfig.from_options(model, max_model_len=max_model_len, observers=("decode_gaps",), **options)
-    with LLM.from_engine(assemble(config, plugins=[Watcher()])) as llm:
+    with LLM.from_engine(assemble(config, plugins=[WATCHER])) as llm:
         report = {
             "bench": "decode_gaps",
             "model": model,
-            "rows": [asdict(measured(llm, batch, steps)) for batch in batches],
+            "rows": [asdict(measured(llm, WATCHER, batch, steps)) for batch in batches],
             "definitions": DEFINITIONS,
             "gpu": conditions.gpus(),
             "plan": conditions.planned(llm.plan),

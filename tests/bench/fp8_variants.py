@@ -38,7 +38,7 @@ from paddock.testing.oracle import bound, poisoned, relative_rms
 from paddock_triton.dependence import DEPENDENT, fetch, start_next, wait
 from paddock_triton.launch import compile_ahead, launch
 from paddock_triton.ops_linear_fp8 import FEW, ONE, FewTile, OneTile, cublas, launch_few, launch_one
-from tests.bench.prefill_variants import described
+from tests.bench.hopper_code import compile_only, described
 
 MODELS, FEW_TOKENS, MANY_TOKENS = ("8B", "70B"), (1, 2, 8, 16, 32, 64), (256, 4096)
 BEST = 3  # candidates of which a line tells, beside what runs now, cuBLAS and what is wrong
@@ -304,24 +304,11 @@ def summarise(totals: dict[tuple[str, int], dict[str, list[float]]]) -> None:
 
 def print_compiled(chosen: list[Candidate]) -> None:
     """Compile for compute capability 9.0 at one shape and print what came of each."""
-    from plugins.triton.tests.compile_for_hopper import Hopper
-    from triton.runtime.jit import JITFunction
-
-    triton.runtime.driver.set_active(Hopper())
-    torch.Tensor.is_cuda = property(lambda self: True)  # type: ignore[assignment]
-    made, run = [], JITFunction.run
-
-    def compiled(self: Any, *args: Any, warmup: bool, **options: Any) -> Any:
-        made.append(run(self, *args, warmup=True, **options))
-        return made[-1]
-
-    JITFunction.run = compiled
-    fp8 = torch.float8_e4m3fn
+    fp8, inputs = torch.float8_e4m3fn, 8192
+    made = compile_only()
     for each in (each for each in chosen if not each.library):
-        tokens, inputs = each.most, 8192
-        each.call(
-            torch.zeros(tokens, inputs).to(fp8), torch.ones(tokens, 1), torch.zeros(256, inputs).to(fp8), torch.ones(256, 1)
-        )
+        x_TI, weight_OI = torch.zeros(each.most, inputs).to(fp8), torch.zeros(256, inputs).to(fp8)
+        each.call(x_TI, torch.ones(each.most, 1), weight_OI, torch.ones(256, 1))
         unit = re.search(r"wgmma\.mma_async\S*|mma\.sync\S*|cvt\.rn\.f16x2\S*", made[-1].asm["ptx"])
         click.echo(f"{each.name:48} {described(made[-1])}, {unit.group() if unit else 'no matrix unit'}")
 
@@ -330,11 +317,11 @@ def print_compiled(chosen: list[Candidate]) -> None:
 @click.option("--only", multiple=True, help="Candidates whose name holds the word; repeatable.")
 @click.option("--model", "models", multiple=True, type=click.Choice(MODELS), help="Layers of this model alone; repeatable.")
 @click.option("--tokens", multiple=True, type=int, help="So many tokens alone; repeatable.")
-@click.option("--compile", "compile_only", is_flag=True, help="Compile without a GPU and print what came of it.")
-def main(only: tuple[str, ...], models: tuple[str, ...], tokens: tuple[int, ...], compile_only: bool) -> None:
+@click.option("--compile", "compiled", is_flag=True, help="Compile without a GPU and print what came of it.")
+def main(only: tuple[str, ...], models: tuple[str, ...], tokens: tuple[int, ...], compiled: bool) -> None:
     """Check and time every candidate."""
     chosen = [each for each in CANDIDATES if not only or any(word in each.name for word in only)]
-    if compile_only:
+    if compiled:
         print_compiled(chosen)
         return
     began, device = time.perf_counter(), torch.device("cuda")

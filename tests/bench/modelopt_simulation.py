@@ -59,7 +59,7 @@ def _modelopt() -> Any:
     except ImportError as error:
         raise PaddockError(
             f"the reference is 'modelopt', and it cannot be imported: {error}",
-            fix="pip install nvidia-modelopt, or leave --reference out",
+            fix="make tools, then set PYTHONPATH=.tools; or leave --reference out",
         ) from error
 
 

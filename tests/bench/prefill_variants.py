@@ -7,11 +7,7 @@ spills and shared memory. What came of it, and of forms that are gone, stands in
 
 from __future__ import annotations
 
-import re
-import subprocess
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
@@ -31,6 +27,7 @@ from paddock_triton.attention_async import UNIT_ROWS, prefill_async
 from paddock_triton.attention_prefill import prefill
 from paddock_triton.attention_schedule import Units, prefill_units
 from paddock_triton.attention_tile import Tile
+from tests.bench.hopper_code import compile_only, described
 
 H, K, D, P = 64, 8, 128, 64
 GROUP = H // K
@@ -139,44 +136,19 @@ def measure(name: str) -> None:
 
 def compile_all(names: tuple[str, ...]) -> None:
     """Compile for compute capability 9.0 and print what the assembler says of each."""
-    from plugins.triton.tests.compile_for_hopper import Hopper
-    from triton.runtime.jit import JITFunction
-
-    triton.runtime.driver.set_active(Hopper())
-    torch.Tensor.is_cuda = property(lambda self: True)  # type: ignore[assignment]
-    made, run = [], JITFunction.run
-
-    def compiled(self: Any, *args: Any, warmup: bool, **options: Any) -> Any:
-        made.append(run(self, *args, warmup=True, **options))
-        return made[-1]
-
-    JITFunction.run = compiled
+    made = compile_only()
     for name in names:
         CANDIDATES[name].compiled()
         click.echo(f"{name:28} {described(made[-1])}")
 
 
-def described(kernel: Any) -> str:
-    """Return registers, instructions that spill, and shared memory of a compiled kernel."""
-    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        usage, code = (
-            subprocess.run([tools / tool, option, file.name], capture_output=True, text=True, check=True).stdout
-            for tool, option in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
-        )
-    registers = re.findall(r"REG:(\d+)", usage)
-    return f"{' '.join(registers)} registers, {len(re.findall('STL|LDL', code))} spills, {kernel.metadata.shared} bytes shared"
-
-
 @click.command()
 @click.option("--only", multiple=True, type=click.Choice(list(CANDIDATES)), help="These alone; repeatable.")
-@click.option("--compile", "compile_only", is_flag=True, help="Compile without a GPU and print what came of it.")
-def main(only: tuple[str, ...], compile_only: bool) -> None:
+@click.option("--compile", "compiled", is_flag=True, help="Compile without a GPU and print what came of it.")
+def main(only: tuple[str, ...], compiled: bool) -> None:
     """Check and time every candidate."""
     names = only or tuple(CANDIDATES)
-    if compile_only:
+    if compiled:
         compile_all(names)
         return
     click.echo(f"{torch.cuda.get_device_name()}, triton {triton.__version__}")

@@ -150,18 +150,8 @@ def main() -> None:
     run_largest(model, backend, build._allocate(plan, 1, CPU), ops, LargestStep.of(plan), CPU)
     found["largest"] = [*names]
     names.clear()
-    runner = Runner(
-        model,
-        build._allocate(plan, 8, CPU),
-        backend,
-        num_slots=plan.max_num_seqs,
-        max_model_len=plan.max_model_len,
-        vocab_size=plan.vocab_size,
-        device=CPU,
-        seed=0,
-        sampling_ops=ops,
-        small_steps=SmallSteps.PADDED,
-    )
+    kv, padded = build._allocate(plan, 8, CPU), SmallSteps.PADDED
+    runner = Runner.of(plan, model, kv, backend, device=CPU, sampling_ops=ops, small_steps=padded)
     for params in (SamplingParams(temperature=1.0), SamplingParams(temperature=0.6, top_p=0.9), SamplingParams(temperature=0.0)):
         _first_request(runner, params)
     found["first request"] = [*names]

@@ -215,11 +215,12 @@ CASES = {
     "long prompt": Case(command=("generate", "tiny", LONG), says=("400 tokens", "max_model_len 64", "at most 63")),
     "prompts in another encoding": Case(
         command=("generate", "tiny", "--prompts-file", "prompts"),
+        code=2,
         breaks=lambda folder: (folder.parent / "prompts").write_bytes(b"ok\nab\xff\n"),
         says=("prompts is not UTF-8: line 2, byte 3 is 0xff", "save it as UTF-8"),
     ),
     "no prompts file": Case(
-        command=("generate", "tiny", "--prompts-file", "nope"), says=("nope cannot be read", "check the path")
+        command=("generate", "tiny", "--prompts-file", "nope"), code=2, says=("nope cannot be read", "check the path")
     ),
     "bench longer than the model": Case(
         command=("bench", "latency", "tiny", "--isl", "60", "--osl", "9"), says=("max_model_len is 69", "to 64")

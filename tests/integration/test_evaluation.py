@@ -364,7 +364,7 @@ def test_the_command_line_compares_two_plans(folder: Path, tmp_path: Path, capsy
     ("words", "message"),
     [
         (("eval", "perplexity", "{folder}", "--text", "nowhere.txt"), "nowhere.txt cannot be read"),
-        (("eval", "perplexity", "{folder}", "--text", "{latin}"), "is not UTF-8: byte 1 is 0xfc"),
+        (("eval", "perplexity", "{folder}", "--text", "{latin}"), "is not UTF-8: line 1, byte 2 is 0xfc"),
         (("eval", "perplexity", "{folder}", "--text", "{short}", *FAST), "has 1 token, too few"),
         (("eval", "choices", "{folder}", "--task", "arceasy"), "did you mean 'arc_easy'?"),
         (("eval", "choices", "{folder}", "--task", "piqa", "--data", "{empty}"), "paddock eval fetch piqa --data"),

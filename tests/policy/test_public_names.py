@@ -42,6 +42,8 @@ PUBLIC = {
         silu_mul silu_mul_fp8""",
     "paddock.model_config": """
         BOOKKEEPING ConfigReader MAX_LAYERS MAX_POSITIONS MAX_SIZE ROPE_KINDS RopeSpec eos_token_ids parse_rope""",
+    "paddock.module_lists": """
+        HEAD_CLASSES LINEAR_CLASSES PATTERN check_compressed compressed_rank compressed_targets in_compressed in_modelopt""",
     "paddock.plugins": """
         AttentionNeeds AttentionSpec CheckpointFacts CommandSpec Issue ModelSpec ObserverSpec OpSpec ParallelSpec QuantizationSpec
         RecipeSpec hookimpl resolve""",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -266,7 +268,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[PaddockError], str, str]] = {
     "not one sequence": ({"sequence_length": 9_000, "samples": None}, OptionError, "0 sequences of 9000", "longer text"),
     "too long": ({"sequence_length": 65, "samples": 2}, OptionError, "at most 64 tokens", "lower"),
     "no samples": ({"samples": 0}, OptionError, "samples is 0", "at least 1"),
-    "no text": ({"calibration": "/nowhere/text.txt"}, OptionError, "'/nowhere/text.txt' cannot be read", "path"),
+    "no text": ({"calibration": "/nowhere/text.txt"}, OptionError, "/nowhere/text.txt cannot be read", "path"),
     "text not read": ({"recipe": "fp8-dynamic", "calibration": "default"}, OptionError, "nothing would read it", "leave"),
     "samples not read": ({"recipe": "fp8-official", "samples": 3}, OptionError, "samples is 3", "leave"),
     "gate text alone": ({"gate_text": Path("x")}, OptionError, "there is no gate", "--gate"),
@@ -287,7 +289,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(llama: Path, 
 def test_a_text_that_is_no_utf8_is_refused(llama: Path, tmp_path: Path) -> None:
     """By byte."""
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 500)
-    with pytest.raises(OptionError, match="not UTF-8: byte 3 is 0xe9"):
+    with pytest.raises(OptionError, match="not UTF-8: line 1, byte 4 is 0xe9"):
         run(llama, tmp_path / "out", "fp8-static", calibration=str(tmp_path / "latin.txt"))
 
 
@@ -323,3 +325,69 @@ def test_the_official_recipe_needs_a_layer_between_first_and_last(tmp_path: Path
     source = write_model(tmp_path / "plain/llama", random_llama(num_hidden_layers=2))
     with pytest.raises(OptionError, match="the model has 2"):
         run(source, tmp_path / "out", "fp8-official")
+
+
+def test_a_run_keeps_its_folder_until_it_has_ended(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gate may take long: another run must not begin in what is a whole model meanwhile."""
+    said: list[str] = []
+
+    def measure(folder: str, *_: Any, **__: Any) -> dict[str, float]:
+        if folder != str(llama):
+            with pytest.raises(OptionError) as refused:
+                run(llama, tmp_path / "out", "fp8-official", gate=1.0)
+            said.append(refused.value.message)
+        return {"tokens": 10, "nats": 1.0, "perplexity": 10.0}
+
+    monkeypatch.setattr("paddock.quantize.gate.measure", measure)
+    run(llama, tmp_path / "out", "fp8-official", gate=1.0)
+    assert said == [f"out is {str(tmp_path / 'out')!r}, which another run is writing"]
+    assert not (tmp_path / "out/.paddock-work").exists()
+
+
+def test_a_run_that_ended_in_the_last_moment_is_not_begun_anew(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever another run wrote until the folder was ours counts."""
+    alone = folders._alone
+
+    def late(path: Path) -> AbstractContextManager[None]:
+        monkeypatch.setattr(folders, "_alone", alone)
+        run(llama, path, "fp8-official")
+        (path / ".paddock-work").mkdir()
+        return alone(path)
+
+    monkeypatch.setattr(folders, "_alone", late)
+    with pytest.raises(OptionError, match=r"holds a quantised model already \(complete\)"):
+        run(llama, tmp_path / "out", "fp8-official")
+    assert json.loads((tmp_path / "out" / MANIFEST).read_text())["status"] == "complete"
+
+
+def test_a_folder_that_cannot_be_locked_is_an_error(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on some network file systems."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(CheckpointError, match="cannot be locked against other runs: No locks available"):
+        run(llama, tmp_path / "out", "fp8-official")
+
+
+@pytest.mark.parametrize("change", [{"status": "done"}, {"activations": {"name": "../a", "nbytes": 1, "sha256": "0"}}])
+def test_a_manifest_that_nothing_here_wrote_is_refused(llama: Path, partial: Path, change: dict[str, Any]) -> None:
+    """A status nobody knows, a file outside the folder."""
+    write_json(partial / MANIFEST, json.loads((partial / MANIFEST).read_text()) | change)
+    with pytest.raises(CheckpointError, match="is no manifest of paddock quantize"):
+        run(llama, partial, "fp8-static")
+
+
+def test_a_file_that_is_too_large_to_copy_is_named(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever misses it finds it in the log."""
+    monkeypatch.setattr(folders, "_SMALL_BYTES", 40)
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/large.txt").write_text("x" * 41)
+    (tmp_path / "source/small.txt").write_text("x")
+    assert [path.name for path in folders._small_files(tmp_path / "source")] == ["small.txt"]
+    assert "file_not_copied" in "".join(capsys.readouterr())

@@ -10,6 +10,7 @@ from paddock.errors import OptionError
 from paddock.quantize.options import QuantizeOptions
 from paddock.quantize.text import Text, read_text, sequences
 from paddock.testing.text import byte_fallback_tokenizer, byte_level_tokenizer
+from paddock.text.tokenizer import Tokenizer
 
 
 def cut(text: str, **options: int) -> list[list[int]]:
@@ -57,3 +58,19 @@ def test_the_text_that_comes_with_paddock_is_prose_enough() -> None:
     assert text.nbytes == 256_759
     assert len(byte_level_tokenizer().encode(text.for_calibration.words)) > 65_536
     assert text.said()["sha256"] == "1105dd8bcb975f1ca0fa0fc57fd05084901d814e3d180e3c0c738f88f93bc49c"
+
+
+def test_no_more_of_a_text_is_encoded_than_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the sequences are the same."""
+    lengths, encode = list[int](), Tokenizer.encode
+
+    def counted(self: Tokenizer, text: str, **options: bool) -> list[int]:
+        lengths.append(len(text))
+        return encode(self, text, **options)
+
+    text = "the fox jumps over the lazy dog " * 10_000
+    with monkeypatch.context() as patch:
+        patch.setattr(Tokenizer, "encode", counted)
+        rows = cut(text, sequence_length=9, samples=5)
+    assert max(lengths) < 1000
+    assert [token for row in rows for token in row[1:]] == byte_fallback_tokenizer().encode(text, add_special_tokens=False)[:40]

@@ -1,7 +1,7 @@
 """Writes tests/zoo/published: tiny Llamas quantised by the tools that publish FP8, each with the logits its tool computes.
 
-Run as `python -m tests.zoo.published [FOLDER]` where `compressed-tensors` 0.20 and `nvidia-modelopt` 0.47 are installed; tests
-read the files and need neither. Logits come from the tools' own fake quantisation in float32, activations and KV included.
+Run as `python -m tests.zoo.published [FOLDER]` with `PYTHONPATH=.tools`, where `make tools` puts both tools;
+tests read the files and need neither. Logits come from the tools' own fake quantisation in float32, activations and KV included.
 """
 
 from __future__ import annotations

@@ -47,10 +47,16 @@ class ConfigReader:
     """
 
     def __init__(
-        self, raw: Mapping[str, Any], *, ignored: Iterable[str] = (), harmless: Iterable[str] = BOOKKEEPING, path: str = ""
+        self,
+        raw: Mapping[str, Any],
+        *,
+        ignored: Iterable[str] = (),
+        harmless: Iterable[str] = BOOKKEEPING,
+        path: str = "",
+        file: str = "config.json",
     ) -> None:
-        """Read from `raw`; `path` prefixes key names in errors, for sections within sections."""
-        self._raw, self._path = dict(raw), path
+        """Read from `raw`; in errors `file` is where it stands and `path` prefixes key names, for sections within sections."""
+        self._raw, self._path, self._file = dict(raw), path, file
         self._ignored, self._harmless = frozenset(ignored), frozenset(harmless)
         self._known: set[str] = set()
         self._spelled: dict[str, str] = {}  # name asked for, to the alias the file uses
@@ -143,7 +149,8 @@ class ConfigReader:
             return None
         if not isinstance(value, Mapping):
             raise self.wrong(name, value, "an object")
-        return ConfigReader(value, ignored=self._ignored, harmless=(), path=f"{self._path}{self._spelled[name]}.")
+        inner = f"{self._path}{self._spelled[name]}."
+        return ConfigReader(value, ignored=self._ignored, harmless=(), path=inner, file=self._file)
 
     def finish(self) -> None:
         """Raise one ModelConfigError for all keys nobody read, with the nearest known key for each."""
@@ -153,14 +160,16 @@ class ConfigReader:
         lines = [f"{self._path}{name} = {self._raw[name]!r:.80}{self._near(name)}" for name in unread[:20]]
         names = ",".join(self._path + name for name in unread)
         raise ModelConfigError(
-            f"config.json holds {len(unread)} key(s) this model does not know: " + "; ".join(lines),
+            f"{self._file} holds {len(unread)} key(s) this model does not know: " + "; ".join(lines),
             fix=f"correct the key, or let it pass with ignore_config_keys={names}",
         )
 
     def wrong(self, name: str, value: object, allowed: str) -> ModelConfigError:
         """Return the error for a key whose value is not supported, in the file's spelling."""
         name = self._spelled.get(name, name)
-        return ModelConfigError(f"config.json: {self._path}{name} is {value!r:.120}", fix=f"{self._path}{name} must be {allowed}")
+        return ModelConfigError(
+            f"{self._file}: {self._path}{name} is {value!r:.120}", fix=f"{self._path}{name} must be {allowed}"
+        )
 
     def _near(self, name: str) -> str:
         suggestion = did_you_mean(name, self._known)
@@ -175,7 +184,7 @@ class ConfigReader:
         if not found:
             if required:
                 raise ModelConfigError(
-                    f"config.json has no {self._path}{names[0]}", fix=f"add {self._path}{' or '.join(names)} to config.json"
+                    f"{self._file} has no {self._path}{names[0]}", fix=f"add {self._path}{' or '.join(names)} to {self._file}"
                 )
             return _ABSENT
         (first, value), *others = found.items()
@@ -183,14 +192,14 @@ class ConfigReader:
         for other, duplicate in others:
             if duplicate != value:
                 raise ModelConfigError(
-                    f"config.json: {self._path}{first} is {value!r} but {other} is {duplicate!r}", fix="keep one of the two"
+                    f"{self._file}: {self._path}{first} is {value!r} but {other} is {duplicate!r}", fix="keep one of the two"
                 )
         return value
 
 
 def eos_token_ids(configured: tuple[int, ...], generation_config: Mapping[str, Any] | None) -> tuple[int, ...]:
     """Return the ids that end a text: generation_config.json's where it names any, else those of config.json."""
-    return ConfigReader(generation_config or {}).token_ids("eos_token_id") or configured
+    return ConfigReader(generation_config or {}, file="generation_config.json").token_ids("eos_token_id") or configured
 
 
 ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")

@@ -9,7 +9,7 @@ import pytest
 from core.tests.api.conftest import Make, Run
 
 from paddock.cli.generate import read_lines
-from paddock.errors import RequestError
+from paddock.errors import OptionError
 
 
 def test_one_prompt_streams_its_text(make: Make, run: Run) -> None:
@@ -62,7 +62,7 @@ def test_a_line_that_is_no_utf8_is_found() -> None:
     """The error names file, line and byte; other line separators than the line feed stay in the prompt."""
     assert read_lines("a\u2028b\x0b\nc\n\n".encode(), "f") == ["a\u2028b\x0b", "c", ""]
     assert read_lines(b"", "f") == []
-    with pytest.raises(RequestError, match=r"f is not UTF-8: line 2, byte 3 is 0xff"):
+    with pytest.raises(OptionError, match=r"f is not UTF-8: line 2, byte 3 is 0xff"):
         read_lines(b"ok\nab\xff\n", "f")
 
 

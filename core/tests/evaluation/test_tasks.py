@@ -71,3 +71,16 @@ def test_an_unknown_task_is_told_its_nearest() -> None:
     """A misspelt name is an error with the right one."""
     with pytest.raises(OptionError, match="did you mean 'hellaswag'"):
         find_task("hellaswagg")
+
+
+def test_a_document_of_no_group_is_named() -> None:
+    """MMLU's subject is in no question, but it is asked for."""
+    document = {key: value for key, value in DOCUMENTS["mmlu"].items() if key != "subject"}
+    with pytest.raises(OptionError, match="document 3 has no 'subject'"):
+        ask(TASKS["mmlu"], document, "document 3")
+
+
+def test_an_answer_beyond_all_numbers_is_named() -> None:
+    """JSON as Python reads it has infinities."""
+    with pytest.raises(OptionError, match="document 3 is no document of piqa"):
+        ask(TASKS["piqa"], DOCUMENTS["piqa"] | {"label": float("inf")}, "document 3")

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 
 from paddock.errors import RequestError
-from paddock.evaluation.texts import check_window, windows
+from paddock.evaluation import Comparison, Perplexity
+from paddock.evaluation.texts import check_window, token_ids, windows
+from paddock.llm import LLM
 
 
 def test_windows_do_not_overlap_and_leave_out_nothing_that_can_be_scored() -> None:
@@ -33,3 +39,32 @@ def test_a_window_that_cannot_be_is_named(window: int, limit: int | None, messag
     with pytest.raises(RequestError, match=message) as caught:
         check_window(window, 64, limit=limit)
     assert caught.value.fix
+
+
+def test_bytes_are_no_ids() -> None:
+    """They are numbers to Python, and would be taken for tokens."""
+    with pytest.raises(RequestError, match="the text is bytes") as caught:
+        token_ids(cast(LLM, None), b"a text")
+    assert "decode" in caught.value.fix
+
+
+def test_a_perplexity_beyond_all_floats_is_infinite() -> None:
+    """A model that is worse than any number says so, and does not break what compares it."""
+    assert Perplexity(tokens=1, nats=800.0, windows=1).perplexity == math.inf
+    found = Comparison(tokens=1, windows=1, kl=0.0, kl_max=0.0, top1=1.0, nats_a=800.0, nats_b=1.0)
+    assert (found.perplexity_a, found.perplexity_b) == (math.inf, math.e)
+
+
+def test_no_more_of_a_text_is_encoded_than_is_scored() -> None:
+    """With a limit the rest of a long text costs nothing; ids that are given are cut too."""
+    seen: list[int] = []
+
+    def encode(text: str) -> list[int]:
+        seen.append(len(text))
+        return [len(word) for word in text.split()]
+
+    llm = cast(LLM, SimpleNamespace(tokenizer=SimpleNamespace(encode=encode)))
+    assert token_ids(llm, "a bc def " * 1000, most=4) == [1, 2, 3, 1]
+    assert max(seen) <= 64
+    assert token_ids(llm, [5, 6, 7], most=2) == [5, 6]
+    assert len(token_ids(llm, "a bc def " * 1000)) == 3000

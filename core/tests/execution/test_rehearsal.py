@@ -12,7 +12,6 @@ import torch
 from attrs import evolve
 from core.tests.planning.made import planned
 
-from paddock.execution import rehearsal
 from paddock.execution.kvcache import allocate_kv
 from paddock.execution.rehearsal import compile_ahead, compilers
 from paddock.execution.runner import Runner, SmallSteps
@@ -106,14 +105,14 @@ def test_without_a_compiler_nothing_is_rehearsed() -> None:
 def test_the_rehearsing_runner_is_gone_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its memory is free when pages are counted, without waiting for the garbage collector."""
     made: list[weakref.ref[Runner]] = []
-    original = rehearsal._runner
+    original = Runner.of
 
-    def noted(*args: Any) -> Runner:
-        runner = original(*args)
+    def noted(*args: Any, **options: Any) -> Runner:
+        runner = original(*args, **options)
         made.append(weakref.ref(runner))
         return runner
 
-    monkeypatch.setattr(rehearsal, "_runner", noted)
+    monkeypatch.setattr(Runner, "of", noted)
     _rehearse(_plan(), SmallSteps.CAPTURED)
     (runner,) = made
     assert runner() is None

@@ -141,3 +141,15 @@ def test_scaled_ropes_stretch_the_context() -> None:
         "original_max_position_embeddings": 8,
     }
     assert read_rope({"rope_scaling": llama3}).context(64) == 64
+
+
+def test_errors_name_the_file() -> None:
+    """Whatever other file the object stands in."""
+    with pytest.raises(ModelConfigError, match=r"^generation_config\.json: eos_token_id is 'x'"):
+        eos_token_ids((2,), {"eos_token_id": "x"})
+    reader = ConfigReader({"a": {"b": 1}}, harmless=(), file="other.json").section("a")
+    assert reader is not None
+    with pytest.raises(ModelConfigError, match=r"^other\.json holds 1 .*a\.b = 1"):
+        reader.finish()
+    with pytest.raises(ModelConfigError, match=r"^other\.json has no a\.c"):
+        reader.integer("c")

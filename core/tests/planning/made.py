@@ -12,6 +12,7 @@ from attrs import frozen
 from paddock.axes import EMBED, FFN, HEADS, KV_HEADS, VOCAB, Embedding, Linear, Part, Tensor, TensorAxis, Vector, WeightTable
 from paddock.checkpoint.source import ModelSource
 from paddock.config import EngineConfig
+from paddock.model_config import ConfigReader
 from paddock.planning.hardware import GIB, Hardware
 from paddock.planning.plan import Plan
 from paddock.planning.resolve import resolve
@@ -112,7 +113,13 @@ class Grouped:
 def detect_grouped(facts: CheckpointFacts) -> Grouped | None:
     """Return the scheme of a checkpoint that says `grouped`."""
     entry = facts.config.get("quantization_config") or {}
-    return Grouped(dtype=facts.dtype) if entry.get("quant_method") == "grouped" else None
+    if entry.get("quant_method") != "grouped":
+        return None
+    reader = ConfigReader(facts.config, ignored=facts.ignored_keys).section("quantization_config")
+    assert reader is not None
+    reader.accept("quant_method")
+    reader.finish()
+    return Grouped(dtype=facts.dtype)
 
 
 def workspace(needs: AttentionNeeds, tokens: int, sequences: int) -> int:

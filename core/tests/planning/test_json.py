@@ -11,7 +11,7 @@ from core.tests.planning.made import MadePlugin, ParallelPlugin, cpu, gpus, plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paddock.errors import PlanError
+from paddock.errors import ModelConfigError, PlanError
 from paddock.planning import rebuild
 from paddock.planning.report import as_report
 from paddock.planning.serial import fingerprint, from_json, to_json
@@ -117,6 +117,16 @@ def test_a_worker_rebuilds_what_the_plan_was_computed_from() -> None:
     assert rebuild.shard(worker, 1).world == 2
     assert rebuild.shard(worker, 1).rank == 1
     assert [*rebuild.layers(worker, 1)] == [2, 3]
+
+
+def test_keys_that_the_user_lets_pass_reach_the_format() -> None:
+    """When the plan is made, and in the worker that reads it."""
+    entry = {"quantization_config": {"quant_method": "grouped", "novelty": 1}}
+    with pytest.raises(ModelConfigError) as caught:
+        planned(entry)
+    assert caught.value.fix.endswith("ignore_config_keys=quantization_config.novelty")
+    plan = planned(entry, ignore_config_keys=["quantization_config.novelty"])
+    assert rebuild.scheme(from_json(to_json(plan))).name == plan.scheme == "grouped"
 
 
 def test_a_plan_names_its_plugins_with_versions() -> None:

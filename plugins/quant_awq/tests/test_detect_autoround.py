@@ -38,6 +38,16 @@ def test_a_published_configuration_is_read() -> None:
     assert scheme.is_plain("vision.layers.3.mlp.down_proj")
 
 
+@pytest.mark.parametrize("key", ["block_name_to_quantize", "to_quant_block_names", "quant_block_list"])
+@pytest.mark.parametrize("blocks", ["model.layers, encoder", ["model.layers", "encoder"], [["model.layers"], ["encoder"]]])
+def test_blocks_are_named_in_any_form(key: str, blocks: Any) -> None:
+    """One text, a list, a list of lists, under what the tool called the key at the time."""
+    scheme = scheme_of(ROUND | {key: blocks})
+    assert not scheme.is_plain("encoder.3.mlp")
+    assert not scheme.is_plain("model.layers.3.mlp.down_proj")
+    assert scheme.is_plain("vision.3.mlp")
+
+
 def test_layers_with_16_bits_are_plain_and_others_must_be_alike() -> None:
     """`extra_config` names modules or patterns; the head is quantised where it is named with the common settings."""
     extra: dict[str, Any] = {"model.layers.0.mlp.down_proj": {"bits": 16}, ".*o_proj.*": {"bits": 16, "data_type": "fp"}}
@@ -64,6 +74,8 @@ def test_layers_with_16_bits_are_plain_and_others_must_be_alike() -> None:
         ({"extra_config": ["x"]}, "extra_config"),
         ({"super_bits": 6}, "super_bits"),
         ({"rotation_config": {"kind": "hadamard"}}, "rotation_config"),
+        ({"to_quant_block_names": {"a": 1}}, "to_quant_block_names"),
+        ({"quant_block_list": [[1]]}, "quant_block_list"),
         ({"novelty": 1}, "novelty"),
     ],
 )

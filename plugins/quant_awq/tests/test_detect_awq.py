@@ -135,3 +135,14 @@ def test_the_descriptors_light_references_import_no_torch() -> None:
     facts = "CheckpointFacts(config={'quantization_config': {'quant_method': 'awq'}}, dtype='float16')"
     lines += [f"resolve({spec.detect!r})({facts})" for spec in paddock_quantizations()] + ["assert 'torch' not in sys.modules"]
     subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
+
+
+def test_the_user_may_let_a_key_pass() -> None:
+    """By the name that the error gives, in config.json and in the old file."""
+    entry = {"quant_method": "awq", "novelty": 1}
+    passed = ("quantization_config.novelty", "novelty")
+    facts = CheckpointFacts(config={"quantization_config": entry}, dtype="bfloat16", ignored_keys=passed)
+    old = CheckpointFacts(config={}, files={"quant_config.json": entry | {"bits": 4}}, dtype="bfloat16")
+    assert detect(facts) == detect(evolve(old, ignored_keys=passed)) == found(quant_method="awq")
+    with pytest.raises(ModelConfigError, match=r"quant_config\.json holds 1 .*novelty = 1"):
+        detect(old)

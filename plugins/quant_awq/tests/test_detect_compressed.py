@@ -100,6 +100,25 @@ def test_a_head_nobody_ignores_is_quantised() -> None:
     assert scheme_of(changed("ignore", [])).tensors("lm_head", head)[0].name == "weight_packed"
 
 
+@pytest.mark.parametrize(
+    ("target", "ignored", "layers", "quantised"),
+    [
+        ("Linear", "lm_head", True, False),
+        ("Module", "-", True, True),
+        ("LinearBase", "-", True, True),
+        ("FalconLinear", "-", True, False),  # Falcon's own class, which no head is of
+        ("Linear", "FalconLinear", False, True),
+    ],
+)
+def test_a_class_means_its_heirs_and_a_head_is_no_falcon_linear(target: str, ignored: str, layers: bool, quantised: bool) -> None:
+    """Linears are of every class above theirs, and only those of layers are of Falcon's own."""
+    entry = changed("config_groups.group_0.targets", [target]) | {"ignore": [ignored]}
+    head = Linear("lm_head", (Part("tokens", VOCAB, 96, source="lm_head"),), Part("embed", EMBED, 256))
+    scheme = scheme_of(entry)
+    assert ("weight_packed" in shapes(scheme)) is layers
+    assert (scheme.tensors("lm_head", head)[0].name == "weight_packed") is quantised
+
+
 def test_groups_of_their_own_format_and_strategy_left_out_are_understood() -> None:
     """A group's `format` overrides that above; without a strategy the group size says it."""
     entry = changed("format", "mixed-precision")
@@ -117,8 +136,9 @@ def test_kv_scales_are_announced() -> None:
     """Static FP8 with one scale each for K and V."""
     scheme = {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False, "symmetric": True}
     assert scheme_of(changed("kv_cache_scheme", scheme)).kv_cache_dtype == "fp8"
-    with pytest.raises(ModelConfigError, match="kv_cache_scheme"):
-        found(changed("kv_cache_scheme", scheme | {"strategy": "attn_head"}))
+    for change in ({"strategy": "attn_head"}, {"symmetric": False}, {"dynamic": True}):
+        with pytest.raises(ModelConfigError, match="kv_cache_scheme"):
+            found(changed("kv_cache_scheme", scheme | change))
 
 
 WEIGHTS = "config_groups.group_0.weights"
@@ -138,6 +158,9 @@ WEIGHTS = "config_groups.group_0.weights"
         ("config_groups.group_0.input_activations", {"num_bits": 8, "type": "int"}, "input_activations"),
         ("config_groups.group_0.output_activations", {"num_bits": 8}, "output_activations"),
         ("config_groups.group_1", {"targets": ["re:.*o_proj"], "weights": {"num_bits": 8, "type": "float"}}, "not mixed"),
+        ("config_groups.group_0.targets", [], "targets"),
+        ("config_groups.group_0.targets", None, "targets"),
+        ("config_groups.group_0.targets", "Linear", "targets"),
         ("ignore", ["re:("], "regular expression"),
         ("sparsity_config", {"format": "sparse-24-bitmask"}, "sparsity_config"),
         ("transform_config", {"config_groups": {"u": 1}}, "transform_config"),

@@ -93,6 +93,13 @@ def test_the_head_is_quantised_only_where_it_says_so() -> None:
     assert scheme_of(GPTQ | {"lm_head": True}).tensors("lm_head", HEAD)[1].name == "qweight"
 
 
+@pytest.mark.parametrize("listed", ["mlp.down_proj", 1, {"mlp": 1}, [[1]], [""]])
+def test_modules_in_a_block_are_a_list(listed: Any) -> None:
+    """A text is not taken for its letters."""
+    with pytest.raises(ModelConfigError, match="modules_in_block_to_quantize"):
+        found(GPTQ | {"modules_in_block_to_quantize": listed})
+
+
 def test_words_must_be_whole() -> None:
     """Eight inputs to a word of weights, eight outputs to a word of zero points."""
     with pytest.raises(PlanError, match="44 outputs"):

@@ -58,6 +58,10 @@ def test_modules_are_left_plain_by_wildcards() -> None:
     assert scheme.is_plain("model.layers.3.router")
     assert scheme.is_plain("model.layers.7.mlp.up_proj")
     assert not scheme.is_plain("model.layers.70.mlp.up_proj")
+    older = scheme_of(ENTRY | {"ignore": ["lm_head", "self_attn", "layers.1"]})  # parts of paths
+    assert older.is_plain("model.layers.0.self_attn.q_proj")
+    assert older.is_plain("model.layers.1.mlp.up_proj")
+    assert not older.is_plain("model.layers.10.mlp.up_proj")
     listless = scheme_of({"quant_method": "modelopt", "quant_algo": "W4A16_AWQ"})
     assert not listless.quantises_head
     assert scheme_of(ENTRY | {"ignore": []}).quantises_head
@@ -84,7 +88,9 @@ def test_kv_scales_are_announced() -> None:
         (ENTRY, beside(has_zero_point=True), "has_zero_point"),
         (ENTRY | {"group_size": 64}, beside(), "group_size"),
         (ENTRY | {"group_size": 0}, {}, "group_size"),
-        (ENTRY, beside(kv_cache_quant_algo="NVFP4"), "NVFP4"),
+        (ENTRY, beside(group_size="128"), "hf_quant_config.json: quantization.group_size is '128'"),
+        (ENTRY, beside(kv_cache_quant_algo="NVFP4"), "hf_quant_config.json: quantization.kv_cache_quant_algo is 'NVFP4'"),
+        (ENTRY | {"kv_cache_scheme": {"num_bits": 8, "type": "float", "dynamic": True}}, {}, "kv_cache_scheme"),
         (ENTRY | {"ignore": "lm_head"}, {}, "ignore"),
         (ENTRY | {"novelty": 1}, {}, "novelty"),
     ],

@@ -1,6 +1,6 @@
 """The public tools' own tensors and their own dequantised weights: each test is skipped where its tool is not installed.
 
-docs/decisions/0012-dependencies.md says how to install them.
+`make tools` installs them: docs/decisions/0012-dependencies.md.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from paddock.axes import EMBED, FFN, FP8_STATIC, FP8_TOKEN, PLAIN, VOCAB, Linear, Part
 from paddock.errors import ModelConfigError
@@ -55,6 +56,7 @@ def test_either_file_says_the_same_as_both() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        ({"quant_algo": None}, "config.json says quant_algo FP8; hf_quant_config.json says no quant_algo"),
         ({"quant_algo": "W4A16_AWQ"}, "config.json says quant_algo FP8; hf_quant_config.json says quant_algo W4A16_AWQ"),
         ({"kv_cache_quant_algo": None}, r"KV fp8, .*; hf_quant_config.json says .* KV plain"),
         ({"exclude_modules": ["lm_head", "x*"]}, r"plain modules lm_head; .* plain modules lm_head, x\*"),
@@ -83,7 +85,7 @@ def test_other_tools_are_not_claimed() -> None:
 @pytest.mark.parametrize(
     ("entry", "named"),
     [
-        ({"kv_cache_quant_algo": "INT8"}, "kv_cache_quant_algo is 'INT8'"),
+        ({"kv_cache_quant_algo": "INT8"}, r"hf_quant_config\.json: quantization\.kv_cache_quant_algo is 'INT8'"),
         ({"kv_cache_scheme": {"num_bits": 4, "type": "float", "dynamic": False}}, "kv_cache_scheme"),
         ({"exclude_modules": "lm_head"}, "exclude_modules"),
         ({"svd_rank": 8}, "svd_rank"),
@@ -93,6 +95,15 @@ def test_what_is_not_supported_is_named(entry: dict[str, Any], named: str) -> No
     """Unknown keys and KV caches in other than FP8 are errors, never guesses."""
     with pytest.raises(ModelConfigError, match=named):
         detect(facts(file={"quant_algo": "FP8"} | entry))
+
+
+def test_the_user_may_let_a_key_pass() -> None:
+    """By the name that the error gives, of either file; a module that is listed twice is listed."""
+    twice = {"exclude_modules": ["lm_head", "lm_head"], "svd_rank": 8}
+    both = evolve(
+        facts(IN_CONFIG | {"novelty": 1}, FP8 | twice), ignored_keys=("quantization_config.novelty", "quantization.svd_rank")
+    )
+    assert detect(both) == detect(facts(IN_CONFIG))
 
 
 def test_every_algorithm_declares_where_its_scales_lie() -> None:

@@ -2,7 +2,8 @@
 
 Run as a script, in a process of its own: what it does to Triton's driver and launches stays there. Triton brings the assembler.
 With the word `orders` only norms are compiled, and the order of their sums is printed. With the word `ahead` everything is
-compiled in threads first, then launched, as far as that goes without a GPU.
+compiled in threads first, then launched, as far as that goes without a GPU. With the word `turns` it prints, of each kernel
+that may start before its turn, what it does before it has waited for it.
 """
 
 from __future__ import annotations
@@ -224,6 +225,27 @@ def _orders() -> None:
     json.dump({name: sorted(layouts) for name, layouts in found.items()}, sys.stdout)
 
 
+def _turns() -> None:
+    """Print, for each kernel launched as dependent, whether it lets the next start, and what it touches before it has waited."""
+    found: dict[str, set[str]] = {}
+    run = JITFunction.run
+
+    def compiled(self: Any, *args: Any, warmup: bool, **options: Any) -> Any:
+        kernel = run(self, *args, warmup=True, **options)
+        if kernel.metadata.launch_pdl:
+            before, waits, _ = kernel.asm["ptx"].partition("griddepcontrol.wait")
+            said = found.setdefault(self.fn.__name__, set())
+            said |= {"starts the next"} if "griddepcontrol.launch_dependents" in before else set()
+            said |= {"waits"} if waits else set()
+            said.update(re.findall(r"\b(?:ld\.global|st\.global|atom|red|ret)\b", before))
+        return kernel
+
+    JITFunction.run = compiled
+    for call in _calls(TOKENS).values():
+        call()
+    json.dump({name: sorted(said) for name, said in found.items()}, sys.stdout)
+
+
 def main() -> None:
     """Compile everything and print {example: [new kernel, ...]}; with other numbers of tokens after all else."""
     driver.set_active(Hopper())
@@ -231,6 +253,9 @@ def main() -> None:
     attention.runs_on = lambda device: True  # type: ignore[attr-defined]
     if sys.argv[1:] == ["ahead"]:
         _compile_ahead()
+        return
+    if sys.argv[1:] == ["turns"]:
+        _turns()
         return
     if sys.argv[1:] == ["orders"]:
         _orders()

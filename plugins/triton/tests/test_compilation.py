@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("triton")
 
+_EARLY = {"starts the next", "waits", "ld.global"}
 SCRIPT = Path(__file__).parent / "compile_for_hopper.py"
 
 
@@ -49,6 +50,15 @@ def test_a_norm_sums_in_one_order_whatever_it_emits() -> None:
     orders = _said("orders")
     assert set(orders) == {"_rms_norm_kernel", "_layer_norm_kernel"}
     assert all(len(layouts) == 1 for layouts in orders.values()), orders
+
+
+def test_a_kernel_that_starts_early_waits_before_it_writes() -> None:
+    """It lets the next one start and waits for its turn; sooner it reads weights at most, and what samples reads nothing."""
+    found = _said("turns")
+    sampling = {"_race_kernel", "_finish_kernel", "_step_kernel", "_least_kernel"}
+    assert {"_rms_norm_kernel", "_few_kernel", "_decode", *sampling} <= set(found)
+    assert {name: said for name, said in found.items() if not {"starts the next", "waits"} <= {*said} <= _EARLY} == {}
+    assert {name for name in sampling if "ld.global" in found[name]} == set()
 
 
 def test_other_numbers_of_tokens_compile_nothing(compiled: dict[str, list[str]]) -> None:

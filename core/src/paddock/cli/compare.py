@@ -12,11 +12,12 @@ import click
 
 from paddock.cli.bench.figures import commit_option, json_option
 from paddock.cli.engine_options import engine_options, open_llm
-from paddock.cli.eval.reports import facts, figures, give, read_text, text_option
+from paddock.cli.eval.reports import facts, figures, give, text_option
 from paddock.cli.session import Session
 from paddock.config import EngineConfig
 from paddock.errors import OptionError
 from paddock.progress import count_progress
+from paddock.text.utf8 import read_utf8
 
 _WINDOW = 512
 _HALF = 0.46  # of a GPU's memory, for A: half of what one engine takes by default, so that B finds room beside it
@@ -87,7 +88,7 @@ def command(
     """
     from paddock.evaluation import comparison as measuring
 
-    content = read_text(text)
+    content = read_utf8(text)
     for_a, for_b = {**_halved(options), **only_a}, {**options, **only_b}
     for model, given in ((a, for_a), (b, for_b)):
         EngineConfig.from_options(

@@ -12,7 +12,7 @@ import click
 from paddock.cli.engine_options import engine_options, open_llm
 from paddock.cli.sampling_options import make_sampling, sampling_options, split_sampling
 from paddock.cli.session import Session
-from paddock.errors import RequestError
+from paddock.text.utf8 import decode_utf8, read_bounded
 
 if TYPE_CHECKING:
     from paddock.llm import LLM
@@ -69,29 +69,16 @@ def gather_prompts(prompts: tuple[str, ...], prompts_file: Path | None) -> list[
     for prompt in prompts:
         texts += read_lines(sys.stdin.buffer.read(), "standard input") if prompt == "-" else [prompt]
     if prompts_file is not None:
-        try:
-            data = prompts_file.read_bytes()
-        except OSError as error:
-            raise RequestError(f"{prompts_file} cannot be read: {error.strerror}", fix="check the path") from error
-        texts += read_lines(data, str(prompts_file))
+        texts += read_lines(read_bounded(prompts_file), str(prompts_file))
     return texts
 
 
 def read_lines(data: bytes, name: str) -> list[str]:
-    """Return the lines of a UTF-8 file; raise RequestError naming line and byte where it is no UTF-8."""
-    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    """Return the lines of a UTF-8 text; raise OptionError naming line and byte where it is no UTF-8."""
+    lines = decode_utf8(data, name).split("\n")
     if not lines[-1]:
         lines.pop()
-    texts = []
-    for number, line in enumerate(lines, 1):
-        try:
-            texts.append(line.removesuffix(b"\r").decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise RequestError(
-                f"{name} is not UTF-8: line {number}, byte {error.start + 1} is 0x{line[error.start]:02x}",
-                fix="save it as UTF-8, for example with iconv",
-            ) from None
-    return texts
+    return [line.removesuffix("\r") for line in lines]
 
 
 def _stream(llm: LLM, prompt: str, params: SamplingParams) -> RequestOutput:

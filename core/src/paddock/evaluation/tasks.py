@@ -127,9 +127,10 @@ def ask(task: Task, document: Document, where: str) -> Question:
     """Return the question a document makes; raise OptionError naming `where` it stands when it is not of the task's form."""
     try:
         question = task.ask(document)
+        task.description(document), task.group(document)
     except KeyError as error:
         raise OptionError(f"{where} has no {error}", fix=_form_fix(task)) from None
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise OptionError(f"{where} is no document of {task.name}: {error}", fix=_form_fix(task)) from None
     texts = (*question.contexts, *question.continuations)
     if not all(isinstance(text, str) and text for text in texts) or not 0 <= question.answer < len(question.continuations):

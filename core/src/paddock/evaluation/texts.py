@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from paddock.errors import RequestError
 from paddock.llm import LLM
+from paddock.text.beginning import first_ids
 
 TextOrIds = str | Sequence[int]
 Progress = Callable[[int, int], None]  # what is done, and of how much
 
 
-def token_ids(llm: LLM, text_or_ids: TextOrIds) -> list[int]:
+def token_ids(llm: LLM, text_or_ids: TextOrIds, *, most: int | None = None) -> list[int]:
     """Return a text as the model's tokenizer encodes it: a bos token comes first where the tokenizer puts one, ids as given.
 
-    Raises RequestError for fewer than two tokens, where nothing can be predicted, and for a text where no tokenizer is loaded.
+    No more than the first `most` are returned, and no more of the text is encoded than they need.
+
+    Raises RequestError for fewer than two tokens, where nothing can be predicted, for a text where no tokenizer is loaded, and
+    for bytes, which are neither a text nor ids.
     """
+    if isinstance(text_or_ids, (bytes, bytearray, memoryview)):
+        raise RequestError(f"the text is {type(text_or_ids).__name__}", fix="decode it, as in text.decode('utf-8')")
     if isinstance(text_or_ids, str):
         if llm.tokenizer is None:
             raise RequestError("a text needs a tokenizer, and none is loaded", fix="give token ids, or load a tokenizer")
-        ids = llm.tokenizer.encode(text_or_ids)
+        encode = llm.tokenizer.encode
+        ids = encode(text_or_ids) if most is None else first_ids(encode, text_or_ids, most)
     else:
-        ids = list(text_or_ids)
+        ids = list(text_or_ids)[:most]
     if len(ids) < 2:
         held = f"{text_or_ids!r:.60} has {len(ids)} token{'s' * (len(ids) != 1)}"
         raise RequestError(f"the text {held}, too few to predict one from another", fix="give a text of at least two tokens")
@@ -54,3 +62,11 @@ def check_limit(limit: int | None) -> None:
     """Raise RequestError unless `limit` is None or at least 1."""
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise RequestError(f"limit is {limit!r}", fix="give a whole number, at least 1, or None for all")
+
+
+def perplexity_of(nats: float) -> float:
+    """Return e to the nats a token, infinity where a float holds no such number."""
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf

@@ -52,15 +52,12 @@ def build_runner(plan: Plan, folder: Path, *, device: torch.device, progress: Pr
             log.get_logger().warning("fewer_pages_than_asked", pages=num_pages, asked=plan.num_pages)
     small_steps = _small_steps(plan)
     padding = 0 if small_steps is SmallSteps.AS_THEY_COME else 1
-    runner = Runner(
+    runner = Runner.of(
+        plan,
         cast(layers.Model, model),
         _allocate(plan, num_pages + padding, device),
         backend,
-        num_slots=plan.max_num_seqs,
-        max_model_len=plan.max_model_len,
-        vocab_size=plan.vocab_size,
         device=device,
-        seed=plan.asked.seed,
         sampling_ops=ops,
         small_steps=small_steps,
         loaded=loaded,

@@ -46,26 +46,9 @@ def compile_ahead(
             entered.enter_context(each)
         run_largest(model, backend, kv, ops, LargestStep.of(plan), device)  # first, for prefill takes the longest to compile
         if small_steps is not SmallSteps.AS_THEY_COME:
-            runner = _runner(plan, model, backend, ops, kv, device)
+            padded = SmallSteps.PADDED  # nothing is captured: the steps ask for what those of the real runner will
+            runner = Runner.of(plan, model, kv, backend, device=device, sampling_ops=ops, small_steps=padded)
             runner.rehearse()
             runner.close()
             del runner  # with its memory, which pages are to take
     log.get_logger().info("kernels_ready", seconds=round(time.monotonic() - started, 2))
-
-
-def _runner(
-    plan: Plan, model: Model, backend: AttentionBackend, ops: SamplingOps, kv: list[LayerKV], device: torch.device
-) -> Runner:
-    """Return a runner that captures nothing and is thrown away: its steps ask for what those of the real one will."""
-    return Runner(
-        model,
-        kv,
-        backend,
-        num_slots=plan.max_num_seqs,
-        max_model_len=plan.max_model_len,
-        vocab_size=plan.vocab_size,
-        device=device,
-        seed=plan.asked.seed,
-        sampling_ops=ops,
-        small_steps=SmallSteps.PADDED,
-    )

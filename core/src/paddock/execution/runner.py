@@ -24,6 +24,7 @@ from paddock.execution.sampling_state import plain_kind
 from paddock.execution.slots import SlotTable
 from paddock.layers.attention import AttentionBackend, AttentionInputs, LayerKV, Model
 from paddock.planning.padding import CHUNK_TOKENS, StepShape
+from paddock.planning.plan import Plan
 from paddock.scheduling.step import Admission, Step, StepResult
 
 
@@ -98,6 +99,36 @@ class Runner:
         self.num_pages = len(kv[0].k_pages_NPKD) - (not as_they_come)
         self._loaded = loaded
         self._padded = None if as_they_come else self._padding(num_slots, small_steps, buffer_bytes)
+
+    @classmethod
+    def of(
+        cls,
+        plan: Plan,
+        model: Model,
+        kv: list[LayerKV],
+        backend: AttentionBackend,
+        *,
+        device: torch.device,
+        sampling_ops: SamplingOps,
+        small_steps: SmallSteps,
+        loaded: Loaded = NOTHING_LOADED,
+        buffer_bytes: int = 0,
+    ) -> Runner:
+        """Return the runner of a plan's sizes and seed; all else is as in `__init__`."""
+        return cls(
+            model,
+            kv,
+            backend,
+            num_slots=plan.max_num_seqs,
+            max_model_len=plan.max_model_len,
+            vocab_size=plan.vocab_size,
+            device=device,
+            seed=plan.asked.seed,
+            sampling_ops=sampling_ops,
+            small_steps=small_steps,
+            loaded=loaded,
+            buffer_bytes=buffer_bytes,
+        )
 
     def _padding(self, num_slots: int, small_steps: SmallSteps, buffer_bytes: int) -> PaddedSteps:
         self._slots.pad_with(self.num_pages)

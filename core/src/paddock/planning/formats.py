@@ -125,7 +125,9 @@ def _noted(dtype: str, found: Found | None, could_be: tuple[str, ...], notes: No
 
 def _detect(config: EngineConfig, registry: Registry, files: ModelFiles, dtype: str) -> Found | None:
     """Return the one installed format that recognises the checkpoint, None for a plain one."""
-    facts = CheckpointFacts(config=files.config, dtype=dtype, files=files.quantization_files)
+    facts = CheckpointFacts(
+        config=files.config, dtype=dtype, files=files.quantization_files, ignored_keys=config.ignore_config_keys
+    )
     schemes = ((provided, resolve(provided.spec.detect)(facts)) for provided in _formats_to_ask(config, registry))
     matches = [Found(provided=provided, scheme=scheme) for provided, scheme in schemes if scheme is not None]
     if len(matches) > 1:

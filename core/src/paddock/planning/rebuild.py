@@ -32,7 +32,12 @@ def scheme(plan: Plan) -> Scheme:
     """Return how the checkpoint stores its linears."""
     if plan.quantization is None:
         return Unquantized(plan.dtype)
-    facts = CheckpointFacts(config=plan.model_config, dtype=plan.dtype, files=plan.quantization_files)
+    facts = CheckpointFacts(
+        config=plan.model_config,
+        dtype=plan.dtype,
+        files=plan.quantization_files,
+        ignored_keys=plan.asked.ignore_config_keys,
+    )
     found: Scheme | None = resolve(plan.quantization.detect)(facts)
     if found is None and plan.quantization.online is not None:
         found = resolve(plan.quantization.online)(facts)

@@ -208,12 +208,14 @@ class RecipeSpec:
 class CheckpointFacts:
     """What the small JSON files of a model folder say about its quantisation, by file name, parsed.
 
-    `dtype` is what planning chose for activations and for every linear a format leaves plain.
+    `dtype` is what planning chose for activations and for every linear a format leaves plain. `ignored_keys` are those the user
+    lets pass (option `ignore_config_keys`), in full: `quantization_config.novelty`.
     """
 
     config: Mapping[str, Any]
     dtype: str
     files: Mapping[str, Mapping[str, Any]] = field(factory=dict)
+    ignored_keys: tuple[str, ...] = ()
 
 
 @frozen(kw_only=True)

@@ -20,10 +20,11 @@ from attrs import evolve
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from paddock import log
 from paddock.checkpoint.index import INDEX, PICKLES
 from paddock.checkpoint.source import CONFIG
 from paddock.errors import CheckpointError, OptionError
-from paddock.quantize.manifest import MANIFEST, PARTIAL, File, Manifest, Shard, differences, read_manifest, write_json
+from paddock.quantize.manifest import MANIFEST, PARTIAL, File, Manifest, Shard, differences, read_manifest, sync_names, write_json
 
 _WORK = ".paddock-work"
 _BEGUN = (_WORK, f"{MANIFEST}.new")
@@ -49,15 +50,11 @@ class OutputFolder:
         Raises OptionError where something else is in it, where it is finished, was begun from something else, or another run
         writes it, and CheckpointError where it cannot be written or what it holds is damaged.
         """
-        names = _names(path)
-        if MANIFEST in names:
-            _refuse_finished(path, read_manifest(path))
-        elif names:
-            raise OptionError(f"out is {str(path)!r}, which is not empty: it holds {names[0]!r}", fix="name a new folder")
+        _check_begun(path)
         with _writing(path):
             (path / _WORK).mkdir(parents=True, exist_ok=True)
         with _alone(path):
-            if MANIFEST not in names:
+            if not _check_begun(path):  # again: another run may have ended in between
                 with _writing(path):
                     Manifest(status=PARTIAL, made_from=dict(made_from)).write(path)
             folder = cls(path, read_manifest(path))
@@ -126,12 +123,12 @@ class OutputFolder:
             write_json(self.path / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
             for name in sorted(files, key=lambda name: (name == CONFIG, name)):
                 write_json(self.path / name, files[name])
-            shutil.rmtree(self._work, ignore_errors=True)
         self._change(shards=tuple(shards))
 
     def close(self, status: str) -> None:
-        """Say how it ended."""
+        """Say how it ended, and remove what is left of the work: until then, the lock too, which keeps other runs out."""
         self._change(status=status)
+        shutil.rmtree(self._work, ignore_errors=True)
 
     @property
     def _work(self) -> Path:
@@ -156,6 +153,7 @@ class OutputFolder:
             shutil.copymode(self.path / MANIFEST, path)  # safetensors makes files that only their owner can read
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+            sync_names(self._work)
             return File(name=name, nbytes=path.stat().st_size, sha256=_sha256(path))
 
 
@@ -182,14 +180,24 @@ def _alone(path: Path) -> Iterator[None]:
             raise OptionError(
                 f"out is {str(path)!r}, which another run is writing", fix="wait for it, or name a new folder"
             ) from None
+        except OSError as error:
+            raise CheckpointError(
+                f"{path} cannot be locked against other runs: {error.strerror}", fix="name a folder on a local disk"
+            ) from error
         yield
 
 
-def _refuse_finished(path: Path, manifest: Manifest) -> None:
-    if manifest.status != PARTIAL:
-        raise OptionError(
-            f"out is {str(path)!r}, which holds a quantised model already ({manifest.status})", fix="name a new folder"
-        )
+def _check_begun(path: Path) -> bool:
+    """Return whether a run has begun this folder; raise OptionError where it is finished, or holds something else."""
+    names = _names(path)
+    if MANIFEST not in names:
+        if names:
+            raise OptionError(f"out is {str(path)!r}, which is not empty: it holds {names[0]!r}", fix="name a new folder")
+        return False
+    status = read_manifest(path).status
+    if status != PARTIAL:
+        raise OptionError(f"out is {str(path)!r}, which holds a quantised model already ({status})", fix="name a new folder")
+    return True
 
 
 def _names(path: Path) -> list[str]:
@@ -203,7 +211,11 @@ def _names(path: Path) -> list[str]:
 def _small_files(source: Path) -> list[Path]:
     """Return the files of a model folder that are neither weights nor hidden."""
     files = [path for path in sorted(source.iterdir()) if path.is_file() and not path.name.startswith(".")]
-    return [path for path in files if not path.name.endswith(_WEIGHTS) and path.stat().st_size <= _SMALL_BYTES]
+    others = [path for path in files if not path.name.endswith(_WEIGHTS)]
+    for path in others:
+        if path.stat().st_size > _SMALL_BYTES:
+            log.get_logger().warning("file_not_copied", file=path.name, nbytes=path.stat().st_size, most=_SMALL_BYTES)
+    return [path for path in others if path.stat().st_size <= _SMALL_BYTES]
 
 
 def _final_name(number: int, count: int) -> str:

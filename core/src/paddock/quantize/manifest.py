@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import cattrs
-from attrs import field, frozen
+from attrs import field, frozen, validators
 
 from paddock.checkpoint.json_file import read_object
 from paddock.errors import CheckpointError
@@ -23,9 +24,14 @@ MAX_BYTES = 64 << 20
 class File:
     """A file that was written: its name, size, and the SHA-256 of its bytes."""
 
-    name: str
+    name: str = field()
     nbytes: int
     sha256: str
+
+    @name.validator
+    def _is_in_the_folder(self, _: object, value: str) -> None:
+        if not value or value.startswith(".") or "/" in value:
+            raise ValueError(f"the file name {value!r} leads elsewhere")
 
 
 @frozen(kw_only=True)
@@ -45,7 +51,7 @@ class Manifest:
     where `outside_done`; `activations` is the residual stream behind them, None where nothing needs it any more.
     """
 
-    status: str
+    status: str = field(validator=validators.in_((PARTIAL, COMPLETE, FAILED)))
     made_from: dict[str, Any]
     layers_done: int = 0
     outside_done: bool = False
@@ -87,3 +93,16 @@ def write_json(path: Path, value: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     scratch.replace(path)
+    sync_names(path.parent)
+
+
+def sync_names(folder: Path) -> None:
+    """Return once the names of a folder's files are on disk, where its file system can tell."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some file systems have no such thing
+            raise
+    finally:
+        os.close(descriptor)

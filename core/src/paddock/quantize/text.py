@@ -6,6 +6,7 @@ N sequences, L tokens a sequence.
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from torch import Tensor
 
 from paddock.errors import OptionError
 from paddock.quantize.options import DEFAULT_LENGTH, DEFAULT_SAMPLES, DEFAULT_TEXT, QuantizeOptions
+from paddock.text.beginning import first_ids
 from paddock.text.tokenizer import Tokenizer
+from paddock.text.utf8 import decode_utf8, read_bounded
 
-MAX_BYTES = 256 << 20
 _KEPT_APART = 5  # one part in this many
 
 
@@ -55,15 +57,11 @@ class Text:
 
 def read_text(name: str) -> Text:
     """Return the text of a UTF-8 file, or the one that comes with Paddock for `default`; raise OptionError with what is wrong."""
-    try:
-        if name == DEFAULT_TEXT:
-            data = files("paddock.quantize").joinpath("default_text/prose.txt").read_bytes()
-        else:
-            data = _read_file(Path(name))
-        words = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        byte = f"byte {error.start} is 0x{data[error.start]:02x}"
-        raise OptionError(f"the text {name!r} is not UTF-8: {byte}", fix="save it as UTF-8") from None
+    if name == DEFAULT_TEXT:
+        data = files("paddock.quantize").joinpath("default_text/prose.txt").read_bytes()
+    else:
+        data = read_bounded(Path(name))
+    words = decode_utf8(data, name)
     return Text(name=name, words=words, sha256=hashlib.sha256(data).hexdigest(), nbytes=len(data))
 
 
@@ -74,8 +72,9 @@ def sequences(text: Text, tokenizer: Tokenizer, options: QuantizeOptions) -> Ten
     """
     length = options.sequence_length or DEFAULT_LENGTH
     opening = _opening(tokenizer)
-    ids = tokenizer.encode(text.words, add_special_tokens=False)
     piece = length - len(opening)
+    encode = partial(tokenizer.encode, add_special_tokens=False)
+    ids = first_ids(encode, text.words, (options.samples or DEFAULT_SAMPLES) * piece)
     available = len(ids) // piece
     wanted = options.samples or min(max(available, 1), DEFAULT_SAMPLES)
     if available < wanted:
@@ -93,15 +92,3 @@ def _opening(tokenizer: Tokenizer) -> list[int]:
     with_special, bare = tokenizer.encode("a"), tokenizer.encode("a", add_special_tokens=False)
     begins = tokenizer.bos_id is not None and with_special[:1] == [tokenizer.bos_id] != bare[:1]
     return with_special[:1] if begins else []
-
-
-def _read_file(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise OptionError(
-                f"the text {str(path)!r} has {path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are read",
-                fix="give a part of it",
-            )
-        return path.read_bytes()
-    except OSError as error:
-        raise OptionError(f"the text {str(path)!r} cannot be read: {error.strerror}", fix="check the path") from error

@@ -17,6 +17,7 @@ _PACKINGS = {
     "auto_round": (GPTQ, 0),
     "auto_round:auto_awq": (AWQ_GEMM, 0),
 }
+_BLOCK_KEYS = ("block_name_to_quantize", "to_quant_block_names", "quant_block_list")
 _PLAIN_BITS = 16
 _HEAD = "lm_head"
 
@@ -25,7 +26,7 @@ _HEAD = "lm_head"
 _HARMLESS = (
     "quant_method", "amp", "batch_size", "enable_minmax_tuning", "enable_norm_bias_tuning", "enable_quanted_input",
     "gradient_accumulate_steps", "iters", "lr", "low_gpu_mem_usage", "minmax_lr", "nsamples", "scale_dtype", "seqlen", "dataset",
-    "supported_types", "autoround_version", "quant_block_list", "backend", "enable_alg_ext", "static_kv_granularity",
+    "supported_types", "autoround_version", "backend", "enable_alg_ext", "static_kv_granularity",
     "static_attention_granularity", "act_group_size", "act_sym", "act_dynamic", "act_data_type", "quant_lm_head",
 )
 # fmt: on
@@ -95,9 +96,17 @@ def _is_plain(settings: Mapping[str, Any]) -> bool:
 
 
 def _blocks(section: Section) -> tuple[str, ...]:
-    """Return the modules whose linears are quantised: texts, one text with commas, or none for all."""
-    listed = section.entry.get("block_name_to_quantize")
-    section.reader.accept("block_name_to_quantize")
+    """Return the modules whose linears are quantised: texts, lists of them, one text with commas, or none for all.
+
+    Older versions call the key otherwise; the first that says something counts.
+    """
+    section.reader.accept(*_BLOCK_KEYS)
+    key = next((key for key in _BLOCK_KEYS if section.entry.get(key)), _BLOCK_KEYS[0])
+    listed = section.entry.get(key) or []
     if isinstance(listed, str):
         return tuple(name.strip() for name in listed.split(",") if name.strip())
-    return section.names("block_name_to_quantize")
+    outer = listed if isinstance(listed, list) else [listed]
+    names = [name for each in outer for name in (each if isinstance(each, list) else [each])]
+    if not all(isinstance(name, str) and name for name in names):
+        raise section.reader.wrong(key, listed, "module names: a text with commas, a list, a list of lists, or null")
+    return tuple(names)

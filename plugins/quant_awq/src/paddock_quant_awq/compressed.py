@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from attrs import frozen
 
 from paddock.errors import ModelConfigError
+from paddock.module_lists import check_compressed, compressed_targets
 from paddock.plugins import CheckpointFacts
 from paddock_quant_awq.names import Untargeted
 from paddock_quant_awq.reading import Entry, Section, saved_dtype, section_of
@@ -55,8 +56,7 @@ def _detect(facts: CheckpointFacts) -> Int4Scheme | None:
     section.refuse_unless_empty("transform_config", "weights are rotated")
     _refuse_sparse(section)
     ignored = section.names("ignore")
-    section.check_patterns("config_groups", [entry.removeprefix("re:") for entry in targets if entry.startswith("re:")])
-    section.check_patterns("ignore", [entry.removeprefix("re:") for entry in ignored if entry.startswith("re:")])
+    check_compressed(section.reader, "ignore", ignored)
     plain = Untargeted(targets, ignored)
     scheme = Int4Scheme(
         name=f"{METHOD}-{'w4a8' if group.fp8_inputs else 'w4a16'}",
@@ -69,7 +69,7 @@ def _detect(facts: CheckpointFacts) -> Int4Scheme | None:
         fp8_inputs=group.fp8_inputs,
         signed_scales=True,
         is_plain=plain,
-        quantises_head=not plain(_HEAD),
+        quantises_head=not plain(_HEAD, head=True),
         kv_cache_dtype=_kv(section),
     )
     section.reader.finish()
@@ -79,9 +79,9 @@ def _detect(facts: CheckpointFacts) -> Int4Scheme | None:
 def _section(facts: CheckpointFacts) -> Section | None:
     entry = facts.config.get("quantization_config")
     if isinstance(entry, Mapping) and entry:
-        return section_of(entry) if entry.get("quant_method") == METHOD else None
+        return section_of(facts, entry) if entry.get("quant_method") == METHOD else None
     old = facts.config.get("compression_config")
-    return section_of(old, "compression_config") if isinstance(old, Mapping) and old else None
+    return section_of(facts, old, "compression_config") if isinstance(old, Mapping) and old else None
 
 
 def _is_int4(group: object) -> bool:
@@ -98,7 +98,7 @@ def _common(section: Section, groups: list[Entry]) -> tuple[Group, tuple[str, ..
             weights = listed.get("weights") if isinstance(listed, Mapping) else listed
             raise section.reader.wrong("config_groups", weights, "4-bit integers in every group: formats are not mixed")
         found.append(_group(section, listed))
-        targets += section_of(listed, "config_groups").names("targets")
+        targets += compressed_targets(section.reader, "config_groups.targets", listed.get("targets"))
     if len(set(found)) > 1:
         raise section.reader.wrong("config_groups", [str(each) for each in found], "groups that are all stored alike")
     return found[0], tuple(targets)
@@ -176,6 +176,7 @@ def _kv(section: Section) -> str | None:
         return None
     given = scheme if isinstance(scheme, Mapping) else {}
     static = given.get("dynamic", False) is False and given.get("strategy") in (None, "tensor")
-    if (given.get("num_bits"), given.get("type")) != (8, "float") or not static:
-        raise section.reader.wrong("kv_cache_scheme", scheme, "null, or static 8-bit float with strategy 'tensor'")
+    symmetric = given.get("symmetric", True) is True
+    if (given.get("num_bits"), given.get("type")) != (8, "float") or not static or not symmetric:
+        raise section.reader.wrong("kv_cache_scheme", scheme, "null, or static symmetric 8-bit float with strategy 'tensor'")
     return "fp8"

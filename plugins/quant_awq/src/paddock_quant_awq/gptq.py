@@ -86,8 +86,11 @@ def _inside(section: Section) -> Iterator[str]:
     """Yield the names of the linears that are quantised, none where all are: a list, or a list of lists."""
     key = "modules_in_block_to_quantize"
     section.reader.accept(key)
-    for listed in section.entry.get(key) or []:
-        for name in listed if isinstance(listed, list) else [listed]:
+    listed = section.entry.get(key) or []
+    if not isinstance(listed, list):
+        raise section.reader.wrong(key, listed, "lists of module names, or null")
+    for each in listed:
+        for name in each if isinstance(each, list) else [each]:
             if not isinstance(name, str) or not name:
                 raise section.reader.wrong(key, name, "lists of module names, or null")
             yield name

@@ -33,12 +33,12 @@ def detect_w4a8(facts: CheckpointFacts) -> Int4Scheme | None:
 def _detect(facts: CheckpointFacts, algorithm: str) -> Int4Scheme | None:
     """Return the scheme of a checkpoint of this `quant_algo`, else None; raise ModelConfigError where files disagree."""
     sections = _sections(facts)
-    said = {section.entry.get("quant_algo") for section in sections if section.entry.get("quant_algo")}
+    said = {str(section.entry["quant_algo"]).upper() for section in sections if section.entry.get("quant_algo")}
     if algorithm not in said:
         return None
     if len(said) > 1:
         raise ModelConfigError(
-            f"config.json and {FILE} name different algorithms: {', '.join(sorted(map(str, said)))}",
+            f"config.json and {FILE} name different algorithms: {', '.join(sorted(said))}",
             fix="take both files from the same export",
         )
     plain = Wildcards(_plain(sections))
@@ -51,7 +51,7 @@ def _detect(facts: CheckpointFacts, algorithm: str) -> Int4Scheme | None:
         symmetric=True,
         fp8_inputs=algorithm == "W4A8_AWQ",
         is_plain=plain,
-        quantises_head=not plain(_HEAD),
+        quantises_head=not plain(_HEAD, head=True),
         kv_cache_dtype=_kv(sections),
     )
     for section in sections:
@@ -67,10 +67,10 @@ def _sections(facts: CheckpointFacts) -> list[Section]:
     if isinstance(entry, Mapping) and entry:
         if not str(entry.get("quant_method") or "").startswith("modelopt"):
             return []
-        found.append(section_of(entry))
+        found.append(section_of(facts, entry))
     inner = facts.files.get(FILE, {}).get("quantization")
     if isinstance(inner, Mapping) and inner:
-        found.append(section_of(inner, FILE))
+        found.append(section_of(facts, inner, "quantization", file=FILE))
     return found
 
 
@@ -87,8 +87,10 @@ def _group_size(sections: list[Section]) -> int:
     sizes = {}
     for section in sections:
         for place in (section.entry, *_weights(section.entry)):
-            if place.get("group_size") is not None:
-                size = section_of({"group_size": place["group_size"]}).group_size("group_size")
+            size = place.get("group_size")
+            if size is not None:
+                if type(size) is not int or (size < 1 and size != -1):
+                    raise section.reader.wrong("group_size", size, "-1 (one group) or positive")
                 sizes[size] = section
     if len(sizes) > 1:
         (_, section), *_ = sizes.items()
@@ -110,10 +112,13 @@ def _kv(sections: list[Section]) -> str | None:
         section.reader.accept("kv_cache_quant_algo")
         if algorithm not in (None, "FP8"):
             raise section.reader.wrong("kv_cache_quant_algo", algorithm, "FP8 or null")
-        if scheme is not None and (
-            not isinstance(scheme, Mapping) or (scheme.get("num_bits"), scheme.get("type")) != (8, "float")
-        ):
-            raise section.reader.wrong("kv_cache_scheme", scheme, "null, or 8-bit float")
+        if scheme is not None and not _is_static_fp8(scheme):
+            raise section.reader.wrong("kv_cache_scheme", scheme, "null, or static 8-bit float")
         if algorithm or scheme is not None:
             return "fp8"
     return None
+
+
+def _is_static_fp8(scheme: object) -> bool:
+    given = scheme if isinstance(scheme, Mapping) else {}
+    return (given.get("num_bits"), given.get("type"), given.get("dynamic", False)) == (8, "float", False)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from fnmatch import fnmatchcase
 
 from attrs import frozen
 
+from paddock.module_lists import in_compressed, in_modelopt
+
 _PATTERN_SIGNS = frozenset("*+?^$|()[]{}\\")  # what tells a pattern from a path
-_LINEAR_CLASSES = ("Linear", "FalconLinear")  # what the tools' models call the linears of ours
 
 
 @frozen
@@ -17,35 +17,32 @@ class Containing:
 
     entries: tuple[str, ...] = ()
 
-    def __call__(self, path: str) -> bool:
+    def __call__(self, path: str, *, head: bool = False) -> bool:
         """Return whether the module at checkpoint prefix `path` is plain."""
         return any(entry in path for entry in self.entries)
 
 
 @frozen
 class Wildcards:
-    """Plain are paths that a shell pattern matches, and whatever lies in a module that one names (ModelOpt)."""
+    """Plain are paths that one of `patterns` names as ModelOpt does."""
 
     patterns: tuple[str, ...] = ()
 
-    def __call__(self, path: str) -> bool:
+    def __call__(self, path: str, *, head: bool = False) -> bool:
         """Return whether the module at checkpoint prefix `path` is plain."""
-        return any(fnmatchcase(path, entry) or path.startswith(f"{entry}.") for entry in self.patterns)
+        return in_modelopt(self.patterns, path)
 
 
 @frozen
 class Untargeted:
-    """Plain are modules of no target, and those ignored: exact paths, `re:` patterns from the start, or class names.
-
-    (compressed-tensors)
-    """
+    """Plain are modules of no target, and those ignored, by the rule of compressed-tensors."""
 
     targets: tuple[str, ...]
     ignored: tuple[str, ...] = ()
 
-    def __call__(self, path: str) -> bool:
-        """Return whether the module at checkpoint prefix `path` is plain."""
-        return not _meant(self.targets, path) or _meant(self.ignored, path)
+    def __call__(self, path: str, *, head: bool = False) -> bool:
+        """Return whether the module at checkpoint prefix `path` is plain; `head`: it projects to the vocabulary."""
+        return not in_compressed(self.targets, path, head=head) or in_compressed(self.ignored, path, head=head)
 
 
 @frozen
@@ -58,7 +55,7 @@ class Outside:
     excluded: tuple[str, ...] = ()
     inside: tuple[str, ...] = ()
 
-    def __call__(self, path: str) -> bool:
+    def __call__(self, path: str, *, head: bool = False) -> bool:
         """Return whether the module at checkpoint prefix `path` is plain."""
         if any(re.match(pattern, path) for pattern in self.excluded):
             return True
@@ -73,17 +70,10 @@ class OutsideBlocks:
     excluded: tuple[str, ...] = ()
     quantised: tuple[str, ...] = ()
 
-    def __call__(self, path: str) -> bool:
+    def __call__(self, path: str, *, head: bool = False) -> bool:
         """Return whether the module at checkpoint prefix `path` is plain."""
         if path in self.quantised:
             return False
         if any(path == entry or (_PATTERN_SIGNS & set(entry) and re.search(entry, path)) for entry in self.excluded):
             return True
         return bool(self.blocks) and not any(path.startswith(f"{block}.") for block in self.blocks)
-
-
-def _meant(entries: tuple[str, ...], path: str) -> bool:
-    return any(
-        re.match(entry.removeprefix("re:"), path) if entry.startswith("re:") else entry == path or entry in _LINEAR_CLASSES
-        for entry in entries
-    )

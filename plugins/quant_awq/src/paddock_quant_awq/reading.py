@@ -13,15 +13,17 @@ from paddock.model_config import ConfigReader
 from paddock.plugins import CheckpointFacts
 
 Entry = Mapping[str, Any]
+CONFIG_FILE = "config.json"
 _CONFIG = "quantization_config"
 
 
 @frozen(eq=False)
 class Section:
-    """The part of a model's files that describes its quantisation: as it is, and being read."""
+    """The part of a model's files that describes its quantisation: as it is, and being read; `file` is where it stands."""
 
     entry: Entry
     reader: ConfigReader
+    file: str = CONFIG_FILE
 
     def names(self, *keys: str) -> tuple[str, ...]:
         """Return the texts listed under any of `keys`; absent and null list none."""
@@ -54,16 +56,16 @@ class Section:
         self.reader.accept(key)
         if self.entry.get(key):
             raise ModelConfigError(
-                f"config.json: {key} is {self.entry[key]!r:.120}: {why}, which is not supported",
+                f"{self.file}: {key} is {self.entry[key]!r:.120}: {why}, which is not supported",
                 fix="use a checkpoint that was quantised without it",
             )
 
 
-def section_of(entry: Entry, name: str = _CONFIG) -> Section:
-    """Return the section `entry`, called `name` in errors."""
-    reader = ConfigReader({name: entry}).section(name)
+def section_of(facts: CheckpointFacts, entry: Entry, name: str = _CONFIG, *, file: str = CONFIG_FILE) -> Section:
+    """Return the section `entry`, called `name` in errors, of a file."""
+    reader = ConfigReader({name: entry}, ignored=facts.ignored_keys, file=file).section(name)
     assert reader is not None, name
-    return Section(entry, reader)
+    return Section(entry, reader, file)
 
 
 def find(facts: CheckpointFacts, method: str, old_file: str = "", old_keys: frozenset[str] = frozenset()) -> Section | None:
@@ -73,11 +75,13 @@ def find(facts: CheckpointFacts, method: str, old_file: str = "", old_keys: froz
     """
     entry = facts.config.get(_CONFIG)
     if isinstance(entry, Mapping):
-        return section_of(entry) if entry and entry.get("quant_method") == method else None
+        return section_of(facts, entry) if entry and entry.get("quant_method") == method else None
     old = facts.files.get(old_file)
     if old is None or "compression_config" in facts.config or not old_keys & old.keys():
         return None
-    return section_of(old, old_file) if old.get("quant_method", method) == method else None
+    if old.get("quant_method", method) != method:
+        return None
+    return Section(old, ConfigReader(old, ignored=facts.ignored_keys, harmless=(), file=old_file), old_file)
 
 
 def saved_dtype(facts: CheckpointFacts) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Protocol
 
 from attrs import evolve, field, frozen
 
@@ -28,7 +30,14 @@ _PLAIN_OUT, _PLAIN_IN = TensorAxis("out"), TensorAxis("in")
 _SHAPE = Tensor("weight_shape", "int64", (TensorAxis("fixed", entries=2),), optional=True)
 
 
-def nothing(path: str) -> bool:
+class PlainModules(Protocol):
+    """Which modules a checkpoint leaves plain."""
+
+    def __call__(self, path: str, *, head: bool = False) -> bool:
+        """Return whether the module at checkpoint prefix `path` is one of them; `head`: it projects to the vocabulary."""
+
+
+def nothing(path: str, *, head: bool = False) -> bool:
     """Return False: no module is left plain."""
     return False
 
@@ -54,7 +63,7 @@ class Int4Scheme:
     reorders: bool = False
     fp8_inputs: bool = False
     signed_scales: bool = False
-    is_plain: Callable[[str], bool] = nothing
+    is_plain: PlainModules = nothing
     quantises_head: bool = False
     kv_cache_dtype: str | None = None
     fp8_inputs_from: int | None = field()
@@ -77,9 +86,10 @@ class Int4Scheme:
 
         Raises PlanError where parts that run as one product differ.
         """
-        if linear.out[0].axis == VOCAB and not self.quantises_head:
+        head = linear.out[0].axis == VOCAB
+        if head and not self.quantises_head:
             return True
-        return left_plain(path, linear, self.is_plain)
+        return left_plain(path, linear, partial(self.is_plain, head=head))
 
     def tensors(self, path: str, linear: Linear) -> tuple[Tensor, ...]:
         """Return what holds `linear`; raise PlanError when a group, a word or a pair would not be whole."""

@@ -6,15 +6,14 @@ config.json describes groups of linears, each with arguments for its weights and
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from paddock.axes import FP8_STATIC, FP8_TOKEN, PLAIN
 from paddock.errors import ModelConfigError
 from paddock.model_config import ConfigReader
+from paddock.module_lists import check_compressed, compressed_targets
 from paddock.plugins import CheckpointFacts
-from paddock_quant_fp8.names import REGEX
 from paddock_quant_fp8.reading import Entry, block_size, entry_of, names_in
 from paddock_quant_fp8.schemes import BLOCK, ROW, TENSOR, CompressedFp8, Group, Stored
 
@@ -45,7 +44,7 @@ def detect(facts: CheckpointFacts) -> CompressedFp8 | None:
     if groups is None:
         return None
     skipped = names_in(reader, entry, "ignore")
-    _check_patterns(reader, "ignore", skipped)
+    check_compressed(reader, "ignore", skipped)
     reader.accept(*_KEYS)
     _refuse_unless_empty(reader, entry, "transform_config", "it changes the weights' meaning")
     _refuse_unless_empty(reader, entry, "moe_sparsity_config", "sparse weights are not read")
@@ -85,29 +84,14 @@ def _is_fp8(name: str, group: object) -> bool:
 def _group(reader: ConfigReader, name: str, group: Any, outer_format: str) -> Group:
     key = f"config_groups.{name}"
     if isinstance(group, list):
-        return Group(targets=_targets(reader, key, group), how=PRESETS[name.upper()])
+        return Group(targets=compressed_targets(reader, key, group), how=PRESETS[name.upper()])
     stored_as = group.get("format") or outer_format
     if stored_as not in FORMATS and not (stored_as == MIXED and group.get("format") is None):
         raise reader.wrong(f"{key}.format", stored_as, f"one of {', '.join(FORMATS)} for FP8 weights")
     if group.get("output_activations") is not None:
         raise reader.wrong(f"{key}.output_activations", group["output_activations"], "null: outputs stay plain")
-    targets = _targets(reader, f"{key}.targets", group.get("targets"))
+    targets = compressed_targets(reader, f"{key}.targets", group.get("targets"))
     return Group(targets=targets, how=_stored(reader, key, group["weights"], group.get("input_activations")))
-
-
-def _targets(reader: ConfigReader, key: str, listed: object) -> tuple[str, ...]:
-    if not isinstance(listed, list) or not listed or not all(isinstance(name, str) and name for name in listed):
-        raise reader.wrong(key, listed, "a list of module names, classes or patterns re:...")
-    _check_patterns(reader, key, listed)
-    return tuple(listed)
-
-
-def _check_patterns(reader: ConfigReader, key: str, entries: tuple[str, ...] | list[str]) -> None:
-    for entry in entries:
-        try:
-            re.compile(entry.removeprefix(REGEX) if entry.startswith(REGEX) else "")
-        except re.error as error:
-            raise reader.wrong(key, entry, f"a regular expression after {REGEX} ({error})") from error
 
 
 def _stored(reader: ConfigReader, key: str, weights: Entry, inputs: object) -> Stored:
@@ -129,10 +113,10 @@ def _weight_scales(reader: ConfigReader, key: str, weights: Entry) -> str:
     strategy, size = weights.get("strategy"), weights.get("group_size")
     if strategy is None:
         strategy = "tensor" if size is None else "channel" if size == -1 else "group"
-    found = {"tensor": TENSOR, "channel": ROW, "block": BLOCK}.get(strategy)
-    if found is None:
+    known = {"tensor": TENSOR, "channel": ROW, "block": BLOCK}
+    if not isinstance(strategy, str) or strategy not in known:
         raise reader.wrong(f"{key}.strategy", strategy, "tensor, channel or block for FP8 weights")
-    return found
+    return known[strategy]
 
 
 def _inputs(reader: ConfigReader, key: str, inputs: object) -> tuple[str, int]:

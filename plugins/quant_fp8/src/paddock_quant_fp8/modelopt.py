@@ -52,7 +52,9 @@ def detect(facts: CheckpointFacts) -> ModelOptFp8 | None:
     said = {name: one for name, one in (("config.json", found), (FILE, _in_file(facts))) if one is not None}
     algorithms = {name: _algorithm(entry) for name, (_, entry) in said.items()}
     if len(set(algorithms.values())) > 1:
-        raise _two_stories({name: f"quant_algo {algorithm}" for name, algorithm in algorithms.items()})
+        raise _two_stories(
+            {name: f"quant_algo {algorithm}" if algorithm else "no quant_algo" for name, algorithm in algorithms.items()}
+        )
     if not said or not set(algorithms.values()) <= ALGORITHMS.keys():
         return None
     read = {name: _read(name, *one) for name, one in said.items()}
@@ -67,7 +69,7 @@ def _in_file(facts: CheckpointFacts) -> tuple[ConfigReader, Entry] | None:
     section = facts.files.get(FILE, {}).get("quantization")
     if not isinstance(section, Mapping) or not section:
         return None
-    return reader_of("quantization", section), section
+    return reader_of(facts, "quantization", section, file=FILE), section
 
 
 def _algorithm(entry: Entry) -> str:
@@ -87,7 +89,7 @@ def _read(name: str, reader: ConfigReader, entry: Entry) -> _Said:
     skipped = names_in(reader, entry, "exclude_modules", "ignore")
     kv = _kv(reader, entry)
     reader.finish()
-    return _Said(_algorithm(entry), kv, tuple(sorted(skipped)))
+    return _Said(_algorithm(entry), kv, tuple(sorted(set(skipped))))
 
 
 def _kv(reader: ConfigReader, entry: Entry) -> str | None:

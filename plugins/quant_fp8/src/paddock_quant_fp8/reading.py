@@ -22,14 +22,14 @@ def entry_of(
     entry = facts.config.get(key)
     if not isinstance(entry, Mapping) or not entry or not wanted(str(entry.get("quant_method") or implied)):
         return None
-    reader = reader_of(key, entry)
+    reader = reader_of(facts, key, entry)
     reader.accept("quant_method")
     return reader, entry
 
 
-def reader_of(name: str, entry: Entry) -> ConfigReader:
-    """Return a reader of a non-empty object that calls it `name` in errors."""
-    reader = ConfigReader({name: entry}).section(name)
+def reader_of(facts: CheckpointFacts, name: str, entry: Entry, *, file: str = "config.json") -> ConfigReader:
+    """Return a reader of the non-empty object `name` of a file."""
+    reader = ConfigReader({name: entry}, ignored=facts.ignored_keys, file=file).section(name)
     assert reader is not None
     return reader
 

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from attrs import frozen
 
+from paddock import module_lists
 from paddock.axes import FP8_STATIC, FP8_TOKEN, PLAIN, VOCAB, Linear, Tensor, TensorAxis, left_plain
 from paddock.errors import PlanError
 from paddock_quant_fp8 import names
@@ -136,7 +137,7 @@ class ModelOptFp8:
 
     def stored(self, path: str, linear: Linear) -> Stored | None:
         """Return `how`; None for a skipped linear and for the head."""
-        skipped = is_head(linear) or left_plain(path, linear, lambda part: names.in_wildcards(self.skipped, part))
+        skipped = is_head(linear) or left_plain(path, linear, lambda part: module_lists.in_modelopt(self.skipped, part))
         return None if skipped else self.how
 
     def tensors(self, path: str, linear: Linear) -> tuple[Tensor, ...]:
@@ -174,13 +175,13 @@ class CompressedFp8:
         return tensors_of(self.stored(path, linear), self.dtype)
 
     def _how(self, path: str, head: bool) -> Stored | None:
-        if names.in_targets(self.skipped, path, head=head):
+        if module_lists.in_compressed(self.skipped, path, head=head):
             return None
         ranked = [
             (rank, target, group.how)
             for group in self.groups
             for target in group.targets
-            if (rank := names.target_rank(target, path, head=head)) is not None
+            if (rank := module_lists.compressed_rank(target, path, head=head)) is not None
         ]
         return min(ranked, key=lambda found: found[:2])[2] if ranked else None
 

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from paddock_triton.dependence import DEPENDENT, start_next, wait
 from paddock_triton.failures import named
 from paddock_triton.filter_search import (
     EACH,
@@ -79,6 +80,8 @@ def _step_kernel(
     PIVOTS: tl.constexpr, LANES: tl.constexpr, FOUND: tl.constexpr,
 ) -> None:  # fmt: skip
     """Add a chunk's counts and masses at a step's pivots to the row's, which start at 0; after all steps write tokens down."""
+    start_next()
+    wait()
     row, chunk = (tl.program_id(0) // CHUNKS).to(tl.int64), tl.program_id(0) % CHUNKS
     top, temperature, top_k, top_p, floor, searched = _row(top_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, row)
     if searched == 0:
@@ -186,6 +189,8 @@ def _least_kernel(
     STEPS: tl.constexpr, VOCAB: tl.constexpr, PIVOTS: tl.constexpr, LANES: tl.constexpr, FOUND: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write the least scaled logit of a row that stays in the draw: (logit - top) / temperature."""
+    start_next()
+    wait()
     row = tl.program_id(0).to(tl.int64)
     top, temperature, top_k, top_p, floor, searched = _row(top_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, row)
     scaled = floor
@@ -253,6 +258,7 @@ def least_scaled(
     size_R = torch.empty(rows, dtype=torch.int32, device=device)
     row = (logits_RV, top_R, temperature_R, top_k_R, top_p_R, min_p_R, pivots_SRK, sums_SR2K, found_RF, size_R)
     sizes = {"STEPS": _STEPS, "VOCAB": vocab, "PIVOTS": _PIVOTS, "LANES": lanes, "FOUND": _FOUND, "num_warps": _WARPS}
+    sizes |= DEPENDENT
     for step in range(_STEPS + 1):
         launch(_step_kernel, (rows * chunks,), *row, logits_RV.stride(0), rows, STEP=step, CHUNKS=chunks, **sizes)
     launch(_least_kernel, (rows,), *row, least_R, logits_RV.stride(0), rows, **sizes)

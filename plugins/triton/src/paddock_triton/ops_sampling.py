@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from paddock_triton.dependence import DEPENDENT, start_next, wait
 from paddock_triton.failures import named
 from paddock_triton.launch import launch
 from paddock_triton.rows import blocks_of, pieces_of, power_of_2, unit_stride
@@ -75,6 +76,8 @@ def _race_kernel(
 
     Scaled logits under `least` stay out of the race. A row of temperature 0 has none.
     """
+    start_next()
+    wait()
     row, chunk = (tl.program_id(0) // CHUNKS).to(tl.int64), tl.program_id(0) % CHUNKS
     if seed_ptr is not None:  # noqa: SIM102, both sides of an `and` are compiled
         if tl.load(temperature_ptr + row) == 0:
@@ -105,6 +108,8 @@ def _finish_kernel(
     CHUNKS: tl.constexpr, LANES: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write a row's winner: its token and, where wanted, what it won with. A row of temperature 0 keeps its token."""
+    start_next()
+    wait()
     row, lane = tl.program_id(0), tl.arange(0, LANES)
     best = tl.max(tl.load(best_ptr + row * CHUNKS + lane, mask=lane < CHUNKS, other=-0x7FFFFFFFFFFFFFFF))
     token = (best & 0xFFFFFFFF) ^ _LAST
@@ -156,10 +161,10 @@ def race(
         launch(
             _race_kernel, (rows * chunks,),
             logits_RV, top_R, temperature_R, least_R, seed_R2, position_R, best_RC, logits_RV.stride(0), *seed_strides,
-            VOCAB=vocab, CHUNKS=chunks, BLOCK=_BLOCK, num_warps=_WARPS,
+            VOCAB=vocab, CHUNKS=chunks, BLOCK=_BLOCK, num_warps=_WARPS, **DEPENDENT,
         )  # fmt: skip
         launch(
             _finish_kernel, (rows,), best_RC, won_R, kept_R, temperature_R, token_R, CHUNKS=chunks, LANES=power_of_2(chunks),
-            num_warps=1,
+            num_warps=1, **DEPENDENT,
         )  # fmt: skip
     return token_R

@@ -10,9 +10,10 @@ import click
 
 from paddock.cli.bench.figures import commit_option, json_option
 from paddock.cli.engine_options import engine_options, open_llm
-from paddock.cli.eval.reports import facts, figures, give, read_text, text_option
+from paddock.cli.eval.reports import facts, figures, give, text_option
 from paddock.cli.session import Session
 from paddock.progress import count_progress
+from paddock.text.utf8 import read_utf8
 
 _WINDOW = 2048
 
@@ -46,7 +47,7 @@ def perplexity(
     """
     from paddock.evaluation import prediction as measuring
 
-    content = read_text(text)
+    content = read_utf8(text)
     with open_llm(session, model, options) as llm, count_progress("windows") as advance:
         size = min(_WINDOW, llm.max_model_len - 1) if window is None else window
         began = time.perf_counter()

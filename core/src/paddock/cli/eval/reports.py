@@ -10,7 +10,6 @@ import click
 
 from paddock.cli.bench.figures import Definitions, defined, print_facts, print_json
 from paddock.cli.tables import show_table
-from paddock.errors import RequestError
 
 if TYPE_CHECKING:
     from paddock.llm import LLM
@@ -18,21 +17,6 @@ if TYPE_CHECKING:
 SPEED: Definitions = {
     "seconds": ("time", "s", "from the first prompt given to the last one scored"),
 }
-
-
-def read_text(path: Path) -> str:
-    """Return the text of a UTF-8 file; raise RequestError where it cannot be read, naming the byte that is not UTF-8."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise RequestError(f"{path} cannot be read: {error.strerror}", fix="check the path") from error
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise RequestError(
-            f"{path} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}",
-            fix="save it as UTF-8, for example with iconv",
-        ) from None
 
 
 def facts(llm: LLM, commit: str | None) -> dict[str, Any]:
