@@ -39,8 +39,9 @@ TILES = [
     *ops_linear_int4._FP8.values(),
     *ops_linear_int4._FP8_FEW_ROWS.values(),
     ops_linear_int4._FP8_MANY,
-    evolve(ops_linear_int4._FP8_MANY, shared=True),
-    Int4Tile(tokens=256, teams=2, cuts=2, slots=4, shared=False, late=True),
+    ops_linear_int4._FP8_MANY_NARROW,
+    evolve(ops_linear_int4._FP8_MANY_NARROW, shared=True),
+    Int4Tile(tokens=128, teams=3, slots=5, late=True),
     Int4Tile(tokens=128, teams=2, slots=4, steps=2, shared=False, late=True),
     Int4Tile(tokens=64, teams=2, slots=6),
 ]

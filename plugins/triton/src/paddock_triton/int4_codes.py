@@ -8,7 +8,7 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from paddock_triton.int4_spec import ROWS
+from paddock_triton.int4_spec import ROWS, STEP
 
 MIDDLE = gl.constexpr(8)  # the zero point where none is kept
 
@@ -67,8 +67,14 @@ def codes_fp8(packed_CJ: gl.shared_memory_descriptor) -> gl.tensor:
 
 
 @gluon.jit
-def numbers(packed_CJ: gl.shared_memory_descriptor, zero_C: gl.tensor, dtype: gl.constexpr) -> gl.tensor:
-    """Return code - zero of a half [64, 128] in 16 bits; zero_C [32] holds the zeros of two rows a byte."""
+def numbers(
+    packed_CJ: gl.shared_memory_descriptor, zero_C: gl.tensor, dtype: gl.constexpr, spec: gl.constexpr
+) -> gl.tensor:
+    """Return code - zero of a half [64, 128] in 16 bits; zero_C [32] holds the zeros of two rows a byte.
+
+    A thread has four neighbouring inputs. For a team's unit, whose operand has a thread's inputs two by two, the order of inputs
+    is that of `turned`.
+    """
     bytes_CJ = _bytes(packed_CJ)
     raised: gl.constexpr = 128.0 if dtype == gl.bfloat16 else 1024.0
     zero_C = gl.convert_layout(zero_C, gl.SliceLayout(1, bytes_CJ.type.layout))
@@ -80,7 +86,10 @@ def numbers(packed_CJ: gl.shared_memory_descriptor, zero_C: gl.tensor, dtype: gl
         low_CJ, high_CJ = gl.inline_asm_elementwise(_TO_BF16, regs, given, (gl.bfloat16, gl.bfloat16), is_pure=True, pack=4)
     else:
         low_CJ, high_CJ = gl.inline_asm_elementwise(_TO_FP16, regs, given, (gl.float16, gl.float16), is_pure=True, pack=4)
-    return _rows(low_CJ, high_CJ)
+    numbers_RK = _rows(low_CJ, high_CJ)
+    if spec.wide:
+        numbers_RK = numbers_RK.reshape([ROWS, 8, 4, 2, 2]).permute([0, 1, 3, 2, 4]).reshape([ROWS, STEP])
+    return numbers_RK
 
 
 @gluon.jit
@@ -120,7 +129,7 @@ def part_of(codes_RK: gl.tensor, group: gl.constexpr, spec: gl.constexpr) -> gl.
         low_RK2, high_RK2 = gl.split(codes_RK.reshape([ROWS, 2, 2, 32]).permute([0, 3, 2, 1]))
         even_RK, odd_RK = gl.split(low_RK2 if group < 2 else high_RK2)
         part_RK = even_RK if group % 2 == 0 else odd_RK
-    return gl.convert_layout(part_RK, gl.DotOperandLayout(0, spec.mma, 4))
+    return gl.convert_layout(part_RK, gl.DotOperandLayout(0, spec.mma, spec.operand_width))
 
 
 @gluon.jit

@@ -1,4 +1,4 @@
-"""The roles of warps in `ops_linear_int4`: one warp copies, teams of four warps multiply.
+"""The roles of warps in `ops_linear_int4`: one warp copies weights, one tokens, teams of four warps multiply.
 
 A step is 128 inputs of a tile of outputs and tokens. What it needs lies in a slot of shared memory, with two barriers: one that
 says all of it is there (`full`), one that all its readers are done with it (`free`). Step m of a program lies in slot m % slots;
@@ -63,101 +63,121 @@ def _place(first: gl.tensor, t: gl.tensor, sizes: gl.tuple, spec: gl.constexpr) 
 
 
 @gluon.jit
+def _free_slot(barriers_of: gl.tuple, use: gl.tensor, COUNT: gl.constexpr, BYTES: gl.constexpr) -> gl.tensor:
+    """Return the slot of a use once it is free, its barrier told how many bytes will come."""
+    full_B, free_B = barriers_of
+    slot = use % COUNT
+    mbarrier.wait(free_B.index(slot), (use // COUNT & 1) ^ 1)
+    mbarrier.expect(full_B.index(slot), BYTES)
+    return slot
+
+
+@gluon.jit
 def _copy_weight(
-    sources: gl.tuple, ring: gl.tuple, m: gl.tensor, tile: gl.tensor, block: gl.tensor, sizes: gl.tuple, spec: gl.constexpr
+    sources: gl.tuple, ring: gl.tuple, m: gl.tensor, row: gl.tensor, line: gl.tensor, block: gl.tensor, spec: gl.constexpr
 ) -> None:
-    """Have a step's part of the weight copied, once its slot is free."""
+    """Have a step's part of the weight copied; `line` is where its codes begin."""
     packed, scales, zeros, _x, _sums, _late_scales = sources
-    packed_BCJ, scales_BGR, zeros_BGC, _x_BNK, _sums_BGN, full_B, free_B, _added_B = ring
-    _tokens, outputs, _blocks, _span, _tiles, token_tiles = sizes
-    slot = m % spec.slots
-    mbarrier.wait(free_B.index(slot), (m // spec.slots & 1) ^ 1)
-    full = full_B.index(slot)
-    mbarrier.expect(full, spec.step_bytes)
-    row = tile // token_tiles * spec.rows
-    slabs = (outputs + ROWS - 1) // ROWS * 4
+    slot = _free_slot((ring[5], ring[6]), m, spec.slots, spec.weight_bytes)
+    full = ring[5].index(slot)
     group = block // spec.steps_of_group * spec.groups
     boxes: gl.constexpr = spec.boxes
     for i in gl.static_range(boxes):
-        first, at = row + i * spec.box, slot * boxes + i
-        tma.async_copy_global_to_shared(packed, [(block * slabs + first // 16) * 8, 0], full, packed_BCJ.index(at))
-        tma.async_copy_global_to_shared(scales, [group, first], full, scales_BGR.index(at))
+        at = slot * boxes + i
+        tma.async_copy_global_to_shared(packed, [line + i * (spec.box // 2), 0], full, ring[0].index(at))
+        tma.async_copy_global_to_shared(scales, [group, row + i * spec.box], full, ring[1].index(at))
         if spec.zeros and not spec.late:
-            tma.async_copy_global_to_shared(zeros, [group, first // 2], full, zeros_BGC.index(at))
+            tma.async_copy_global_to_shared(zeros, [group, (row + i * spec.box) // 2], full, ring[2].index(at))
+
+
+@gluon.jit
+def _copy_late_weight(
+    sources: gl.tuple, late: gl.tuple, u: gl.tensor, row: gl.tensor, step: gl.tensor, spec: gl.constexpr
+) -> None:
+    """Have the scales and zero points of 16 groups copied."""
+    _packed, _scales, zeros, _x, _sums, late_scales = sources
+    slot = _free_slot((late[3], late[4]), u, LATE_SLOTS, spec.late_weight_bytes)
+    full = late[3].index(slot)
+    boxes: gl.constexpr = spec.boxes
+    for i in gl.static_range(boxes):
+        place = [step * LATE_GROUPS, row + i * spec.box]
+        tma.async_copy_global_to_shared(late_scales, place, full, late[0].index(slot * boxes + i))
+    if spec.zeros:
+        halves: gl.constexpr = spec.teams * spec.halves
+        for half in gl.static_range(halves):
+            place = [step * LATE_GROUPS, row // 2 + half * 32]
+            tma.async_copy_global_to_shared(zeros, place, full, late[1].index(slot * halves + half))
+
+
+@gluon.jit
+def weight_copier(sources: gl.tuple, ring: gl.tuple, late: gl.tuple, sizes: gl.tuple, spec: gl.constexpr) -> None:
+    """Copy every step's part of the weight as slots become free, the first while the kernel before still runs: one warp."""
+    _tokens, outputs, blocks, span, _tiles, token_tiles = sizes
+    first, count = _steps_of(sizes, spec)
+    lines = (outputs + ROWS - 1) // ROWS * 32  # of a block
+    t, m, u = first * 0, first * 0, first * 0
+    while t < count:
+        tile, block = _place(first, t, sizes, spec)
+        taken = gl.minimum(span - block, count - t)
+        row, line = tile // token_tiles * spec.rows, block * lines + tile // token_tiles * (spec.rows // 2)
+        stop = gl.minimum(block + taken, blocks)
+        for step in range(block, stop):
+            _copy_weight(sources, ring, m, row, line, step, spec)
+            line += lines
+            m += 1
+        if spec.late:
+            for step in range(gl.maximum(block, blocks), block + taken):
+                _copy_late_weight(sources, late, u, row, step - blocks, spec)
+                u += 1
+        t += taken
 
 
 @gluon.jit
 def _copy_tokens(
-    sources: gl.tuple, ring: gl.tuple, m: gl.tensor, tile: gl.tensor, block: gl.tensor, sizes: gl.tuple, spec: gl.constexpr
+    sources: gl.tuple, ring: gl.tuple, m: gl.tensor, token: gl.tensor, block: gl.tensor, spec: gl.constexpr
 ) -> None:
     """Have a step's part of x copied into the slot that its weights go to."""
     _packed, _scales, _zeros, x, sums, _late_scales = sources
-    _packed_BCJ, _scales_BGR, _zeros_BGC, x_BNK, sums_BGN, full_B, _free_B, _added_B = ring
-    _tokens, _outputs, _blocks, _span, _tiles, token_tiles = sizes
-    slot = m % spec.slots
-    full = full_B.index(slot)
-    token = tile % token_tiles * spec.tokens
+    slot = _free_slot((ring[5], ring[6]), m, spec.slots, spec.token_bytes)
+    full = ring[5].index(slot)
     groups: gl.constexpr = spec.groups
     for group in gl.static_range(groups):
         place = [token, block * STEP + group * spec.inputs]
-        tma.async_copy_global_to_shared(x, place, full, x_BNK.index(slot * spec.groups + group))
+        tma.async_copy_global_to_shared(x, place, full, ring[3].index(slot * spec.groups + group))
     if spec.copies_sums:
-        tma.async_copy_global_to_shared(sums, [block * spec.groups, token], full, sums_BGN.index(slot))
+        tma.async_copy_global_to_shared(sums, [block * spec.groups, token], full, ring[4].index(slot))
 
 
 @gluon.jit
-def _copy_late(
-    sources: gl.tuple, late: gl.tuple, u: gl.tensor, tile: gl.tensor, step: gl.tensor, sizes: gl.tuple, spec: gl.constexpr
+def _copy_late_tokens(
+    sources: gl.tuple, late: gl.tuple, u: gl.tensor, tokens: gl.tensor, token: gl.tensor, step: gl.tensor, spec: gl.constexpr
 ) -> None:
-    """Have the scales, zero points and sums of 16 groups copied."""
-    _packed, _scales, zeros, _x, sums, late_scales = sources
-    scales_BGR, zeros_BGC, sums_PNG, full_B, free_B = late
-    tokens, _outputs, _blocks, _span, _tiles, token_tiles = sizes
-    slot = u % LATE_SLOTS
-    mbarrier.wait(free_B.index(slot), (u // LATE_SLOTS & 1) ^ 1)
-    full = full_B.index(slot)
-    mbarrier.expect(full, spec.late_bytes)
-    row, token, group = tile // token_tiles * spec.rows, tile % token_tiles * spec.tokens, step * LATE_GROUPS
-    boxes: gl.constexpr = spec.boxes
-    for i in gl.static_range(boxes):
-        tma.async_copy_global_to_shared(late_scales, [group, row + i * spec.box], full, scales_BGR.index(slot * boxes + i))
-    if spec.zeros:
-        halves: gl.constexpr = spec.teams * spec.halves
-        for half in gl.static_range(halves):
-            place = [group, row // 2 + half * 32]
-            tma.async_copy_global_to_shared(zeros, place, full, zeros_BGC.index(slot * halves + half))
+    """Have the sums of 16 groups copied."""
+    slot = _free_slot((late[3], late[4]), u, LATE_SLOTS, spec.late_token_bytes)
     for plane in gl.static_range(2):
-        tma.async_copy_global_to_shared(sums, [plane * tokens + token, group], full, sums_PNG.index(slot * 2 + plane))
+        place = [plane * tokens + token, step * LATE_GROUPS]
+        tma.async_copy_global_to_shared(sources[4], place, late[3].index(slot), late[2].index(slot * 2 + plane))
 
 
 @gluon.jit
-def copier(sources: gl.tuple, ring: gl.tuple, late: gl.tuple, sizes: gl.tuple, spec: gl.constexpr) -> None:
-    """Copy every step's operands as slots become free; the first weights while the kernel before still runs: one warp."""
-    _tokens, _outputs, blocks, _span, _tiles, _token_tiles = sizes
-    first, count = _steps_of(sizes, spec)
-    _tile, block = _place(first, 0, sizes, spec)
-    ahead = gl.maximum(gl.minimum(gl.minimum(count, spec.slots), blocks - block), 0)
-    for t in range(ahead):
-        tile, block = _place(first, t, sizes, spec)
-        _copy_weight(sources, ring, t, tile, block, sizes, spec)
+def token_copier(sources: gl.tuple, ring: gl.tuple, late: gl.tuple, sizes: gl.tuple, spec: gl.constexpr) -> None:
+    """Copy every step's part of x, and of its sums, as slots become free: one warp."""
+    tokens, _outputs, blocks, span, _tiles, token_tiles = sizes
     gdc_wait()
-    for t in range(ahead):
+    first, count = _steps_of(sizes, spec)
+    t, m, u = first * 0, first * 0, first * 0
+    while t < count:
         tile, block = _place(first, t, sizes, spec)
-        _copy_tokens(sources, ring, t, tile, block, sizes, spec)
-    m, u = ahead, ahead * 0
-    for t in range(ahead, count):
-        tile, block = _place(first, t, sizes, spec)
+        taken = gl.minimum(span - block, count - t)
+        token, stop = tile % token_tiles * spec.tokens, gl.minimum(block + taken, blocks)
+        for step in range(block, stop):
+            _copy_tokens(sources, ring, m, token, step, spec)
+            m += 1
         if spec.late:
-            if block < blocks:
-                _copy_weight(sources, ring, m, tile, block, sizes, spec)
-                _copy_tokens(sources, ring, m, tile, block, sizes, spec)
-                m += 1
-            else:
-                _copy_late(sources, late, u, tile, block - blocks, sizes, spec)
+            for step in range(gl.maximum(block, blocks), block + taken):
+                _copy_late_tokens(sources, late, u, tokens, token, step - blocks, spec)
                 u += 1
-        else:
-            _copy_weight(sources, ring, t, tile, block, sizes, spec)
-            _copy_tokens(sources, ring, t, tile, block, sizes, spec)
+        t += taken
 
 
 @gluon.jit
@@ -331,8 +351,12 @@ def _step_groups(accs: gl.tuple, ring: gl.tuple, m: gl.tensor, INDEX: gl.constex
                 zero_C = zero_bytes(_half_of(zeros_BGC, slot, INDEX, spec), group, INDEX % spec.halves_of_box)
             else:
                 zero_C = gl.full([32], MIDDLE * 17, gl.uint8, gl.SliceLayout(1, spec.bytes_layout))
-            codes_RK = part_of(numbers(packed_CJ, zero_C, x_BNK.dtype), group, spec)
-            products_RN = mma_v2(codes_RK, x_KN.load(gl.DotOperandLayout(1, spec.mma, 4)), _nothing(spec))
+            codes_RK = part_of(numbers(packed_CJ, zero_C, x_BNK.dtype, spec), group, spec)
+            if spec.wide:
+                products_RN = warpgroup_mma(codes_RK, x_KN, _nothing(spec), use_acc=False, is_async=True)
+                products_RN = warpgroup_mma_wait(0, deps=[products_RN])
+            else:
+                products_RN = mma_v2(codes_RK, x_KN.load(gl.DotOperandLayout(1, spec.mma, 4)), _nothing(spec))
             scale_R = row_values(_half_of(scales_BGR, slot, INDEX, spec), group, INDEX % spec.halves_of_box, spec).to(gl.float32)
             acc_RN += products_RN * scale_R[:, None]
     _barrier()

@@ -12,6 +12,7 @@ from triton.experimental.gluon import language as gl
 
 STEP = gl.constexpr(128)  # inputs
 ROWS = gl.constexpr(64)  # of a half
+MOST_BY_WARPS = 8  # tokens of 16 bits
 MOST_ADDED = 16  # tokens whose values one warp adds up beside the products
 LATE_GROUPS, LATE_SLOTS = gl.constexpr(16), gl.constexpr(2)
 
@@ -144,21 +145,42 @@ class Int4Spec:
         return self.fp8 and not self.late and not self.adds
 
     @property
-    def step_bytes(self) -> int:
-        """Return the bytes copied for a step."""
-        size = self.rows * STEP.value // 2 + self.groups * self.rows * 2 + self.tokens * STEP.value * (1 if self.fp8 else 2)
-        if self.zeros and not self.late:
-            size += self.groups * self.boxes * self.zero_columns
+    def wide(self) -> bool:
+        """Return whether 16-bit inputs are multiplied by a team's unit, not by each warp's: where tokens are more than a few."""
+        return not self.fp8 and self.tokens > MOST_BY_WARPS
+
+    @property
+    def operand_width(self) -> int:
+        """Return how many neighbouring inputs a thread has of an operand."""
+        return 2 if self.wide else 4
+
+    @property
+    def weight_bytes(self) -> int:
+        """Return the bytes copied of the weight for a step."""
+        size = self.rows * STEP.value // 2 + self.groups * self.rows * 2
+        return size + self.groups * self.boxes * self.zero_columns * (self.zeros and not self.late)
+
+    @property
+    def token_bytes(self) -> int:
+        """Return the bytes copied of x and its sums for a step."""
+        size = self.tokens * STEP.value * (1 if self.fp8 else 2)
         return size + self.groups * self.sum_columns * 4 * self.copies_sums
 
     @property
-    def late_bytes(self) -> int:
-        """Return the bytes copied for a late step: scales, zero points, both planes of sums."""
-        return LATE_GROUPS.value * (self.rows * 2 + self.rows // 2 * self.zeros + 2 * self.tokens * 2)
+    def late_weight_bytes(self) -> int:
+        """Return the bytes of scales and zero points copied for a late step."""
+        return LATE_GROUPS.value * (self.rows * 2 + self.rows // 2 * self.zeros)
+
+    @property
+    def late_token_bytes(self) -> int:
+        """Return the bytes of both planes of sums copied for a late step."""
+        return LATE_GROUPS.value * 2 * self.tokens * 2
 
     @property
     def mma(self) -> Any:
-        """Return how sums lie in registers: FP8 by a team's unit, 16 bits by each warp's."""
+        """Return how sums lie in registers: by a team's unit, or each warp's."""
+        if self.wide:
+            return self.late_mma
         if self.fp8:
             return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, self.columns, 32])
         return gl.NVMMADistributedLayout([2, 0], [4, 1], [16, 8])

@@ -28,7 +28,7 @@ from paddock.layers.int4 import Int4Weight
 from paddock_triton.attention_async import runs_on
 from paddock_triton.dependence import DEPENDENT, start_next, wait
 from paddock_triton.failures import named
-from paddock_triton.int4_roles import adder, barriers, copier, multiplier
+from paddock_triton.int4_roles import adder, barriers, multiplier, token_copier, weight_copier
 from paddock_triton.int4_spec import LATE_GROUPS, LATE_SLOTS, ROWS, STEP, Int4Spec, Int4Tile
 from paddock_triton.launch import launch
 from paddock_triton.rows import blocks_of, unit_stride
@@ -36,7 +36,7 @@ from paddock_triton.rows import blocks_of, unit_stride
 _FEW_ROWS = 16384  # outputs below which a tile has fewer rows, so that there are enough tiles
 _LINE = 16  # bytes: where rows may begin that the copy engine brings
 _COUNTERS = 1 << 16
-# By the most tokens. On an H200, products of Llama-3.1-70B (O x I) and Falcon-180B, microseconds:
+# By the most tokens. On an H200, microseconds (TB/s of codes, scales and zero points, or TFLOP/s) with zero points, groups of 128:
 # TODO figures
 _FP8 = {
     8: Int4Tile(tokens=8, teams=4, slots=6),
@@ -44,17 +44,21 @@ _FP8 = {
     32: Int4Tile(tokens=32, teams=4, slots=6),
     64: Int4Tile(tokens=64, teams=2, halves=2, slots=6, late=True),
     128: Int4Tile(tokens=128, teams=2, halves=2, slots=4, late=True),
+    256: Int4Tile(tokens=256, teams=2, cuts=2, slots=4, late=True),
 }
 _FP8_FEW_ROWS = {64: Int4Tile(tokens=64, teams=2, slots=8, late=True)}
-_FP8_MANY = Int4Tile(tokens=128, teams=2, slots=6, shared=False, late=True)
+_FP8_MANY = Int4Tile(tokens=256, teams=2, cuts=2, slots=4, shared=False, late=True)
+_FP8_MANY_NARROW = Int4Tile(tokens=128, teams=2, slots=6, shared=False, late=True)
+_MOST_FILLED = 1.06  # of the tokens that narrow tiles compute: wide ones are that much quicker
 _FP8_OTHER_GROUPS = Int4Tile(tokens=64, teams=2, slots=6)
 _HALVES = {
-    8: Int4Tile(tokens=8, teams=4, slots=6),
+    8: Int4Tile(tokens=8, teams=4, slots=8),
     16: Int4Tile(tokens=16, teams=4, slots=6),
     32: Int4Tile(tokens=32, teams=4, slots=5),
     64: Int4Tile(tokens=64, teams=4, slots=4),
+    128: Int4Tile(tokens=128, teams=2, slots=4),
 }
-_HALVES_MANY = Int4Tile(tokens=64, teams=4, slots=4, shared=False)
+_HALVES_MANY = Int4Tile(tokens=128, teams=2, slots=4, shared=False)
 
 
 @named("linear_int4")
@@ -96,7 +100,8 @@ def _fp8_tile(tokens: int, weight: Int4Weight) -> Int4Tile:
     if weight.form.group != STEP.value:
         return _FP8[most] if most is not None and most < _FP8_OTHER_GROUPS.tokens else _FP8_OTHER_GROUPS
     if most is None:
-        return _FP8_MANY
+        wide, narrow = (blocks_of(tokens, tile.tokens) * tile.tokens for tile in (_FP8_MANY, _FP8_MANY_NARROW))
+        return _FP8_MANY if wide <= _MOST_FILLED * narrow else _FP8_MANY_NARROW
     return _FP8_FEW_ROWS.get(most, _FP8[most]) if weight.form.outputs < _FEW_ROWS else _FP8[most]
 
 
@@ -109,6 +114,8 @@ def launch_int4(out_TO: Tensor, x_TI: Tensor, scale_T1: Tensor | None, weight: I
     span = form.blocks + (blocks_of(form.group_rows, LATE_GROUPS.value) if spec.late else 0)
     programs = min(_processors(x_TI.device), tiles * (span if spec.shared else 1))
     parts = x_TI.new_empty(2 * programs * spec.rows * spec.tokens if spec.shared else 1, dtype=torch.float32)
+    if spec.wide:
+        x_TI = _turned(x_TI)
     sums = _sums(x_TI, spec, form.blocks) if spec.fp8 and not spec.adds else None
     launch(
         _int4_kernel, (programs,),
@@ -204,6 +211,31 @@ def _sums_kernel(
         tl.store(sums_ptr + group_G.to(tl.int64) * sum_stride + token, sum_G, mask=group_G < groups)
 
 
+def _turned(x_TI: Tensor) -> Tensor:
+    """Return x with each sixteen inputs in the order of the codes' operand: of 4 t + 2 b + e, with b and e 0 or 1, b first."""
+    turned_TI = x_TI.new_empty(x_TI.shape[0], blocks_of(x_TI.shape[1], 16) * 16)
+    block = 1024
+    launch(
+        _turn_kernel, (blocks_of(turned_TI.shape[1], block), len(x_TI)),
+        x_TI, turned_TI, x_TI.shape[1], x_TI.stride(0), turned_TI.shape[1], BLOCK_I=block, num_warps=4, **DEPENDENT,
+    )  # fmt: skip
+    return turned_TI
+
+
+@triton.jit(do_not_specialize=["inputs", "x_stride", "turned_stride"])
+def _turn_kernel(
+    x_ptr: tl.tensor, turned_ptr: tl.tensor, inputs: tl.tensor, x_stride: tl.tensor, turned_stride: tl.tensor,
+    BLOCK_I: tl.constexpr,
+) -> None:  # fmt: skip
+    """Write some of a token's inputs in the order of `_turned`."""
+    start_next()
+    token, at_I = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK_I + tl.arange(0, BLOCK_I)
+    from_I = at_I // 16 * 16 + at_I % 8 // 2 * 4 + at_I // 8 % 2 * 2 + at_I % 2
+    wait()
+    x_I = tl.load(x_ptr + token * x_stride + from_I, mask=from_I < inputs, other=0.0)
+    tl.store(turned_ptr + token * turned_stride + at_I, x_I, mask=at_I < turned_stride)
+
+
 @gluon.jit(do_not_specialize=["tokens", "blocks", "span", "tiles", "token_tiles"])
 def _int4_kernel(
     out_ptr: gl.tensor, packed: tma.tensor_descriptor, scales: tma.tensor_descriptor, zeros: tma.tensor_descriptor,
@@ -221,7 +253,7 @@ def _int4_kernel(
     zeros_BGC = gl.allocate_shared_memory(gl.uint8, [zero_slots, spec.groups, spec.zero_columns], spec.zeros_shared)
     sum_slots: gl.constexpr = spec.slots if spec.fp8 and not spec.late else 1
     sums_BGN = gl.allocate_shared_memory(gl.float32, [sum_slots, spec.groups, spec.sum_columns], spec.sums_shared)
-    full_B, free_B, added_B = barriers(spec.slots, 1), barriers(spec.slots, spec.teams), barriers(spec.slots, 1)
+    full_B, free_B, added_B = barriers(spec.slots, 2), barriers(spec.slots, spec.teams), barriers(spec.slots, 1)
     ring = (packed_BCJ, scales_BGR, zeros_BGC, x_BNK, sums_BGN, full_B, free_B, added_B)
     late = ring
     if spec.late:
@@ -230,7 +262,7 @@ def _int4_kernel(
             gl.allocate_shared_memory(scales.dtype, [LATE_SLOTS * spec.boxes, LATE_GROUPS, spec.box], spec.late_scales_shared),
             gl.allocate_shared_memory(gl.uint8, [LATE_SLOTS * halves, LATE_GROUPS, ROWS // 2], spec.late_zeros_shared),
             gl.allocate_shared_memory(gl.bfloat16, [LATE_SLOTS * 2, spec.tokens, LATE_GROUPS], spec.late_sums_shared),
-            barriers(LATE_SLOTS, 1),
+            barriers(LATE_SLOTS, 2),
             barriers(LATE_SLOTS, spec.teams),
         )
     if spec.teams == 2:
@@ -238,10 +270,11 @@ def _int4_kernel(
             [
                 (multiplier, (outs, ring, late, sizes, 0, spec)),
                 (multiplier, (outs, ring, late, sizes, 1, spec)),
-                (copier, (sources, ring, late, sizes, spec)),
+                (weight_copier, (sources, ring, late, sizes, spec)),
+                (token_copier, (sources, ring, late, sizes, spec)),
             ],
-            [4, 1],
-            [240, 24],
+            [4, 1, 1],
+            [240, 24, 24],
         )
     elif spec.teams == 3:
         gl.warp_specialize(
@@ -249,10 +282,11 @@ def _int4_kernel(
                 (multiplier, (outs, ring, late, sizes, 0, spec)),
                 (multiplier, (outs, ring, late, sizes, 1, spec)),
                 (multiplier, (outs, ring, late, sizes, 2, spec)),
-                (copier, (sources, ring, late, sizes, spec)),
+                (weight_copier, (sources, ring, late, sizes, spec)),
+                (token_copier, (sources, ring, late, sizes, spec)),
             ],
-            [4, 4, 1],
-            [160, 160, 24],
+            [4, 4, 1, 1],
+            [160, 160, 24, 24],
         )
     elif spec.adds:
         gl.warp_specialize(
@@ -261,11 +295,12 @@ def _int4_kernel(
                 (multiplier, (outs, ring, late, sizes, 1, spec)),
                 (multiplier, (outs, ring, late, sizes, 2, spec)),
                 (multiplier, (outs, ring, late, sizes, 3, spec)),
-                (copier, (sources, ring, late, sizes, spec)),
+                (weight_copier, (sources, ring, late, sizes, spec)),
+                (token_copier, (sources, ring, late, sizes, spec)),
                 (adder, (ring, sizes, spec)),
             ],
-            [4, 4, 4, 1, 1],
-            [104, 104, 104, 48, 48],
+            [4, 4, 4, 1, 1, 1],
+            [104, 104, 104, 48, 48, 48],
         )
     else:
         gl.warp_specialize(
@@ -274,8 +309,9 @@ def _int4_kernel(
                 (multiplier, (outs, ring, late, sizes, 1, spec)),
                 (multiplier, (outs, ring, late, sizes, 2, spec)),
                 (multiplier, (outs, ring, late, sizes, 3, spec)),
-                (copier, (sources, ring, late, sizes, spec)),
+                (weight_copier, (sources, ring, late, sizes, spec)),
+                (token_copier, (sources, ring, late, sizes, spec)),
             ],
-            [4, 4, 4, 1],
-            [112, 112, 112, 24],
+            [4, 4, 4, 1, 1],
+            [112, 112, 112, 24, 24],
         )
