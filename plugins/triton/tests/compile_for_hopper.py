@@ -26,8 +26,9 @@ from triton.runtime.jit import JITFunction
 
 from paddock.errors import KernelError
 from paddock.layers import AttentionInputs, AttentionParams, LayerKV
+from paddock.layers.int4 import int4_weight
 from paddock.plugins import AttentionNeeds, resolve
-from paddock_triton import attention, ops_norm, plugin
+from paddock_triton import attention, ops_linear_int4, ops_norm, plugin
 
 FP8, HALF = torch.float8_e4m3fn, torch.bfloat16
 # (H, K, D), KV dtype, page size, features: each tile shape, both ways to read pages, and pairs of FP8 values.
@@ -101,6 +102,8 @@ def _attend(heads: tuple[int, int, int], kv_dtype: torch.dtype, page: int, featu
 def _examples(tokens: int) -> dict[str, tuple[Any, ...]]:
     """Return arguments for every op, as a layer or the sampler gives them."""
     x_TE, weight_E = torch.zeros(tokens, 512, dtype=HALF), torch.zeros(512, dtype=HALF)
+    groups_GO = torch.zeros(4, 256, dtype=torch.uint8)
+    weight_int4 = int4_weight(torch.zeros(256, 512, dtype=torch.uint8), groups_GO.to(HALF), groups_GO)
     table_LD, index_T = torch.zeros(64, 64), torch.arange(tokens)
     q_THD, k_TKD = torch.zeros(tokens, 8, 64, dtype=HALF), torch.zeros(tokens, 2, 64, dtype=HALF)
     kv, one = LayerKV(*torch.zeros(2, 4, 16, 2, 64).to(FP8)), torch.ones(())
@@ -122,6 +125,8 @@ def _examples(tokens: int) -> dict[str, tuple[Any, ...]]:
         "quantize_fp8_static": (x_TE, one),
         "quantize_fp8_token": (x_TE, None),
         "linear_fp8": (x_TE.to(FP8), one, torch.zeros(256, 512).to(FP8), torch.ones(256, 1), HALF),
+        "linear_int4": (x_TE, weight_int4),
+        "linear_int4_fp8": (x_TE.to(FP8), torch.ones(tokens, 1), weight_int4, HALF),
         "rms_norm_fp8": (x_TE, x_TE, weight_E, 1e-5, one, None),
         "layer_norm_fp8": (x_TE, x_TE, weight_E, None, 1e-5, one, None),
         "silu_mul_fp8": (x_TE, one, None),
@@ -250,7 +255,8 @@ def main() -> None:
     """Compile everything and print {example: [new kernel, ...]}; with other numbers of tokens after all else."""
     driver.set_active(Hopper())
     torch.Tensor.is_cuda = property(lambda self: True)  # type: ignore[assignment]
-    attention.runs_on = lambda device: True  # type: ignore[attr-defined]
+    attention.runs_on = ops_linear_int4.runs_on = lambda device: True  # type: ignore[attr-defined]
+    ops_linear_int4._processors = lambda device: 132  # type: ignore[assignment]
     if sys.argv[1:] == ["ahead"]:
         _compile_ahead()
         return

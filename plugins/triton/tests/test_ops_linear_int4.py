@@ -22,7 +22,7 @@ from paddock_triton.ops_linear_int4 import launch_int4, linear_int4, linear_int4
 
 BF16, FP16 = torch.bfloat16, torch.float16
 TOKENS = (0, 1, 3, 8, 9, 16, 17, 33, 64, 65, 128, 129, 300)
-# (O, I, group): whole tiles, outputs and inputs that fill up, every size of groups, groups over several steps and over all inputs.
+# (O, I, group): whole tiles, outputs and inputs that fill up, every size of groups, groups over several steps, over all inputs.
 WEIGHTS = [
     (512, 512, 128),
     (200, 640, 128),
@@ -37,6 +37,8 @@ WEIGHTS = [
 ]
 TILES = [
     *ops_linear_int4._FP8.values(),
+    *(evolve(ops_linear_int4._FP8[most], shared=False) for most in (8, 16)),
+    *(evolve(ops_linear_int4._FP8[most], deep=False) for most in (8, 16)),
     *ops_linear_int4._FP8_FEW_ROWS.values(),
     ops_linear_int4._FP8_MANY,
     ops_linear_int4._FP8_MANY_NARROW,
@@ -88,7 +90,7 @@ def test_any_tokens_times_any_weight(shape: tuple[int, int, int], zeros: bool, d
 @pytest.mark.gpu
 @pytest.mark.parametrize("tile", TILES, ids=str)
 def test_every_tile_gives_the_same(tile: Int4Tile, device: torch.device) -> None:
-    """However a product is cut, with more programs than tiles and with fewer, twice, the second time over the first's counters."""
+    """However a product is cut, with more programs than tiles and with fewer, and again over the counters that the first left."""
     for shape in ((2048, 8192, 128), (192, 640, 128)):
         weight = _weight(shape, device, zeros=True, dtype=BF16)
         for tokens in (3, 70, 300):

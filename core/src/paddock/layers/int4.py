@@ -139,14 +139,14 @@ def unpack(packed_BSN: Tensor) -> Tensor:
 
 
 def pack_zeros(zeros_GF: Tensor) -> Tensor:
-    """Return zeros 0..15 (uint8) as bytes [G, P], eight to a slab: a pair is outputs r and r + 8, the former in the low nibble."""
-    low_GSY, high_GSY = zeros_GF.unflatten(1, (-1, 2, 8)).unbind(2)  # type: ignore[no-untyped-call]
+    """Return zeros 0..15 (uint8) as bytes [G, P], eight a slab: outputs r and r + 8 are a pair, the former in the low nibble."""
+    low_GSY, high_GSY = zeros_GF.reshape(len(zeros_GF), -1, 2, SLAB // 2).unbind(2)
     return (low_GSY | (high_GSY << 4)).flatten(1)
 
 
 def unpack_zeros(packed_GP: Tensor) -> Tensor:
     """Return the zeros [G, F] (uint8)."""
-    bytes_GSY = packed_GP.unflatten(1, (-1, 8))  # type: ignore[no-untyped-call]
+    bytes_GSY = packed_GP.reshape(len(packed_GP), -1, SLAB // 2)
     return torch.stack((bytes_GSY & 15, bytes_GSY >> 4), dim=2).flatten(1)
 
 

@@ -67,9 +67,7 @@ def codes_fp8(packed_CJ: gl.shared_memory_descriptor) -> gl.tensor:
 
 
 @gluon.jit
-def numbers(
-    packed_CJ: gl.shared_memory_descriptor, zero_C: gl.tensor, dtype: gl.constexpr, spec: gl.constexpr
-) -> gl.tensor:
+def numbers(packed_CJ: gl.shared_memory_descriptor, zero_C: gl.tensor, dtype: gl.constexpr, spec: gl.constexpr) -> gl.tensor:
     """Return code - zero of a half [64, 128] in 16 bits; zero_C [32] holds the zeros of two rows a byte.
 
     A thread has four neighbouring inputs. For a team's unit, whose operand has a thread's inputs two by two, the order of inputs

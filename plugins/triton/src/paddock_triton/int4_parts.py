@@ -50,7 +50,7 @@ def _part_at(
     """Return where a program keeps a half of a cut of the part of a tile that it begins, or goes on with [64, N]."""
     row_R = gl.arange(0, ROWS, gl.SliceLayout(1, spec.mma))
     column_N = gl.arange(0, spec.columns, gl.SliceLayout(0, spec.mma))
-    pieces: gl.constexpr = spec.teams * spec.halves * spec.cuts
+    pieces: gl.constexpr = spec.cuts if spec.deep else spec.teams * spec.halves * spec.cuts
     first = ((program * 2 + begins) * pieces + half * spec.cuts + cut) * (ROWS * spec.columns)
     return parts_ptr + first + row_R[:, None] * spec.columns + column_N[None, :]
 
@@ -113,9 +113,7 @@ def finish(
     """Write a piece's outputs; where it is a part of a tile, keep it, and add up all parts if it is the last to be done."""
     _out_ptr, _x_scale_ptr, parts_ptr, done_ptr = outs
     _tokens, _outputs, _blocks, span, _tiles, _token_tiles = sizes
-    if not spec.shared:
-        _store_all(accs, outs, tile, sizes, INDEX, spec)
-    elif steps == span:
+    if not spec.shared or steps == span:
         _store_all(accs, outs, tile, sizes, INDEX, spec)
     else:
         _keep(accs, parts_ptr, (block == 0).to(gl.int32), INDEX, spec)

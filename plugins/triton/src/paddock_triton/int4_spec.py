@@ -10,19 +10,21 @@ from typing import Any
 from attrs import frozen
 from triton.experimental.gluon import language as gl
 
-STEP = gl.constexpr(128)  # inputs
-ROWS = gl.constexpr(64)  # of a half
+_STEP, _ROWS, _LATE_GROUPS = 128, 64, 16
+STEP = gl.constexpr(_STEP)  # inputs
+ROWS = gl.constexpr(_ROWS)  # of a half
 MOST_BY_WARPS = 8  # tokens of 16 bits
 MOST_ADDED = 16  # tokens whose values one warp adds up beside the products
-LATE_GROUPS, LATE_SLOTS = gl.constexpr(16), gl.constexpr(2)
+LATE_GROUPS, LATE_SLOTS = gl.constexpr(_LATE_GROUPS), gl.constexpr(2)
 
 
 @frozen(kw_only=True)
 class Int4Tile:
     """How a product is cut: `tokens` of a tile in `cuts`, `halves` of 64 rows for each of `teams` of four warps, `slots` steps.
 
-    `shared`: programs take equal parts of all steps, so that tiles are shared; else whole tiles. `late`: zero points are taken off
-    after a tile's steps, in a product of their own. `steps` are in flight at once.
+    `shared`: programs take equal parts of all steps, so that tiles are shared; else whole tiles. `late`: zero points are taken
+    off after a tile's steps, in a product of their own. `steps` are in flight at once. `deep`: a tile has 64 rows, and each team
+    takes another 128 inputs of a step, so that few tiles are shared where outputs are few.
     """
 
     tokens: int
@@ -33,6 +35,7 @@ class Int4Tile:
     shared: bool = True
     late: bool = False
     steps: int = 1
+    deep: bool = False
 
 
 @frozen(kw_only=True)
@@ -90,39 +93,59 @@ class Int4Spec:
         return self.tile.steps
 
     @property
+    def deep(self) -> bool:
+        """Return whether teams take other inputs, not other rows."""
+        return self.tile.deep
+
+    @property
+    def pieces(self) -> int:
+        """Return how many times 128 inputs a step has."""
+        return self.teams if self.deep else 1
+
+    @property
     def rows(self) -> int:
         """Return the outputs of a tile."""
-        return ROWS.value * self.teams * self.halves
+        return _ROWS if self.deep else _ROWS * self.teams * self.halves
 
     @property
     def box(self) -> int:
         """Return the outputs that are copied at once: all of a tile, or a team's where those are no power of two."""
-        return self.rows if self.rows & (self.rows - 1) == 0 else ROWS.value * self.halves
+        return self.rows if self.rows & (self.rows - 1) == 0 else _ROWS * self.halves
 
     @property
     def boxes(self) -> int:
-        """Return how many boxes a tile's outputs are."""
-        return self.rows // self.box
+        """Return how many boxes of codes a step has."""
+        return self.pieces * self.rows // self.box
 
     @property
     def halves_of_box(self) -> int:
         """Return how many halves a box has."""
-        return self.box // ROWS.value
+        return self.box // _ROWS
+
+    @property
+    def row_boxes(self) -> int:
+        """Return how many boxes a tile's outputs are."""
+        return self.rows // self.box
+
+    @property
+    def row_groups(self) -> int:
+        """Return how many groups of scales are copied at once."""
+        return self.groups * self.pieces
 
     @property
     def groups(self) -> int:
-        """Return the groups of a step."""
-        return max(1, STEP.value // self.group)
+        """Return the groups of 128 inputs."""
+        return max(1, _STEP // self.group)
 
     @property
     def steps_of_group(self) -> int:
         """Return over how many steps a group goes."""
-        return max(1, self.group // STEP.value)
+        return max(1, self.group // _STEP)
 
     @property
     def inputs(self) -> int:
         """Return K."""
-        return STEP.value // self.groups
+        return _STEP // self.groups
 
     @property
     def zero_columns(self) -> int:
@@ -157,24 +180,24 @@ class Int4Spec:
     @property
     def weight_bytes(self) -> int:
         """Return the bytes copied of the weight for a step."""
-        size = self.rows * STEP.value // 2 + self.groups * self.rows * 2
-        return size + self.groups * self.boxes * self.zero_columns * (self.zeros and not self.late)
+        size = self.pieces * self.rows * _STEP // 2 + self.row_groups * self.rows * 2
+        return size + self.row_groups * self.row_boxes * self.zero_columns * (self.zeros and not self.late)
 
     @property
     def token_bytes(self) -> int:
         """Return the bytes copied of x and its sums for a step."""
-        size = self.tokens * STEP.value * (1 if self.fp8 else 2)
+        size = self.pieces * self.tokens * _STEP * (1 if self.fp8 else 2)
         return size + self.groups * self.sum_columns * 4 * self.copies_sums
 
     @property
     def late_weight_bytes(self) -> int:
         """Return the bytes of scales and zero points copied for a late step."""
-        return LATE_GROUPS.value * (self.rows * 2 + self.rows // 2 * self.zeros)
+        return _LATE_GROUPS * (self.rows * 2 + self.rows // 2 * self.zeros)
 
     @property
     def late_token_bytes(self) -> int:
         """Return the bytes of both planes of sums copied for a late step."""
-        return LATE_GROUPS.value * 2 * self.tokens * 2
+        return _LATE_GROUPS * 2 * self.tokens * 2
 
     @property
     def mma(self) -> Any:
@@ -194,7 +217,7 @@ class Int4Spec:
     def bytes_layout(self) -> Any:
         """Return how a half's bytes lie in registers [32, 128], by row of the first eight of sixteen, and input."""
         inputs, lanes = [[0, 1], [0, 2], [0, 16], [0, 32], [0, 64]], [[0, 4], [0, 8], [1, 0], [2, 0], [4, 0]]
-        return gl.DistributedLinearLayout(inputs, lanes, [[8, 0], [16, 0]], [], [32, STEP.value])
+        return gl.DistributedLinearLayout(inputs, lanes, [[8, 0], [16, 0]], [], [32, _STEP])
 
     @property
     def token_layout(self) -> Any:

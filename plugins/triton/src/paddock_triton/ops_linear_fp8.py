@@ -7,7 +7,7 @@ The matrix unit of compute capability 9 keeps sums of FP8 products to 14 bits: o
 err by 0.6 or 2.2 percent (modelled: the sum cut to 14 bits after each 32 inputs), where a rounding to bfloat16 errs by 0.2. So
 what a block of at most 256 inputs gives is added up in float32 (0.02 percent), here and in cuBLAS (`use_fast_accum=False`).
 
-Tiles are chosen on paper, as the ones of `ops_linear` in bytes; none has been timed. `python -m tests.bench.fp8_variants` does.
+`python -m tests.bench.fp8_variants` times tiles.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class FewTile:
 
 # On an H200, microseconds for the four products of a layer of Llama-3.1-70B and of 8B: one token, 4 x 8192 on 8 warps 208.2 and
 # 61.4; 4 x 4096 on 8 225.7 and 67.4, on 4 212.9 and 63.4; by the matrix unit 216.1 and 68.0. 16 tokens, 64 x 256 in 5 stages
-# 222.7, in 8 230.7 and 67.5; 64 x 512 in 4 220.4 and 68.8, but sums of 512. 32 tokens, 64 x 256 in 4 226.3 and 75.4, in 6 234.5 and 72.8. 64 tokens, 64 x 256 in 5
-# 250.3 and 83.8; 64 x 128 in 8 247.7 and 86.6. cuBLAS, 16 tokens: 268.1 and 103.0.
+# 222.7 (70B), in 8 230.7 and 67.5; 64 x 512 in 4 220.4 and 68.8, but sums of 512. 32 tokens, 64 x 256 in 4 226.3 and 75.4, in
+# 6 234.5 and 72.8. 64 tokens, 64 x 256 in 5 250.3 and 83.8; 64 x 128 in 8 247.7 and 86.6. cuBLAS, 16 tokens: 268.1 and 103.0.
 ONE = OneTile(block_o=4, block_i=8192, warps=8)
 FEW = {
     16: FewTile(rows=16, block_o=64, block_i=256, stages=5, ahead=8),

@@ -1,8 +1,8 @@
 """Products with INT4 weights, for Hopper's matrix unit, in Gluon: codes become its register operand where they are multiplied.
 
-A program is one warp that has the copy engine bring operands, and teams of four warps that multiply (`int4_roles`). Inputs in
-16 bits take code - zero, exact in them; FP8 inputs take the codes as they are, four by a mask, and zero points leave the sums.
-Each group's products are added up in float32 and multiplied by its scale there.
+A program is two warps that have the copy engine bring operands and teams of four warps that multiply (`int4_bringing`,
+`int4_multiplying`). Inputs in 16 bits take code - zero, exact in them; FP8 inputs take the codes as they are, four by a mask, and
+zero points leave the sums. Each group's products are added up in float32 and multiplied by its scale there.
 
 T tokens, I input and O output features, G groups of inputs; B, S, N, F, P as `paddock.layers.int4` says.
 """
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from attrs import evolve
 from torch import Tensor
 from torch.nn import functional as nnf
 from triton.experimental import gluon
@@ -28,7 +29,8 @@ from paddock.layers.int4 import Int4Weight
 from paddock_triton.attention_async import runs_on
 from paddock_triton.dependence import DEPENDENT, start_next, wait
 from paddock_triton.failures import named
-from paddock_triton.int4_roles import adder, barriers, multiplier, token_copier, weight_copier
+from paddock_triton.int4_bringing import adder, barriers, token_copier, weight_copier
+from paddock_triton.int4_multiplying import multiplier
 from paddock_triton.int4_spec import LATE_GROUPS, LATE_SLOTS, ROWS, STEP, Int4Spec, Int4Tile
 from paddock_triton.launch import launch
 from paddock_triton.rows import blocks_of, unit_stride
@@ -36,11 +38,11 @@ from paddock_triton.rows import blocks_of, unit_stride
 _FEW_ROWS = 16384  # outputs below which a tile has fewer rows, so that there are enough tiles
 _LINE = 16  # bytes: where rows may begin that the copy engine brings
 _COUNTERS = 1 << 16
-# By the most tokens. On an H200, microseconds (TB/s of codes, scales and zero points, or TFLOP/s) with zero points, groups of 128:
-# TODO figures
+_JOIN_BYTES = 12e6  # of codes that are read while parts of a tile meet: 3 us
+# By the most tokens. TODO figures
 _FP8 = {
-    8: Int4Tile(tokens=8, teams=4, slots=6),
-    16: Int4Tile(tokens=16, teams=4, slots=6),
+    8: Int4Tile(tokens=8, teams=4, slots=6, deep=True),
+    16: Int4Tile(tokens=16, teams=4, slots=6, deep=True),
     32: Int4Tile(tokens=32, teams=4, slots=6),
     64: Int4Tile(tokens=64, teams=2, halves=2, slots=6, late=True),
     128: Int4Tile(tokens=128, teams=2, halves=2, slots=4, late=True),
@@ -52,7 +54,7 @@ _FP8_MANY_NARROW = Int4Tile(tokens=128, teams=2, slots=6, shared=False, late=Tru
 _MOST_FILLED = 1.06  # of the tokens that narrow tiles compute: wide ones are that much quicker
 _FP8_OTHER_GROUPS = Int4Tile(tokens=64, teams=2, slots=6)
 _HALVES = {
-    8: Int4Tile(tokens=8, teams=4, slots=8),
+    8: Int4Tile(tokens=8, teams=4, slots=6, deep=True),
     16: Int4Tile(tokens=16, teams=4, slots=6),
     32: Int4Tile(tokens=32, teams=4, slots=5),
     64: Int4Tile(tokens=64, teams=4, slots=4),
@@ -67,10 +69,10 @@ def linear_int4(x_TI: Tensor, weight: Int4Weight) -> Tensor:
     tokens = x_TI.shape[0]
     if not _serves(x_TI, weight):
         return reference.linear_int4(x_TI, weight)
-    tile = next((tile for most, tile in _HALVES.items() if tokens <= most), _HALVES_MANY)
     out_TO = x_TI.new_empty(tokens, weight.form.outputs)
     if tokens:
-        launch_int4(out_TO, x_TI, None, weight, tile)
+        tile = next((tile for most, tile in _HALVES.items() if tokens <= most), _HALVES_MANY)
+        launch_int4(out_TO, x_TI, None, weight, _suited(tile, weight))
     return out_TO
 
 
@@ -85,7 +87,7 @@ def linear_int4_fp8(values_TI: Tensor, scale_T1: Tensor, weight: Int4Weight, dty
         return reference.linear_int4_fp8(values_TI, scale_T1, weight, dtype)
     out_TO = values_TI.new_empty((tokens, weight.form.outputs), dtype=dtype)
     if tokens:
-        launch_int4(out_TO, values_TI, scale_T1, weight, _fp8_tile(tokens, weight))
+        launch_int4(out_TO, values_TI, scale_T1, weight, _suited(_fp8_tile(tokens, weight), weight))
     return out_TO
 
 
@@ -105,13 +107,23 @@ def _fp8_tile(tokens: int, weight: Int4Weight) -> Int4Tile:
     return _FP8_FEW_ROWS.get(most, _FP8[most]) if weight.form.outputs < _FEW_ROWS else _FP8[most]
 
 
+def _suited(tile: Int4Tile, weight: Int4Weight) -> Int4Tile:
+    """Return a deep tile as it suits a weight: not deep where groups are others, shared only where that is the quicker."""
+    if not tile.deep or weight.form.group != STEP.value:
+        return evolve(tile, deep=False)
+    tiles, programs = blocks_of(weight.form.outputs, ROWS.value), _processors(weight.packed.device)
+    idle = blocks_of(tiles, programs) * programs / tiles - 1  # of the time, where programs take whole tiles
+    return evolve(tile, shared=idle * weight.packed.nbytes > _JOIN_BYTES)
+
+
 def launch_int4(out_TO: Tensor, x_TI: Tensor, scale_T1: Tensor | None, weight: Int4Weight, tile: Int4Tile) -> None:
     """Multiply, cut as `tile` says; with `scale_T1` x is FP8."""
     form, x_TI = weight.form, _aligned(x_TI)
     spec = Int4Spec(tile=tile, fp8=scale_T1 is not None, zeros=weight.zeros is not None, group=form.group)
     tokens, token_tiles = len(x_TI), blocks_of(len(x_TI), spec.tokens)
     tiles = token_tiles * blocks_of(form.outputs, spec.rows)
-    span = form.blocks + (blocks_of(form.group_rows, LATE_GROUPS.value) if spec.late else 0)
+    steps = blocks_of(form.blocks, spec.pieces)
+    span = steps + (blocks_of(form.group_rows, LATE_GROUPS.value) if spec.late else 0)
     programs = min(_processors(x_TI.device), tiles * (span if spec.shared else 1))
     parts = x_TI.new_empty(2 * programs * spec.rows * spec.tokens if spec.shared else 1, dtype=torch.float32)
     if spec.wide:
@@ -120,7 +132,7 @@ def launch_int4(out_TO: Tensor, x_TI: Tensor, scale_T1: Tensor | None, weight: I
     launch(
         _int4_kernel, (programs,),
         out_TO, *_described(weight, x_TI, sums, spec), out_TO if scale_T1 is None else scale_T1, parts,
-        _counters(x_TI.device, tiles * spec.teams if spec.shared else 1), tokens, form.outputs, form.blocks, span, tiles,
+        _counters(x_TI.device, tiles * spec.teams if spec.shared else 1), tokens, form.outputs, steps, span, tiles,
         token_tiles, spec=spec, num_warps=4, **DEPENDENT,
     )  # fmt: skip
 
@@ -155,12 +167,12 @@ def _counters(device: torch.device, count: int) -> Tensor:
 def _described(weight: Int4Weight, x_TI: Tensor, sums: Tensor | None, spec: Int4Spec) -> tuple[TensorDescriptor, ...]:
     """Return operands as the copy engine sees them: codes, scales, zeros, x, sums, and a late step's scales."""
     packed = _descriptor(weight.packed.view(-1, STEP.value), (spec.box // 2, STEP.value), spec.packed_shared)
-    scales = _descriptor(weight.scales, (spec.groups, spec.box), spec.scales_shared)
+    scales = _descriptor(weight.scales, (spec.row_groups, spec.box), spec.scales_shared)
     zeros = summed = late_scales = packed
     if weight.zeros is not None and spec.late:
         zeros = _descriptor(weight.zeros, (LATE_GROUPS.value, ROWS.value // 2), spec.late_zeros_shared)
     elif weight.zeros is not None:
-        zeros = _descriptor(weight.zeros, (spec.groups, spec.zero_columns), spec.zeros_shared)
+        zeros = _descriptor(weight.zeros, (spec.row_groups, spec.zero_columns), spec.zeros_shared)
     if sums is not None and spec.late:
         summed = _descriptor(sums, (spec.tokens, LATE_GROUPS.value), spec.late_sums_shared)
         late_scales = _descriptor(weight.scales, (LATE_GROUPS.value, spec.box), spec.late_scales_shared)
@@ -184,8 +196,8 @@ def _sums(values_TI: Tensor, spec: Int4Spec, blocks: int) -> Tensor:
     block = 16
     launch(
         _sums_kernel, (blocks_of(sums.shape[1] if spec.late else groups, block), tokens),
-        values_TI, sums, inputs, groups, values_TI.stride(0), sums.stride(0), tokens, LATE=spec.late, BLOCK_G=block, GROUP=spec.inputs,
-        num_warps=4, **DEPENDENT,
+        values_TI, sums, inputs, groups, values_TI.stride(0), sums.stride(0), tokens, LATE=spec.late, BLOCK_G=block,
+        GROUP=spec.inputs, num_warps=4, **DEPENDENT,
     )  # fmt: skip
     return sums
 
@@ -247,19 +259,27 @@ def _int4_kernel(
     sizes = (tokens, outputs, blocks, span, tiles, token_tiles)
     sources, outs = (packed, scales, zeros, x, sums, late_scales), (out_ptr, x_scale_ptr, parts_ptr, done_ptr)
     packed_BCJ = gl.allocate_shared_memory(gl.uint8, [spec.slots * spec.boxes, spec.box // 2, STEP], spec.packed_shared)
-    scales_BGR = gl.allocate_shared_memory(scales.dtype, [spec.slots * spec.boxes, spec.groups, spec.box], spec.scales_shared)
-    x_BNK = gl.allocate_shared_memory(x.dtype, [spec.slots * spec.groups, spec.tokens, spec.inputs], spec.x_shared)
-    zero_slots: gl.constexpr = spec.slots * spec.boxes if spec.zeros and not spec.late else 1
-    zeros_BGC = gl.allocate_shared_memory(gl.uint8, [zero_slots, spec.groups, spec.zero_columns], spec.zeros_shared)
+    scales_BGR = gl.allocate_shared_memory(
+        scales.dtype, [spec.slots * spec.row_boxes, spec.row_groups, spec.box], spec.scales_shared
+    )
+    x_BNK = gl.allocate_shared_memory(x.dtype, [spec.slots * spec.row_groups, spec.tokens, spec.inputs], spec.x_shared)
+    zero_slots: gl.constexpr = spec.slots * spec.row_boxes if spec.zeros and not spec.late else 1
+    zeros_BGC = gl.allocate_shared_memory(gl.uint8, [zero_slots, spec.row_groups, spec.zero_columns], spec.zeros_shared)
     sum_slots: gl.constexpr = spec.slots if spec.fp8 and not spec.late else 1
-    sums_BGN = gl.allocate_shared_memory(gl.float32, [sum_slots, spec.groups, spec.sum_columns], spec.sums_shared)
+    sums_BGN = gl.allocate_shared_memory(gl.float32, [sum_slots, spec.row_groups, spec.sum_columns], spec.sums_shared)
     full_B, free_B, added_B = barriers(spec.slots, 2), barriers(spec.slots, spec.teams), barriers(spec.slots, 1)
     ring = (packed_BCJ, scales_BGR, zeros_BGC, x_BNK, sums_BGN, full_B, free_B, added_B)
-    late = ring
+    late, gathering = ring, ring
+    if spec.deep:
+        handed: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+        sums_SRN = gl.allocate_shared_memory(gl.float32, [spec.teams - 1, ROWS, spec.tokens], handed)
+        gathering = (sums_SRN, barriers(1, spec.teams - 1), barriers(1, 1))  # type: ignore[assignment]
     if spec.late:
         halves: gl.constexpr = spec.teams * spec.halves
-        late = (
-            gl.allocate_shared_memory(scales.dtype, [LATE_SLOTS * spec.boxes, LATE_GROUPS, spec.box], spec.late_scales_shared),
+        late = (  # type: ignore[assignment]
+            gl.allocate_shared_memory(
+                scales.dtype, [LATE_SLOTS * spec.row_boxes, LATE_GROUPS, spec.box], spec.late_scales_shared
+            ),
             gl.allocate_shared_memory(gl.uint8, [LATE_SLOTS * halves, LATE_GROUPS, ROWS // 2], spec.late_zeros_shared),
             gl.allocate_shared_memory(gl.bfloat16, [LATE_SLOTS * 2, spec.tokens, LATE_GROUPS], spec.late_sums_shared),
             barriers(LATE_SLOTS, 2),
@@ -268,8 +288,8 @@ def _int4_kernel(
     if spec.teams == 2:
         gl.warp_specialize(
             [
-                (multiplier, (outs, ring, late, sizes, 0, spec)),
-                (multiplier, (outs, ring, late, sizes, 1, spec)),
+                (multiplier, (outs, ring, late, gathering, sizes, 0, spec)),
+                (multiplier, (outs, ring, late, gathering, sizes, 1, spec)),
                 (weight_copier, (sources, ring, late, sizes, spec)),
                 (token_copier, (sources, ring, late, sizes, spec)),
             ],
@@ -279,9 +299,9 @@ def _int4_kernel(
     elif spec.teams == 3:
         gl.warp_specialize(
             [
-                (multiplier, (outs, ring, late, sizes, 0, spec)),
-                (multiplier, (outs, ring, late, sizes, 1, spec)),
-                (multiplier, (outs, ring, late, sizes, 2, spec)),
+                (multiplier, (outs, ring, late, gathering, sizes, 0, spec)),
+                (multiplier, (outs, ring, late, gathering, sizes, 1, spec)),
+                (multiplier, (outs, ring, late, gathering, sizes, 2, spec)),
                 (weight_copier, (sources, ring, late, sizes, spec)),
                 (token_copier, (sources, ring, late, sizes, spec)),
             ],
@@ -291,10 +311,10 @@ def _int4_kernel(
     elif spec.adds:
         gl.warp_specialize(
             [
-                (multiplier, (outs, ring, late, sizes, 0, spec)),
-                (multiplier, (outs, ring, late, sizes, 1, spec)),
-                (multiplier, (outs, ring, late, sizes, 2, spec)),
-                (multiplier, (outs, ring, late, sizes, 3, spec)),
+                (multiplier, (outs, ring, late, gathering, sizes, 0, spec)),
+                (multiplier, (outs, ring, late, gathering, sizes, 1, spec)),
+                (multiplier, (outs, ring, late, gathering, sizes, 2, spec)),
+                (multiplier, (outs, ring, late, gathering, sizes, 3, spec)),
                 (weight_copier, (sources, ring, late, sizes, spec)),
                 (token_copier, (sources, ring, late, sizes, spec)),
                 (adder, (ring, sizes, spec)),
@@ -305,10 +325,10 @@ def _int4_kernel(
     else:
         gl.warp_specialize(
             [
-                (multiplier, (outs, ring, late, sizes, 0, spec)),
-                (multiplier, (outs, ring, late, sizes, 1, spec)),
-                (multiplier, (outs, ring, late, sizes, 2, spec)),
-                (multiplier, (outs, ring, late, sizes, 3, spec)),
+                (multiplier, (outs, ring, late, gathering, sizes, 0, spec)),
+                (multiplier, (outs, ring, late, gathering, sizes, 1, spec)),
+                (multiplier, (outs, ring, late, gathering, sizes, 2, spec)),
+                (multiplier, (outs, ring, late, gathering, sizes, 3, spec)),
                 (weight_copier, (sources, ring, late, sizes, spec)),
                 (token_copier, (sources, ring, late, sizes, spec)),
             ],

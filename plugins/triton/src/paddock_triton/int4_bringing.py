@@ -1,0 +1,192 @@
+"""The warps of `ops_linear_int4` that bring what is multiplied: one copies weights, one tokens, one may add up values.
+
+A step is 128 inputs of a tile of outputs and tokens, or 128 for each team. What it needs lies in a slot of shared memory, with
+two barriers: one that says all of it is there (`full`), one that all its readers are done with it (`free`). Step m of a program
+lies in slot m % slots; which of the slot's uses a barrier speaks of is the parity of m // slots.
+
+A program's steps make pieces: a piece is the steps of one tile, all of them or, where programs share tiles, some. After a tile's
+steps may come late ones, of 16 groups each, whose operands have two slots of their own: `int4_multiplying` says what for.
+
+N tokens of a tile, K inputs of a group within a step, B slots.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
+from triton.language.extra.cuda import gdc_wait
+
+from paddock_triton.int4_spec import LATE_GROUPS, LATE_SLOTS, ROWS, STEP
+
+
+@gluon.jit
+def barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr) -> gl.shared_memory_descriptor:
+    """Return `COUNT` barriers, each of `ARRIVALS` arrivals."""
+    barriers_B = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
+    for slot in gl.static_range(COUNT):
+        mbarrier.init(barriers_B.index(slot), count=ARRIVALS)
+    return barriers_B
+
+
+@gluon.jit
+def steps_of(sizes: gl.tuple, spec: gl.constexpr) -> gl.tuple:
+    """Return the first unit (a step of a tile) of this program and how many steps it has."""
+    _tokens, _outputs, _blocks, span, tiles, _token_tiles = sizes
+    program, programs = gl.program_id(0), gl.num_programs(0)
+    if spec.shared:
+        first = program * tiles * span // programs
+        count = (program + 1) * tiles * span // programs - first
+    else:
+        first = program * span
+        count = (tiles - program + programs - 1) // programs * span
+    return first, count
+
+
+@gluon.jit
+def place_of(first: gl.tensor, t: gl.tensor, sizes: gl.tuple, spec: gl.constexpr) -> gl.tuple:
+    """Return the tile of this program's step t, and which of the tile's it is."""
+    _tokens, _outputs, _blocks, span, _tiles, _token_tiles = sizes
+    if spec.shared:
+        tile, block = (first + t) // span, (first + t) % span
+    else:
+        tile, block = gl.program_id(0) + t // span * gl.num_programs(0), t % span
+    return tile, block
+
+
+@gluon.jit
+def _free_slot(barriers_of: gl.tuple, use: gl.tensor, COUNT: gl.constexpr, BYTES: gl.constexpr) -> gl.tensor:
+    """Return the slot of a use once it is free, its barrier told how many bytes will come."""
+    full_B, free_B = barriers_of
+    slot = use % COUNT
+    mbarrier.wait(free_B.index(slot), (use // COUNT & 1) ^ 1)
+    mbarrier.expect(full_B.index(slot), BYTES)
+    return slot
+
+
+@gluon.jit
+def _copy_weight(
+    sources: gl.tuple, ring: gl.tuple, m: gl.tensor, row: gl.tensor, line: gl.tensor, lines: gl.tensor, block: gl.tensor,
+    spec: gl.constexpr,
+) -> None:  # fmt: skip
+    """Have a step's part of the weight copied; its codes begin at `line`, those of 128 inputs on `lines` later."""
+    packed, scales, zeros, _x, _sums, _late_scales = sources
+    slot = _free_slot((ring[5], ring[6]), m, spec.slots, spec.weight_bytes)
+    full = ring[5].index(slot)
+    group = block // spec.steps_of_group * spec.row_groups
+    boxes: gl.constexpr = spec.boxes
+    for i in gl.static_range(boxes):
+        place = [line + i * lines if spec.deep else line + i * (spec.box // 2), 0]
+        tma.async_copy_global_to_shared(packed, place, full, ring[0].index(slot * boxes + i))
+    row_boxes: gl.constexpr = spec.row_boxes
+    for i in gl.static_range(row_boxes):
+        at = slot * row_boxes + i
+        tma.async_copy_global_to_shared(scales, [group, row + i * spec.box], full, ring[1].index(at))
+        if spec.zeros and not spec.late:
+            tma.async_copy_global_to_shared(zeros, [group, (row + i * spec.box) // 2], full, ring[2].index(at))
+
+
+@gluon.jit
+def _copy_late_weight(
+    sources: gl.tuple, late: gl.tuple, u: gl.tensor, row: gl.tensor, step: gl.tensor, spec: gl.constexpr
+) -> None:
+    """Have the scales and zero points of 16 groups copied."""
+    _packed, _scales, zeros, _x, _sums, late_scales = sources
+    slot = _free_slot((late[3], late[4]), u, LATE_SLOTS, spec.late_weight_bytes)
+    full = late[3].index(slot)
+    boxes: gl.constexpr = spec.boxes
+    for i in gl.static_range(boxes):
+        place = [step * LATE_GROUPS, row + i * spec.box]
+        tma.async_copy_global_to_shared(late_scales, place, full, late[0].index(slot * boxes + i))
+    if spec.zeros:
+        halves: gl.constexpr = spec.teams * spec.halves
+        for half in gl.static_range(halves):
+            place = [step * LATE_GROUPS, row // 2 + half * 32]
+            tma.async_copy_global_to_shared(zeros, place, full, late[1].index(slot * halves + half))
+
+
+@gluon.jit
+def weight_copier(sources: gl.tuple, ring: gl.tuple, late: gl.tuple, sizes: gl.tuple, spec: gl.constexpr) -> None:
+    """Copy every step's part of the weight as slots become free, the first while the kernel before still runs: one warp."""
+    _tokens, outputs, blocks, span, _tiles, token_tiles = sizes
+    first, count = steps_of(sizes, spec)
+    lines = (outputs + ROWS - 1) // ROWS * 32  # of a block
+    t, m, u = first * 0, first * 0, first * 0
+    while t < count:
+        tile, block = place_of(first, t, sizes, spec)
+        taken = gl.minimum(span - block, count - t)
+        row, line = tile // token_tiles * spec.rows, block * spec.pieces * lines + tile // token_tiles * (spec.rows // 2)
+        stop = gl.minimum(block + taken, blocks)
+        for step in range(block, stop):
+            _copy_weight(sources, ring, m, row, line, lines, step, spec)
+            line += spec.pieces * lines
+            m += 1
+        if spec.late:
+            for step in range(gl.maximum(block, blocks), block + taken):
+                _copy_late_weight(sources, late, u, row, step - blocks, spec)
+                u += 1
+        t += taken
+
+
+@gluon.jit
+def _copy_tokens(sources: gl.tuple, ring: gl.tuple, m: gl.tensor, token: gl.tensor, block: gl.tensor, spec: gl.constexpr) -> None:
+    """Have a step's part of x copied into the slot that its weights go to."""
+    _packed, _scales, _zeros, x, sums, _late_scales = sources
+    slot = _free_slot((ring[5], ring[6]), m, spec.slots, spec.token_bytes)
+    full = ring[5].index(slot)
+    groups: gl.constexpr = spec.row_groups
+    for group in gl.static_range(groups):
+        place = [token, block * spec.pieces * STEP + group * spec.inputs]
+        tma.async_copy_global_to_shared(x, place, full, ring[3].index(slot * groups + group))
+    if spec.copies_sums:
+        tma.async_copy_global_to_shared(sums, [block * spec.groups, token], full, ring[4].index(slot))
+
+
+@gluon.jit
+def _copy_late_tokens(
+    sources: gl.tuple, late: gl.tuple, u: gl.tensor, tokens: gl.tensor, token: gl.tensor, step: gl.tensor, spec: gl.constexpr
+) -> None:
+    """Have the sums of 16 groups copied."""
+    slot = _free_slot((late[3], late[4]), u, LATE_SLOTS, spec.late_token_bytes)
+    for plane in gl.static_range(2):
+        place = [plane * tokens + token, step * LATE_GROUPS]
+        tma.async_copy_global_to_shared(sources[4], place, late[3].index(slot), late[2].index(slot * 2 + plane))
+
+
+@gluon.jit
+def token_copier(sources: gl.tuple, ring: gl.tuple, late: gl.tuple, sizes: gl.tuple, spec: gl.constexpr) -> None:
+    """Copy every step's part of x, and of its sums, as slots become free: one warp."""
+    tokens, _outputs, blocks, span, _tiles, token_tiles = sizes
+    gdc_wait()
+    first, count = steps_of(sizes, spec)
+    t, m, u = first * 0, first * 0, first * 0
+    while t < count:
+        tile, block = place_of(first, t, sizes, spec)
+        taken = gl.minimum(span - block, count - t)
+        token, stop = tile % token_tiles * spec.tokens, gl.minimum(block + taken, blocks)
+        for step in range(block, stop):
+            _copy_tokens(sources, ring, m, token, step, spec)
+            m += 1
+        if spec.late:
+            for step in range(gl.maximum(block, blocks), block + taken):
+                _copy_late_tokens(sources, late, u, tokens, token, step - blocks, spec)
+                u += 1
+        t += taken
+
+
+@gluon.jit
+def adder(ring: gl.tuple, sizes: gl.tuple, spec: gl.constexpr) -> None:
+    """Add up each group's values of a few tokens as they come: one warp."""
+    _packed, _scales, _zeros, x_BNK, sums_BGN, full_B, _free_B, added_B = ring
+    _first, count = steps_of(sizes, spec)
+    tokens: gl.constexpr = spec.tokens
+    groups: gl.constexpr = spec.row_groups
+    layout: gl.constexpr = gl.BlockedLayout([16, 1], [4, 8], [1, 1], [0, 1])
+    for m in range(count):
+        slot = m % spec.slots
+        mbarrier.wait(full_B.index(slot), m // spec.slots & 1)
+        for group in gl.static_range(groups):
+            value_KN = x_BNK.index(slot * groups + group).permute((1, 0)).load(layout).to(gl.float32)
+            sum_1N = gl.expand_dims(gl.sum(value_KN, 0), 0)
+            sums_BGN.index(slot).slice(group, 1).slice(0, tokens, dim=1).store(sum_1N)
+        mbarrier.arrive(added_B.index(slot))

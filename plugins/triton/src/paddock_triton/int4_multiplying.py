@@ -1,0 +1,301 @@
+"""The teams of `ops_linear_int4`: four warps each that turn codes into operands, multiply, and add up by groups.
+
+Zero points leave the steps of FP8: sum x (code - zero) scale = sum x code scale - sum over groups of (sum x) (zero scale), whose
+last term is a product of its own, over groups instead of inputs. It is taken off in steps of 16 groups after a tile's others
+(`late`); where tokens are few, group by group.
+
+R rows (outputs) of a half, 64; C bytes of the codes or zeros of two rows, 32 a half; N tokens of a tile, or of a cut of one;
+K inputs of a group within a step; G groups; B slots, S teams, P planes of sums: their bfloat16s and what those left.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, mma_v2, warpgroup_mma, warpgroup_mma_wait
+from triton.language.extra.cuda import gdc_wait
+
+from paddock_triton.int4_bringing import place_of, steps_of
+from paddock_triton.int4_codes import MIDDLE, codes_fp8, numbers, part_of, row_values, shifts, zero_bytes, zeros_of_rows
+from paddock_triton.int4_parts import finish
+from paddock_triton.int4_spec import LATE_SLOTS, ROWS
+
+_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # of a role's warps: Triton 3.7's name and 3.6's
+
+
+@gluon.jit
+def _packed_of(ring: gl.tuple, slot: gl.tensor, half: gl.constexpr, spec: gl.constexpr) -> gl.shared_memory_descriptor:
+    """Return the bytes of a step's half [32, 128]."""
+    return ring[0].index(slot * spec.boxes + half // spec.halves_of_box).slice(half % spec.halves_of_box * 32, 32)
+
+
+@gluon.jit
+def _scales_of(ring: gl.tuple, slot: gl.tensor, group: gl.constexpr, half: gl.constexpr, spec: gl.constexpr) -> gl.tensor:
+    """Return the scales of a half's rows in a group [64], float32."""
+    if spec.deep:
+        scale_R = row_values(ring[1].index(slot), half, 0, spec)
+    else:
+        box_GR = ring[1].index(slot * spec.row_boxes + half // spec.halves_of_box)
+        scale_R = row_values(box_GR, group, half % spec.halves_of_box, spec)
+    return scale_R.to(gl.float32)
+
+
+@gluon.jit
+def _zeros_of(ring: gl.tuple, slot: gl.tensor, group: gl.constexpr, half: gl.constexpr, spec: gl.constexpr) -> gl.tensor:
+    """Return the zero points of a half's rows in a group, two a byte [32]."""
+    if spec.deep:
+        zero_C = zero_bytes(ring[2].index(slot), half, 0)
+    else:
+        box_GC = ring[2].index(slot * spec.row_boxes + half // spec.halves_of_box)
+        zero_C = zero_bytes(box_GC, group, half % spec.halves_of_box)
+    return zero_C
+
+
+@gluon.jit
+def _nothing(spec: gl.constexpr) -> gl.tensor:
+    """Return the sums of no products [64, N]."""
+    columns: gl.constexpr = spec.columns
+    layout: gl.constexpr = spec.mma
+    return gl.zeros([ROWS, columns], gl.float32, layout)
+
+
+@gluon.jit
+def _factors(ring: gl.tuple, slot: gl.tensor, group: gl.constexpr, half: gl.constexpr, spec: gl.constexpr) -> gl.tuple:
+    """Return what a half's products with codes over 512, and the sums of x, are multiplied by [64]."""
+    scale_R = _scales_of(ring, slot, group, half, spec)
+    if spec.late:
+        shift_R = scale_R
+    elif spec.zeros:
+        shift_R = -scale_R * zeros_of_rows(_zeros_of(ring, slot, group, half, spec), spec)
+    else:
+        shift_R = -scale_R * MIDDLE
+    return scale_R * 512.0, shift_R
+
+
+@gluon.jit
+def _add_fp8(
+    acc_RN: gl.tensor, products_RN: gl.tensor, factors: gl.tuple, ring: gl.tuple, m: gl.tensor, group: gl.constexpr,
+    spec: gl.constexpr,
+) -> gl.tensor:  # fmt: skip
+    """Return sums with a group's: scale * (products - zero * sum of x), the zero point's part perhaps late."""
+    scale_R, shift_R = factors
+    slot = m % spec.slots
+    if spec.adds:
+        mbarrier.wait(ring[7].index(slot), m // spec.slots & 1)
+    if not spec.late:
+        columns: gl.constexpr = spec.columns
+        sum_1N = ring[4].index(slot).slice(group, 1).slice(0, columns, dim=1).load(spec.token_layout)
+        sum_N = gl.convert_layout(sum_1N.reshape([columns]), gl.SliceLayout(0, spec.mma))
+        acc_RN = shift_R[:, None] * sum_N[None, :] + acc_RN
+    return products_RN * scale_R[:, None] + acc_RN
+
+
+@gluon.jit
+def _start(codes_RK: gl.tensor, x_KN: gl.shared_memory_descriptor, cut: gl.constexpr, spec: gl.constexpr) -> gl.tensor:
+    """Start the products of codes with a cut of the tokens."""
+    cut_KN = x_KN.slice(cut * spec.columns, spec.columns, dim=1)
+    return warpgroup_mma(codes_RK, cut_KN, _nothing(spec), use_acc=False, is_async=True)
+
+
+@gluon.jit
+def _step_fp8(accs: gl.tuple, ring: gl.tuple, m: gl.tensor, INDEX: gl.constexpr, spec: gl.constexpr) -> gl.tuple:
+    """Return the sums after step m, whose inputs are of one group."""
+    _packed, _scales, _zeros, x_BNK, _sums, full_B, free_B, _added_B = ring
+    slot = m % spec.slots
+    piece: gl.constexpr = INDEX if spec.deep else 0
+    x_KN = x_BNK.index(slot * spec.pieces + piece).permute((1, 0))
+    a_RN, b_RN, c_RN, d_RN = accs
+    half: gl.constexpr = INDEX * spec.halves
+    mbarrier.wait(full_B.index(slot), m // spec.slots & 1)
+    codes_RK = part_of(codes_fp8(_packed_of(ring, slot, half, spec)), 0, spec)
+    products_RN = _start(codes_RK, x_KN, 0, spec)
+    factors = _factors(ring, slot, 0, half, spec)
+    products_RN = warpgroup_mma_wait(0, deps=[products_RN])
+    if spec.cuts == 2:
+        more_RN = _start(codes_RK, x_KN, 1, spec)
+        a_RN = _add_fp8(a_RN, products_RN, factors, ring, m, piece, spec)
+        more_RN = warpgroup_mma_wait(0, deps=[more_RN])
+        b_RN = _add_fp8(b_RN, more_RN, factors, ring, m, piece, spec)
+    else:
+        a_RN = _add_fp8(a_RN, products_RN, factors, ring, m, piece, spec)
+    if spec.halves == 2:
+        codes_RK = part_of(codes_fp8(_packed_of(ring, slot, half + 1, spec)), 0, spec)
+        products_RN = _start(codes_RK, x_KN, 0, spec)
+        factors = _factors(ring, slot, 0, half + 1, spec)
+        products_RN = warpgroup_mma_wait(0, deps=[products_RN])
+        if spec.cuts == 2:
+            more_RN = _start(codes_RK, x_KN, 1, spec)
+            c_RN = _add_fp8(c_RN, products_RN, factors, ring, m, piece, spec)
+            more_RN = warpgroup_mma_wait(0, deps=[more_RN])
+            d_RN = _add_fp8(d_RN, more_RN, factors, ring, m, piece, spec)
+        else:
+            c_RN = _add_fp8(c_RN, products_RN, factors, ring, m, piece, spec)
+    _barrier()
+    mbarrier.arrive(free_B.index(slot))
+    return a_RN, b_RN, c_RN, d_RN
+
+
+@gluon.jit
+def _started(ring: gl.tuple, m: gl.tensor, INDEX: gl.constexpr, spec: gl.constexpr) -> gl.tensor:
+    """Start step m's products, once its operands are there."""
+    _packed, _scales, _zeros, x_BNK, _sums, full_B, _free, _added_B = ring
+    slot = m % spec.slots
+    mbarrier.wait(full_B.index(slot), m // spec.slots & 1)
+    codes_RK = part_of(codes_fp8(_packed_of(ring, slot, INDEX, spec)), 0, spec)
+    return _start(codes_RK, x_BNK.index(slot).permute((1, 0)), 0, spec)
+
+
+@gluon.jit
+def _taken(
+    acc_RN: gl.tensor, products_RN: gl.tensor, ring: gl.tuple, m: gl.tensor, INDEX: gl.constexpr, spec: gl.constexpr
+) -> gl.tensor:
+    """Return the sums with step m's products, and free its slot."""
+    slot = m % spec.slots
+    acc_RN = _add_fp8(acc_RN, products_RN, _factors(ring, slot, 0, INDEX, spec), ring, m, 0, spec)
+    _barrier()
+    mbarrier.arrive(ring[6].index(slot))
+    return acc_RN
+
+
+@gluon.jit
+def _steps_fp8(accs: gl.tuple, ring: gl.tuple, m: gl.tensor, INDEX: gl.constexpr, spec: gl.constexpr) -> gl.tuple:
+    """Return the sums after several steps; a step's codes are made while the products of the one before run."""
+    acc_RN, b_RN, c_RN, d_RN = accs
+    steps: gl.constexpr = spec.steps
+    running_RN = _started(ring, m, INDEX, spec)
+    for i in gl.static_range(1, steps):
+        next_RN = _started(ring, m + i, INDEX, spec)
+        products_RN = warpgroup_mma_wait(1, deps=[running_RN])
+        acc_RN = _taken(acc_RN, products_RN, ring, m + (i - 1), INDEX, spec)
+        running_RN = next_RN
+    products_RN = warpgroup_mma_wait(0, deps=[running_RN])
+    acc_RN = _taken(acc_RN, products_RN, ring, m + (steps - 1), INDEX, spec)
+    return acc_RN, b_RN, c_RN, d_RN
+
+
+@gluon.jit
+def _step_groups(accs: gl.tuple, ring: gl.tuple, m: gl.tensor, INDEX: gl.constexpr, spec: gl.constexpr) -> gl.tuple:
+    """Return the sums after step m: in 16 bits, or in FP8 with several groups a step."""
+    _packed, _scales, _zeros, x_BNK, _sums, full_B, free_B, _added_B = ring
+    slot = m % spec.slots
+    mbarrier.wait(full_B.index(slot), m // spec.slots & 1)
+    acc_RN, b_RN, c_RN, d_RN = accs
+    packed_CJ = _packed_of(ring, slot, INDEX, spec)
+    groups: gl.constexpr = spec.groups
+    for group in gl.static_range(groups):
+        x_KN = x_BNK.index(slot * spec.row_groups + (INDEX if spec.deep else group)).permute((1, 0))
+        if spec.fp8:
+            products_RN = _start(part_of(codes_fp8(packed_CJ), group, spec), x_KN, 0, spec)
+            products_RN = warpgroup_mma_wait(0, deps=[products_RN])
+            acc_RN = _add_fp8(acc_RN, products_RN, _factors(ring, slot, group, INDEX, spec), ring, m, group, spec)
+        else:
+            if spec.zeros:
+                zero_C = _zeros_of(ring, slot, group, INDEX, spec)
+            else:
+                zero_C = gl.full([32], MIDDLE * 17, gl.uint8, gl.SliceLayout(1, spec.bytes_layout))
+            codes_RK = part_of(numbers(packed_CJ, zero_C, x_BNK.dtype, spec), group, spec)
+            if spec.wide:
+                products_RN = warpgroup_mma(codes_RK, x_KN, _nothing(spec), use_acc=False, is_async=True)
+                products_RN = warpgroup_mma_wait(0, deps=[products_RN])
+            else:
+                products_RN = mma_v2(codes_RK, x_KN.load(gl.DotOperandLayout(1, spec.mma, 4)), _nothing(spec))
+            acc_RN += products_RN * _scales_of(ring, slot, group, INDEX, spec)[:, None]
+    _barrier()
+    mbarrier.arrive(free_B.index(slot))
+    return acc_RN, b_RN, c_RN, d_RN
+
+
+@gluon.jit
+def _shifted(
+    acc_RN: gl.tensor, late: gl.tuple, slot: gl.tensor, half: gl.constexpr, cut: gl.constexpr, spec: gl.constexpr
+) -> gl.tensor:
+    """Return sums less the zero points' part of 16 groups."""
+    scales_BGR, zeros_BGC, sums_PNG, _full, _free = late
+    halves: gl.constexpr = spec.teams * spec.halves
+    box_GR = scales_BGR.index(slot * spec.row_boxes + half // spec.halves_of_box)
+    high_RG, low_RG = shifts(box_GR, zeros_BGC.index(slot * halves + half), half % spec.halves_of_box, spec)
+    high_GN = sums_PNG.index(slot * 2).permute((1, 0)).slice(cut * spec.columns, spec.columns, dim=1)
+    low_GN = sums_PNG.index(slot * 2 + 1).permute((1, 0)).slice(cut * spec.columns, spec.columns, dim=1)
+    acc_RN = gl.convert_layout(acc_RN, spec.late_mma)
+    acc_RN = warpgroup_mma(high_RG, high_GN, acc_RN, is_async=True)
+    acc_RN = warpgroup_mma(high_RG, low_GN, acc_RN, is_async=True)
+    acc_RN = warpgroup_mma(low_RG, high_GN, acc_RN, is_async=True)
+    return gl.convert_layout(warpgroup_mma_wait(0, deps=[acc_RN]), spec.mma)
+
+
+@gluon.jit
+def _step_late(accs: gl.tuple, late: gl.tuple, u: gl.tensor, INDEX: gl.constexpr, spec: gl.constexpr) -> gl.tuple:
+    """Return the sums after late step u."""
+    a_RN, b_RN, c_RN, d_RN = accs
+    slot = u % LATE_SLOTS
+    half: gl.constexpr = INDEX * spec.halves
+    mbarrier.wait(late[3].index(slot), u // LATE_SLOTS & 1)
+    a_RN = _shifted(a_RN, late, slot, half, 0, spec)
+    if spec.cuts == 2:
+        b_RN = _shifted(b_RN, late, slot, half, 1, spec)
+    if spec.halves == 2:
+        c_RN = _shifted(c_RN, late, slot, half + 1, 0, spec)
+        if spec.cuts == 2:
+            d_RN = _shifted(d_RN, late, slot, half + 1, 1, spec)
+    _barrier()
+    mbarrier.arrive(late[4].index(slot))
+    return a_RN, b_RN, c_RN, d_RN
+
+
+@gluon.jit
+def _gathered(accs: gl.tuple, gathering: gl.tuple, n: gl.tensor, INDEX: gl.constexpr, spec: gl.constexpr) -> gl.tuple:
+    """Return, for the first team, the sums of all teams over piece n's inputs; the others hand theirs to it."""
+    sums_SRN, given, taken = gathering
+    acc_RN, b_RN, c_RN, d_RN = accs
+    if INDEX == 0:
+        mbarrier.wait(given.index(0), n & 1)
+        others: gl.constexpr = spec.teams - 1
+        for other in gl.static_range(others):
+            acc_RN += sums_SRN.index(other).load(spec.mma)
+        _barrier()
+        mbarrier.arrive(taken.index(0))
+    else:
+        mbarrier.wait(taken.index(0), (n & 1) ^ 1)
+        sums_SRN.index(INDEX - 1).store(acc_RN)
+        _barrier()
+        mbarrier.arrive(given.index(0))
+    return acc_RN, b_RN, c_RN, d_RN
+
+
+@gluon.jit
+def multiplier(
+    outs: gl.tuple, ring: gl.tuple, late: gl.tuple, gathering: gl.tuple, sizes: gl.tuple, INDEX: gl.constexpr, spec: gl.constexpr
+) -> None:  # fmt: skip
+    """Multiply the halves of every tile that are this team's: four warps."""
+    _tokens, _outputs, blocks, span, _tiles, _token_tiles = sizes
+    gdc_wait()
+    first, count = steps_of(sizes, spec)
+    t, m, u, n = first * 0, first * 0, first * 0, first * 0
+    while t < count:
+        tile, block = place_of(first, t, sizes, spec)
+        taken = gl.minimum(span - block, count - t)
+        stop = m + gl.maximum(gl.minimum(taken, blocks - block), 0)
+        nothing_RN = _nothing(spec)
+        accs = (nothing_RN, nothing_RN, nothing_RN, nothing_RN)
+        late_stop = u + taken - (stop - m)
+        if spec.steps > 1:
+            several = m + (stop - m) // spec.steps * spec.steps
+            for step in range(m, several, spec.steps):
+                accs = _steps_fp8(accs, ring, step, INDEX, spec)
+            m = several
+        for step in range(m, stop):
+            if spec.fp8 and spec.groups == 1:
+                accs = _step_fp8(accs, ring, step, INDEX, spec)
+            else:
+                accs = _step_groups(accs, ring, step, INDEX, spec)
+        if spec.late:
+            for step in range(u, late_stop):
+                accs = _step_late(accs, late, step, INDEX, spec)
+        if spec.deep:
+            accs = _gathered(accs, gathering, n, INDEX, spec)
+            if INDEX == 0:
+                finish(accs, outs, tile, block, taken, sizes, INDEX, spec)
+            n += 1
+        else:
+            finish(accs, outs, tile, block, taken, sizes, INDEX, spec)
+        t, m, u = t + taken, stop, late_stop
