@@ -41,8 +41,8 @@ _COUNTERS = 1 << 16
 _JOIN_BYTES = 12e6  # of codes that are read while parts of a tile meet: 3 us
 # By the most tokens. TODO figures
 _FP8 = {
-    8: Int4Tile(tokens=8, teams=4, slots=6, deep=True),
-    16: Int4Tile(tokens=16, teams=4, slots=6, deep=True),
+    8: Int4Tile(tokens=8, teams=4, slots=6),
+    16: Int4Tile(tokens=16, teams=4, slots=6),
     32: Int4Tile(tokens=32, teams=4, slots=6),
     64: Int4Tile(tokens=64, teams=2, halves=2, slots=6, late=True),
     128: Int4Tile(tokens=128, teams=2, halves=2, slots=4, late=True),
