@@ -82,29 +82,23 @@ def _group_size(shares: tuple[Linear, ...], inputs: RecipeInputs) -> int:
         raise OptionError(
             f"group_size is {given}", fix=f"use {_listed(GROUP_SIZES)}, which the readers of 4-bit checkpoints take"
         )
-    if given is None and ranks is not None and able:
+    where = f" on each of {ranks} ranks" if ranks else ""
+    if not able:
+        stuck = next(linear for linear in shares if linear.in_size % GROUP_SIZES[-1])
+        raise OptionError(
+            f"no group size of {_listed(GROUP_SIZES)} divides the {stuck.in_size} inputs of {stuck.name}{where}",
+            fix=f"use fewer ranks than {ranks}" if ranks else "use an FP8 recipe, which has no groups: paddock list recipes",
+        )
+    if given is None and ranks is not None:
         return able[0]
     size = GROUP_SIZES[0] if given is None else given
-    if size in able:
-        return size
-    linear = next(linear for linear in shares if linear.in_size % size)
-    where = f" on each of {ranks} ranks" if ranks else ""
-    raise OptionError(
-        f"group_size is {size}, and {linear.name} has {linear.in_size} inputs{where}: {linear.in_size / size:g} groups",
-        fix=_way_out(able, shares, ranks),
-    )
-
-
-def _way_out(able: list[int], shares: tuple[Linear, ...], ranks: int | None) -> str:
-    if able:
-        return f"use --group-size {_listed(tuple(able))}"
-    stuck = next((linear for linear in shares if linear.in_size % GROUP_SIZES[-1]), shares[0])
-    if ranks:
-        return f"use fewer ranks: no group size of {_listed(GROUP_SIZES)} divides the {stuck.in_size} inputs of {stuck.name}"
-    return (
-        f"no group size of {_listed(GROUP_SIZES)} divides the {stuck.in_size} inputs of {stuck.name}; "
-        "use an FP8 recipe, which has no groups: paddock list recipes"
-    )
+    if size not in able:
+        linear = next(linear for linear in shares if linear.in_size % size)
+        raise OptionError(
+            f"group_size is {size}, and {linear.name} has {linear.in_size} inputs{where}: {linear.in_size / size:g} groups",
+            fix=f"use --group-size {_listed(tuple(able))}",
+        )
+    return size
 
 
 def _listed(sizes: tuple[int, ...]) -> str:
