@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from paddock.errors import CheckpointError
 from paddock.testing.oracle import relative_rms
 from paddock.testing.paging import step
 from tests.assets.built import build
@@ -247,16 +247,27 @@ def test_one_norm_of_falcon_7b_is_divided_for_both_branches(tmp_path: Path) -> N
             assert f"transformer.h.{i}.{linear}.pre_quant_scale" not in found
 
 
-def test_bfloat16_norms_are_divided_exactly_and_scales_are_bfloat16(tmp_path: Path) -> None:
-    """The weights are multiplied by what the rounded norm became, so folding loses nothing."""
+@pytest.mark.parametrize("format_", FORMATS)
+def test_a_bfloat16_model_keeps_bfloat16_beside_its_weights(tmp_path: Path, format_: str) -> None:
+    """Norms are in it, and scales where the layout keeps the model's dtype; the folder gives the logits of what it stands for."""
     model = random_llama(torch.bfloat16)
     source = write_model(tmp_path / "plain/llama", model)
-    run(source, tmp_path / "out", "awq")
+    run(source, tmp_path / "out", "awq", format=format_)
     found = tensors_of(tmp_path / "out")
-    assert {tensor.dtype for name, tensor in found.items() if name.endswith(("norm.weight", "scale"))} == {torch.bfloat16}
-    config = json.loads((tmp_path / "out/config.json").read_text())
-    assert config["quantization_config"]["config_groups"]["group_0"]["weights"]["group_size"] == GROUP
-    meant = meaning_of(random_llama(), tmp_path / "out", "compressed-tensors")
+    plain = {tensor.dtype for name, tensor in found.items() if name.endswith(("norm.weight", "pre_quant_scale"))}
+    scales = {tensor.dtype for name, tensor in found.items() if name.endswith((".weight_scale", ".scales"))}
+    assert plain == {torch.bfloat16}
+    assert scales == {{"compressed-tensors": torch.bfloat16, "autoawq": torch.float16, "modelopt": torch.float32}[format_]}
+    meant = meaning_of(random_llama(), tmp_path / "out", format_)
     with torch.inference_mode():
         expected = meant(sequences()).logits
     assert relative_rms(logits_of(tmp_path / "out"), expected) < 1e-4
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    """By name."""
+    model = random_llama()
+    model.model.layers[1].mlp.gate_proj.weight[0, 0] = float("inf")
+    source = write_model(tmp_path / "plain/llama", model)
+    with pytest.raises(CheckpointError, match=r"the weights of model\.layers\.1\.mlp\.gate_proj hold values that are not finite"):
+        run(source, tmp_path / "out", "awq")

@@ -106,8 +106,8 @@ def test_groups_that_no_share_slices_are_chosen(config: dict[str, Any], ranks: i
             "self_attention.dense has 1856 inputs on each of 8 ranks: 14.5 groups",
             "use --group-size 64 or 32",
         ),
-        (LLAMA_7B, {"tp_compatible": 16}, "688 inputs of mlp.down_proj on each of 16 ranks", "use fewer ranks than 16"),
-        (STORIES, {"tp_compatible": 2}, "the 144 inputs of self_attn.o_proj on each of 2 ranks", "use fewer ranks than 2"),
+        (LLAMA_7B, {"tp_compatible": 16}, "688 inputs of mlp.down_proj on each of 16 ranks", "use --tp-compatible 8"),
+        (STORIES, {"tp_compatible": 2}, "the 144 inputs of self_attn.o_proj on each of 2 ranks", "use --tp-compatible 1"),
         (SMOLLM2, {"tp_compatible": 2}, "tp_compatible is 2: part 'q' has 9 heads", "divides 9"),
     ],
 )

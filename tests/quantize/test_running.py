@@ -296,7 +296,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[PaddockError], str, str]] = {
         {"recipe": "awq", "tp_compatible": 4},
         OptionError,
         "no group size of 128, 64 or 32 divides the 16 inputs of self_attn.o_proj on each of 4 ranks",
-        "use fewer ranks",
+        "use --tp-compatible 2",
     ),
     "awq and kv scales": (
         {"recipe": "awq", "kv_cache_dtype": "fp8"},

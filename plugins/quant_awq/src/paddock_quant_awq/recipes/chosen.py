@@ -76,7 +76,7 @@ def _check_outputs(shares: tuple[Linear, ...], layout: str, ranks: int | None) -
 
 
 def _group_size(shares: tuple[Linear, ...], inputs: RecipeInputs) -> int:
-    able = [size for size in GROUP_SIZES if all(linear.in_size % size == 0 for linear in shares)]
+    able = _able(shares)
     given, ranks = inputs.group_size, inputs.tp_compatible
     if given is not None and given not in GROUP_SIZES:
         raise OptionError(
@@ -87,7 +87,7 @@ def _group_size(shares: tuple[Linear, ...], inputs: RecipeInputs) -> int:
         stuck = next(linear for linear in shares if linear.in_size % GROUP_SIZES[-1])
         raise OptionError(
             f"no group size of {_listed(GROUP_SIZES)} divides the {stuck.in_size} inputs of {stuck.name}{where}",
-            fix=f"use fewer ranks than {ranks}" if ranks else "use an FP8 recipe, which has no groups: paddock list recipes",
+            fix=_other_ways(inputs),
         )
     if given is None and ranks is not None:
         return able[0]
@@ -99,6 +99,22 @@ def _group_size(shares: tuple[Linear, ...], inputs: RecipeInputs) -> int:
             fix=f"use --group-size {_listed(tuple(able))}",
         )
     return size
+
+
+def _able(shares: tuple[Linear, ...]) -> list[int]:
+    """Return the group sizes that divide all inputs."""
+    return [size for size in GROUP_SIZES if all(linear.in_size % size == 0 for linear in shares)]
+
+
+def _other_ways(inputs: RecipeInputs) -> str:
+    """Return what works where no group size does: fewer ranks, or no groups."""
+    for ranks in range((inputs.tp_compatible or 1) - 1, 0, -1):
+        try:
+            if _able(_shares(inputs.table, ranks)):
+                return f"use --tp-compatible {ranks}"
+        except OptionError:  # so many cannot share the heads
+            continue
+    return "use an FP8 recipe, which has no groups: paddock list recipes"
 
 
 def _listed(sizes: tuple[int, ...]) -> str:
