@@ -120,7 +120,8 @@ def test_the_result_does_not_depend_on_the_size_of_shards(llama: Path, tmp_path:
     assert all(small[name].float().equal(large[name].float()) for name in small)
 
 
-def test_no_more_than_one_layer_is_held(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("recipe", ["fp8-static", "awq"])
+def test_no_more_than_one_layer_is_held(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str) -> None:
     """When a part of the model is built, those before it are gone, and it holds a layer or the embedding, never both."""
     built, sizes = list[weakref.ref[Any]](), list[int]()
     build = LayerStack._built
@@ -133,7 +134,7 @@ def test_no_more_than_one_layer_is_held(llama: Path, tmp_path: Path, monkeypatch
         return model
 
     monkeypatch.setattr(LayerStack, "_built", watched)
-    run(llama, tmp_path / "out", "fp8-static", kv_cache_dtype="fp8")
+    run(llama, tmp_path / "out", recipe)
     state = random_llama().state_dict()
     layer = sum(tensor.numel() for name, tensor in state.items() if ".layers.0." in name) + 2  # the scales of K and V
     assert sizes == [state["model.embed_tokens.weight"].numel(), *[layer] * LAYERS]
@@ -296,7 +297,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[PaddockError], str, str]] = {
         {"recipe": "awq", "tp_compatible": 4},
         OptionError,
         "no group size of 128, 64 or 32 divides the 16 inputs of self_attn.o_proj on each of 4 ranks",
-        "use --tp-compatible 2",
+        "use --tp-compatible 1",
     ),
     "awq and kv scales": (
         {"recipe": "awq", "kv_cache_dtype": "fp8"},

@@ -63,7 +63,7 @@ def test_clipped_groups_have_smaller_steps(name: str) -> None:
 
 
 def test_compressed_tensors_words() -> None:
-    """The vector of docs/decisions/0066: -8..7 in order are 0x76543210 and 0xfedcba98, and 1 of 4,544 inputs takes 568 words."""
+    """-8..7 in order are 0x76543210 and 0xfedcba98."""
     codes_OI = torch.arange(16, dtype=torch.uint8)[None]
     store = layout(Chosen(format="compressed-tensors", scheme="w4a16", group_size=GROUP), torch.bfloat16).store
     stored = store("p", Rounded(codes_OI=codes_OI, scales_OG=torch.ones(1, 1), zeros_OG=None))
