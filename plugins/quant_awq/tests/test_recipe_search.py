@@ -8,7 +8,7 @@ from plugins.quant_awq.tests.made import weight
 from torch import Tensor
 
 from paddock.axes import EMBED, FFN, Linear, Part, Vector, WeightTable
-from paddock.errors import CheckpointError
+from paddock.errors import CheckpointError, PluginError
 from paddock.quantize.recipe import PlainLinear, PlainVector
 from paddock_quant_awq.recipes import search
 from paddock_quant_awq.recipes.folding import Folded
@@ -157,12 +157,34 @@ def test_groups_are_what_one_input_feeds() -> None:
     )
 
 
+def test_rows_that_two_groups_follow_are_left_alone() -> None:
+    """What is right for one would be wrong for the other."""
+    up = Linear("up", (Part("up", FFN, 16),), EMB, fed_by="norm")
+    ends = [
+        Linear(name, (Part(name, EMBED, 64),), Part("ffn", FFN, 16), fed_by=f"act_{name}", follows="up")
+        for name in ("one", "other")
+    ]
+    groups = scale_groups(WeightTable(outer=(), layer=(Vector("norm", EMB), up, *ends), num_layers=1))
+    assert [group.follows for group in groups] == [None, None, None]
+
+
+@pytest.mark.parametrize("follows", ["vp", "qkv"])
+def test_a_linear_that_follows_nothing_is_refused(follows: str) -> None:
+    """A part of no linear, or one of another size."""
+    qkv = Linear("qkv", (Part("qkv", EMBED, 8),), EMB, fed_by="norm")
+    down = Linear("down", (Part("down", EMBED, 64),), Part("ffn", FFN, 16), fed_by="act", follows=follows)
+    with pytest.raises(
+        PluginError, match=f"linear 'down' follows '{follows}', and no part of its layer has that name and 16 rows"
+    ):
+        scale_groups(WeightTable(outer=(), layer=(qkv, down), num_layers=1))
+
+
 def test_the_sample_is_bounded_evenly_spread_and_the_same_however_tokens_come() -> None:
     """Every 2^k-th row, from the first; means and maxima are of all rows."""
     x_TI = torch.arange(5000.0)[:, None] * torch.tensor([1.0, -2.0])
     once, pieces = SeenInputs(), SeenInputs()
     once.see(x_TI)
-    for piece in x_TI.split([1, 700, 7, 3000, 1292]):
+    for piece in torch.split_with_sizes(x_TI, [1, 700, 7, 3000, 1292]):
         pieces.see(piece)
     for seen in (once, pieces):
         assert torch.equal(seen.rows(), x_TI[::8])
