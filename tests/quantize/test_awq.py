@@ -13,6 +13,7 @@ from torch import Tensor
 from paddock.errors import CheckpointError
 from paddock.testing.oracle import relative_rms
 from paddock.testing.paging import step
+from paddock_quant_awq.recipes import layer as layer_work
 from tests.assets.built import build
 from tests.quantize.int4 import decoded
 from tests.quantize.made import LAYERS, LINEARS, random_falcon, random_llama, run, sequences, tensors_of, write_model
@@ -146,6 +147,16 @@ def test_no_layer_is_worse_than_by_plain_rounding(tmp_path: Path) -> None:
     ours, simple = layer_errors(random_llama, tmp_path)
     assert all(a <= b * 1.001 for a, b in zip(ours, simple, strict=True)), (ours, simple)
     assert sum(ours) < sum(simple) * 0.9, (ours, simple)
+
+
+def test_a_search_that_ends_badly_leaves_plain_rounding(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where scaled weights make the layer's output worse, norms are the source's and weights are rounded as they are."""
+    harmful = torch.logspace(-3, 3, 192)
+    monkeypatch.setattr(layer_work, "candidates", lambda x_mean_I, w_mean_I: iter([harmful[: len(x_mean_I)]]))
+    run(llama, tmp_path / "out", "awq")
+    found = decoded(tensors_of(tmp_path / "out"), "compressed-tensors")
+    for name, tensor in rounded_plainly(random_llama()).state_dict().items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
