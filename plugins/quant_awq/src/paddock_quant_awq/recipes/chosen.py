@@ -15,7 +15,7 @@ AUTOAWQ, COMPRESSED, MODELOPT = "autoawq", "compressed-tensors", "modelopt"
 FORMATS = (COMPRESSED, AUTOAWQ, MODELOPT)
 W4A16, W4A8 = "w4a16", "w4a8"
 SCHEMES = (W4A16, W4A8)
-GROUP_SIZES = (128, 64, 32)  # what the 4-bit kernels of vLLM, TensorRT-LLM and Paddock have in common
+GROUP_SIZES = (128, 64, 32)  # common among 4-bit kernels; not every one takes 32
 _TOGETHER = {AUTOAWQ: 8, MODELOPT: 2, COMPRESSED: 1}  # outputs that lie in one word or byte
 _CUTS = frozenset({HEADS, KV_HEADS, FFN})
 
@@ -80,7 +80,7 @@ def _group_size(shares: tuple[Linear, ...], inputs: RecipeInputs) -> int:
     given, ranks = inputs.group_size, inputs.tp_compatible
     if given is not None and given not in GROUP_SIZES:
         raise OptionError(
-            f"group_size is {given}", fix=f"use {_listed(GROUP_SIZES)}, which the readers of 4-bit checkpoints take"
+            f"group_size is {given}", fix=f"use {_listed(GROUP_SIZES)}, sizes that 4-bit kernels commonly take"
         )
     where = f" on each of {ranks} ranks" if ranks else ""
     if not able:
