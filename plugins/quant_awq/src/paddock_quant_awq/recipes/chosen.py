@@ -79,9 +79,7 @@ def _group_size(shares: tuple[Linear, ...], inputs: RecipeInputs) -> int:
     able = _able(shares)
     given, ranks = inputs.group_size, inputs.tp_compatible
     if given is not None and given not in GROUP_SIZES:
-        raise OptionError(
-            f"group_size is {given}", fix=f"use {_listed(GROUP_SIZES)}, sizes that 4-bit kernels commonly take"
-        )
+        raise OptionError(f"group_size is {given}", fix=f"use {_listed(GROUP_SIZES)}, sizes that 4-bit kernels commonly take")
     where = f" on each of {ranks} ranks" if ranks else ""
     if not able:
         stuck = next(linear for linear in shares if linear.in_size % GROUP_SIZES[-1])
