@@ -49,7 +49,7 @@ PUBLIC = {
         RecipeSpec hookimpl resolve""",
     "paddock.plugins.host": "PluginHost",
     "paddock.quantize.options": "DEFAULT_LENGTH DEFAULT_SAMPLES DEFAULT_TEXT MAX_SHARD_BYTES QuantizeOptions parse_gate",
-    "paddock.quantize.recipe": "LayerWork PlainLayer PlainLinear Recipe RecipeInputs",
+    "paddock.quantize.recipe": "LayerWork PlainLayer PlainLinear PlainVector Recipe RecipeInputs",
     "paddock.quantize.run": "quantize",
     "paddock.testing.contracts": """
         BuiltModel MODEL_BOUND build_model check_batching check_chunking check_model check_parameters check_pipeline

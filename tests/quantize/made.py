@@ -48,10 +48,10 @@ def random_llama(dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     return _settled(model, dtype)
 
 
-def random_falcon() -> Any:
-    """Return a random Falcon of the 40B's kind."""
+def random_falcon(**changes: Any) -> Any:
+    """Return a random Falcon, of the 40B's kind unless changed."""
     torch.manual_seed(4)
-    model: Any = FalconForCausalLM(FalconConfig(**FALCON))
+    model: Any = FalconForCausalLM(FalconConfig(**(FALCON | changes)))
     return _settled(model, torch.float32)
 
 
@@ -81,8 +81,10 @@ def write_model(folder: Path, model: Any) -> Path:
 
 
 def run(model: Path, out: Path, recipe: str, **options: Any) -> Manifest:
-    """Quantise a model on the CPU; a recipe that is calibrated reads six sequences of 24 tokens."""
-    if recipe == "fp8-static" or options.get("kv_cache_dtype"):
+    """Quantise a model on the CPU; a recipe that is calibrated reads six sequences of 24 tokens; `awq` has groups of 32."""
+    if recipe == "awq" and "tp_compatible" not in options:
+        options = {"group_size": 32} | options
+    if recipe in ("fp8-static", "awq") or options.get("kv_cache_dtype"):
         options = {"calibration": str(model.parent / "text.txt"), "samples": SAMPLES, "sequence_length": LENGTH} | options
     return quantize(EngineConfig(model=str(model), device="cpu"), QuantizeOptions(recipe=recipe, out=out, **options))
 

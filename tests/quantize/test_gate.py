@@ -113,6 +113,29 @@ def test_the_command_writes_the_model_and_says_what_it_made(
     assert json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]["quant_method"] == "fbgemm_fp8"
 
 
+def test_the_command_makes_4_bit_models_as_asked(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Scheme, layout and groups are options; what they were is in the manifest, and the gate measures the result."""
+    words = ["quantize", str(llama), "--recipe", "awq", "--out", str(tmp_path / "out"), "--device", "cpu", "--tp-compatible", "1"]
+    words += ["--format", "modelopt", "--scheme", "w4a8", "--calibration", str(llama.parent / "text.txt")]
+    assert main([*words, "--samples", "3", "--sequence-length", "24", "--gate", "ppl<=1000%"]) == 0
+    assert f"{tmp_path / 'out'}: 4 layers by awq, " in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    asked = {"format": "modelopt", "scheme": "w4a8", "tp_compatible": 1}
+    assert {key: manifest["made_from"].get(key) for key in (*asked, "group_size")} == asked | {"group_size": None}
+    assert manifest["gate"]["before"] != manifest["gate"]["after"]
+    described = json.loads((tmp_path / "out/hf_quant_config.json").read_text())["quantization"]
+    assert (described["quant_algo"], described["group_size"]) == ("W4A8_AWQ", 32)
+
+
+def test_a_4_bit_model_that_loses_too_much_fails(llama: Path, tmp_path: Path) -> None:
+    """A gate of nothing at all: the figures are said, and the folder is kept, marked failed."""
+    text = str(llama.parent / "text.txt")
+    with pytest.raises(QualityError, match="perplexity has grown by") as raised:
+        run(llama, tmp_path / "out", "awq", gate=-0.9, calibration=text)
+    assert "another recipe" in raised.value.fix
+    assert json.loads((tmp_path / "out" / MANIFEST).read_text())["status"] == "failed"
+
+
 @pytest.mark.parametrize(
     ("changes", "code", "says"),
     [
@@ -120,6 +143,10 @@ def test_the_command_writes_the_model_and_says_what_it_made(
         (["--gate", "ppl"], 2, "write it as ppl<=1%"),
         (["--samples", "0"], 2, "samples is 0"),
         (["--kv-cache", "int8"], 2, "no scales for a KV cache in 'int8'"),
+        (["--group-size", "64"], 2, "leave group_size out"),
+        (["--recipe", "awq", "--group-size", "64"], 2, "use --group-size 32"),
+        (["--recipe", "awq", "--tp-compatible", "8"], 2, "on each of 8 ranks\n  fix: use --tp-compatible 1"),
+        (["--recipe", "awq", "--format", "autoawq", "--scheme", "w4a8"], 2, "or --scheme w4a16"),
     ],
 )
 def test_the_command_fails_with_one_block(
@@ -138,5 +165,5 @@ def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     """With who brings them."""
     assert main(["list", "recipes"]) == 0
     names = [line.split()[:3] for line in capsys.readouterr().out.splitlines()]
-    assert [name for name, *_ in names] == ["recipe", "fp8-static", "fp8-dynamic", "fp8-official"]
-    assert names[1][1:] == ["quant-fp8", "paddock-quant-fp8"]
+    assert [name for name, *_ in names] == ["recipe", "awq", "fp8-static", "fp8-dynamic", "fp8-official"]
+    assert [each[1:] for each in names[1:3]] == [["quant-awq", "paddock-quant-awq"], ["quant-fp8", "paddock-quant-fp8"]]

@@ -23,7 +23,7 @@ from paddock.quantize.stack import LayerStack, LoadedLayer
 from tests.quantize.made import LAYERS, LENGTH, SAMPLES, TEXT, random_llama, run, tensors_of, write_model
 
 SMALL = 60_000  # bytes a shard: about one layer
-RECIPES = ("fp8-static", "fp8-dynamic", "fp8-official")
+RECIPES = ("fp8-static", "fp8-dynamic", "fp8-official", "awq")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -122,7 +122,8 @@ def test_the_result_does_not_depend_on_the_size_of_shards(llama: Path, tmp_path:
     assert all(small[name].float().equal(large[name].float()) for name in small)
 
 
-def test_no_more_than_one_layer_is_held(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("recipe", ["fp8-static", "awq"])
+def test_no_more_than_one_layer_is_held(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str) -> None:
     """When a part of the model is built, those before it are gone, and it holds a layer or the embedding, never both."""
     built, sizes = list[weakref.ref[Any]](), list[int]()
     build = LayerStack._built
@@ -135,7 +136,7 @@ def test_no_more_than_one_layer_is_held(llama: Path, tmp_path: Path, monkeypatch
         return model
 
     monkeypatch.setattr(LayerStack, "_built", watched)
-    run(llama, tmp_path / "out", "fp8-static", kv_cache_dtype="fp8")
+    run(llama, tmp_path / "out", recipe)
     state = random_llama().state_dict()
     layer = sum(tensor.numel() for name, tensor in state.items() if ".layers.0." in name) + 2  # the scales of K and V
     assert sizes == [state["model.embed_tokens.weight"].numel(), *[layer] * LAYERS]
@@ -271,6 +272,41 @@ REFUSED: dict[str, tuple[dict[str, Any], type[PaddockError], str, str]] = {
     "no text": ({"calibration": "/nowhere/text.txt"}, OptionError, "/nowhere/text.txt cannot be read", "path"),
     "text not read": ({"recipe": "fp8-dynamic", "calibration": "default"}, OptionError, "nothing would read it", "leave"),
     "samples not read": ({"recipe": "fp8-official", "samples": 3}, OptionError, "samples is 3", "leave"),
+    "group size not read": ({"group_size": 64}, OptionError, "'fp8-static' does not read", "leave group_size out"),
+    "no group": ({"recipe": "awq", "group_size": 0}, OptionError, "group_size is 0", "at least 1"),
+    "group of no kernel": ({"recipe": "awq", "group_size": 48}, OptionError, "group_size is 48", "use 128, 64 or 32"),
+    "group too large": (
+        {"recipe": "awq", "group_size": 64},
+        OptionError,
+        "mlp.down_proj has 96 inputs: 1.5 groups",
+        "--group-size 32",
+    ),
+    "format": ({"recipe": "awq", "format": "gguf"}, OptionError, "format is 'gguf'", "autoawq"),
+    "scheme": ({"recipe": "awq", "scheme": "w4a4"}, OptionError, "scheme is 'w4a4'", "w4a8"),
+    "autoawq in fp8": (
+        {"recipe": "awq", "format": "autoawq", "scheme": "w4a8"},
+        OptionError,
+        "no word for",
+        "compressed-tensors",
+    ),
+    "too many ranks": (
+        {"recipe": "awq", "tp_compatible": 3},
+        OptionError,
+        "tp_compatible is 3: part 'q' has 4 heads",
+        "divides 4",
+    ),
+    "groups on ranks": (
+        {"recipe": "awq", "tp_compatible": 4},
+        OptionError,
+        "no group size of 128, 64 or 32 divides the 16 inputs of self_attn.o_proj on each of 4 ranks",
+        "use --tp-compatible 1",
+    ),
+    "awq and kv scales": (
+        {"recipe": "awq", "kv_cache_dtype": "fp8"},
+        OptionError,
+        "no scales for a KV cache",
+        "leave --kv-cache",
+    ),
     "gate text alone": ({"gate_text": Path("x")}, OptionError, "there is no gate", "--gate"),
 }
 

@@ -55,7 +55,8 @@ class Linear:
     """A linear layer y = x W^T + b: output parts fused in order, one input part, and the module that feeds it.
 
     `fed_by` names the producer (a norm, an activation, `attention`) in the same scope, so that the builder can let it emit
-    the input format the linear's method takes.
+    the input format the linear's method takes. `follows` names the output part of another linear of the scope to which the inputs
+    are proportional, one for one: dividing row i of that part by a number divides input i by it.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Linear:
     bias: bool = False
     fed_by: str = ""
     tied_to: str = ""  # name of the embedding whose table serves as weight; nothing is stored or loaded
+    follows: str = ""
 
     @property
     def out_size(self) -> int:
@@ -303,6 +305,7 @@ class Shard:
             linear.bias,
             linear.fed_by,
             linear.tied_to,
+            linear.follows,
         )
 
 

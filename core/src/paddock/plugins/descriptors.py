@@ -18,6 +18,7 @@ from paddock.config import AUTO, DEVICES, DTYPES, KV_CACHE_DTYPES
 from paddock.errors import PluginError, did_you_mean
 
 LEVELS = ("error", "warning", "info")
+RECIPE_OPTIONS = ("format", "group_size", "scheme", "tp_compatible")  # those of `paddock quantize` that not every recipe reads
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*\Z")
 
 
@@ -195,11 +196,12 @@ class RecipeSpec:
     """A way to make a quantised checkpoint of a plain one: what `paddock quantize --recipe NAME` runs.
 
     `create`: heavy; `quantize.recipe.RecipeInputs` to a `quantize.recipe.Recipe`; raises OptionError for an unsuitable model.
-    `kv_cache_dtypes` are those it can find KV scales for.
+    `kv_cache_dtypes` are those it can find KV scales for, `options` those of `RECIPE_OPTIONS` that it reads.
     """
 
     name: str = field(validator=_name)
     create: str = field(validator=_reference)
+    options: frozenset[str] = field(default=frozenset(), converter=_name_set, validator=_known(*RECIPE_OPTIONS))
     kv_cache_dtypes: frozenset[str] = field(default=frozenset(), converter=_name_set, validator=_kv_dtype)
     summary: str = field(default="", validator=_text)
 

@@ -50,7 +50,8 @@ KNOWN = (
                 "compressed-tensors-w4a8",
                 "modelopt-w4a16",
                 "modelopt-w4a8",
-            )
+            ),
+            kinds.RECIPES.name: ("awq",),
         },
     ),
     KnownPlugin(plugin="triton", distribution="paddock-triton", brings={kinds.ATTENTION.name: ("triton",)}),

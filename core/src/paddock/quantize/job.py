@@ -20,6 +20,7 @@ from paddock.config import EngineConfig
 from paddock.errors import OptionError, PlanError
 from paddock.planning.hardware import Hardware
 from paddock.plugins import CheckpointFacts, RecipeSpec, resolve
+from paddock.plugins.descriptors import RECIPE_OPTIONS
 from paddock.plugins.discovery import core_version
 from paddock.plugins.provider import Provided
 from paddock.plugins.registry import Registry
@@ -54,10 +55,11 @@ def decided(config: EngineConfig, options: QuantizeOptions, plugins: tuple[objec
     registry = collect(config, plugins=plugins, autoload=autoload)
     provided = registry.recipe(options.recipe)
     _check_kv(provided.spec, options)
+    asked = _asked(provided.spec, options)
     source = open_source(config.model, revision=config.revision)
     checkpoint = open_plain(source, config, registry)
     recipe: Recipe = resolve(provided.spec.create)(
-        RecipeInputs(table=checkpoint.table, dtype=checkpoint.dtype, kv_cache_dtype=options.kv_cache_dtype)
+        RecipeInputs(table=checkpoint.table, dtype=checkpoint.dtype, kv_cache_dtype=options.kv_cache_dtype, **asked)
     )
     _check_used(recipe, options)
     text = _text(recipe, options)
@@ -100,6 +102,7 @@ def _made_from(
         "recipe": provided.spec.name,
         "kv_cache_dtype": options.kv_cache_dtype,
         "max_shard_bytes": options.max_shard_bytes,
+        **_asked(provided.spec, options),
         "source": {
             "name": source.folder.resolve().name if source.revision is None else source.name,
             "revision": source.revision,
@@ -122,6 +125,19 @@ def _check_kv(spec: RecipeSpec, options: QuantizeOptions) -> None:
         able = ", ".join(sorted(spec.kv_cache_dtypes))
         fix = f"it stores them for {able}" if able else "leave --kv-cache out, or choose another recipe: paddock list recipes"
         raise OptionError(f"the recipe {spec.name!r} stores no scales for a KV cache in {wanted!r}", fix=fix)
+
+
+def _asked(spec: RecipeSpec, options: QuantizeOptions) -> dict[str, Any]:
+    """Return the options that are the recipe's to read; raise OptionError for one that is given and that it does not read."""
+    given = {name: getattr(options, name) for name in RECIPE_OPTIONS}
+    for name, value in given.items():
+        if value is not None and name not in spec.options:
+            able = ", ".join(sorted(spec.options))
+            raise OptionError(
+                f"{name} is {value!r}, which the recipe {spec.name!r} does not read",
+                fix=f"leave {name} out" + (f"; it reads {able}" if able else ""),
+            )
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _check_used(recipe: Recipe, options: QuantizeOptions) -> None:

@@ -40,7 +40,8 @@ class QuantizeOptions:
     `samples` None takes as many sequences as the text gives, at most 128; `sequence_length` None is 512 tokens. `gate` is the
     share by which perplexity may grow, None for no gate, measured on `gate_text` or else on the last fifth of the calibration
     text, which calibration never reads. A shard has at most `max_shard_bytes`, unless one tensor alone has more.
-    Raises OptionError for a value out of range.
+    `group_size`, `scheme`, `format` and `tp_compatible` (ranks whose shares must not slice a group) are for recipes that read
+    them; None leaves them to the recipe. Raises OptionError for a value out of range.
     """
 
     recipe: str
@@ -52,6 +53,10 @@ class QuantizeOptions:
     gate: float | None = None
     gate_text: Path | None = None
     max_shard_bytes: int = field(default=MAX_SHARD_BYTES, validator=_at_least(1))
+    group_size: int | None = field(default=None, validator=_at_least(1))
+    scheme: str | None = None
+    format: str | None = None
+    tp_compatible: int | None = field(default=None, validator=_at_least(1))
 
     def __attrs_post_init__(self) -> None:
         """Refuse a text that nothing would read."""

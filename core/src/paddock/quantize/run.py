@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from attrs import evolve
 from torch import Tensor
 
 from paddock import log
@@ -82,14 +83,16 @@ def _write_layers(job: Job, folder: OutputFolder, progress: bool | None) -> None
 def _layer(job: Job, index: int, x_NLE: Tensor | None) -> dict[str, Tensor]:
     """Return every tensor to write of a layer, on the CPU; `x_NLE` becomes the residual stream behind it."""
     layer = job.stack.load(index)
-    work: LayerWork = job.recipe.begin(layer.plain)
+    again = None if x_NLE is None else job.stack.again(layer, x_NLE)
+    work: LayerWork = job.recipe.begin(evolve(layer.plain, run_with=again))
     if x_NLE is not None:
         job.stack.run(layer, x_NLE, work)
-    made = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in work.tensors().items()}
+    made = work.tensors()
     prefix = job.checkpoint.layer_prefix(index)
     assert all(name.startswith(prefix) for name in made), f"a recipe made tensors outside {prefix}"
     kept = [tensor for name, tensor in job.checkpoint.of_layer(index).items() if name not in made]
-    return as_stored(kept) | made
+    new = {name: each.detach().to("cpu", copy=True).contiguous() for name, each in made.items() if each is not None}
+    return as_stored(kept) | new
 
 
 def _gate_before(job: Job, folder: OutputFolder) -> None:

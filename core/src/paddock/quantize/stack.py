@@ -18,7 +18,9 @@ from paddock import layers
 from paddock.execution.kvcache import allocate_kv
 from paddock.layers import reference_attention
 from paddock.layers.attention_layer import Attention
-from paddock.quantize.recipe import LayerWork, PlainLayer, PlainLinear
+from paddock.layers.norm import LayerNorm, RMSNorm
+from paddock.quantize.again import LayerAgain, sample
+from paddock.quantize.recipe import LayerWork, PlainLayer, PlainLinear, PlainVector
 from paddock.quantize.source import PlainCheckpoint
 
 BATCH_TOKENS = 8192  # run at once: bounds activations to about a layer's weights in the largest models
@@ -59,9 +61,13 @@ class LayerStack:
         """Return a layer, its weights as stored."""
         model = self._built(range(index, index + 1), outer=False)
         self.checkpoint.fill(model, self.checkpoint.of_layer(index))
-        linears = {m.whole.name: _plain_linear(m) for m in model.modules() if isinstance(m, layers.LinearLayer)}
         sources = [m.scales_source for m in model.modules() if isinstance(m, Attention)]
-        plain = PlainLayer(index=index, linears=linears, attention_source=sources[0] if sources else "")
+        plain = PlainLayer(
+            index=index,
+            linears={m.whole.name: _plain_linear(m) for m in model.modules() if isinstance(m, layers.LinearLayer)},
+            vectors={m.declared.name: _plain_vector(m) for m in model.modules() if isinstance(m, RMSNorm | LayerNorm)},
+            attention_source=sources[0] if sources else "",
+        )
         layers.finalise(model)
         return LoadedLayer(plain=plain, model=model.eval())
 
@@ -75,11 +81,21 @@ class LayerStack:
                     stack.callback(handle.remove)
             for batch in self._batches(len(x_NLE)):
                 x_BLE = x_NLE[batch]
-                inputs, kv = self._place(len(x_BLE))
-                x_TE = x_BLE.flatten(0, 1).to(self.device)
-                y_TE = cast(layers.Model, layer.model).forward(x_TE, inputs, [kv])
+                y_TE, kv = self._forward(layer.model, x_BLE)
                 work.see_kv(self._written(kv.k_pages_NPKD, len(x_BLE)), self._written(kv.v_pages_NPKD, len(x_BLE)))
                 x_BLE.copy_(y_TE.view(x_BLE.shape))
+
+    def again(self, layer: LoadedLayer, x_NLE: Tensor) -> LayerAgain:
+        """Return what runs a sample of these sequences through a layer; the sample is copied."""
+        x_BLE = sample(x_NLE, BATCH_TOKENS)
+        return LayerAgain(layer.model, layer.plain.linears, lambda: self._forward(layer.model, x_BLE)[0])
+
+    def _forward(self, model: nn.Module, x_BLE: Tensor) -> tuple[Tensor, layers.LayerKV]:
+        """Return a layer's output [T, E] for a batch, and the pages it wrote."""
+        inputs, kv = self._place(len(x_BLE))
+        x_TE = x_BLE.flatten(0, 1).to(self.device)
+        y_TE: Tensor = cast(layers.Model, model).forward(x_TE, inputs, [kv])
+        return y_TE, kv
 
     def _built(self, part: range, *, outer: bool) -> nn.Module:
         builder = self.checkpoint.builder(part, outer=outer, dtype=self.dtype, device=self.device, max_model_len=self.length)
@@ -138,7 +154,21 @@ def _plain_linear(layer: layers.LinearLayer) -> PlainLinear:
     sizes = [part.size for part in layer.whole.out]
     parts = torch.split_with_sizes(layer.get_parameter("weight").detach(), sizes)
     names = [layer.source + part.source for part in layer.whole.out]
-    return PlainLinear(declared=layer.whole, weights=dict(zip(names, parts, strict=True)))
+    biases = () if layer.bias is None else torch.split_with_sizes(layer.bias.detach(), sizes)
+    return PlainLinear(
+        declared=layer.whole,
+        weights=dict(zip(names, parts, strict=True)),
+        biases=dict(zip(names, biases, strict=True)) if biases else {},
+    )
+
+
+def _plain_vector(norm: RMSNorm | LayerNorm) -> PlainVector:
+    return PlainVector(
+        declared=norm.declared,
+        path=norm.source + norm.declared.source,
+        weight_E=norm.weight.detach(),
+        bias_E=None if norm.bias is None else norm.bias.detach(),
+    )
 
 
 def _seen_by(work: LayerWork, name: str) -> Any:

@@ -31,11 +31,16 @@ def weight_table(config: LlamaConfig) -> WeightTable:
         layer=(
             Vector("attention_norm", embed, source="input_layernorm"),
             Linear("qkv", (q, k, v), embed, config.attention_bias, fed_by="attention_norm"),
-            Linear("o", (o,), heads, config.attention_bias, fed_by="attention"),
+            Linear("o", (o,), heads, config.attention_bias, fed_by="attention", follows=_attended(config)),
             Vector("mlp_norm", embed, source="post_attention_layernorm"),
             Linear("gate_up", (gate, up), embed, config.mlp_bias, fed_by="mlp_norm"),
-            Linear("down", (down,), ffn, config.mlp_bias, fed_by="silu"),
+            Linear("down", (down,), ffn, config.mlp_bias, fed_by="silu", follows="up"),
         ),
         num_layers=config.num_layers,
         ignored=(*_UNREAD, "lm_head.weight") if config.tied else _UNREAD,
     )
+
+
+def _attended(config: LlamaConfig) -> str:
+    """Return the part that attention's output is proportional to: the values, where each belongs to one query head alone."""
+    return "v" if config.num_kv_heads == config.num_heads else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from paddock.plugins import QuantizationSpec, hookimpl
+from paddock.plugins import QuantizationSpec, RecipeSpec, hookimpl
 
 _METHOD = "paddock_quant_awq.method:linear_method"
 
@@ -58,5 +58,18 @@ def paddock_quantizations() -> Iterable[QuantizationSpec]:
             method=_METHOD,
             kv_cache_dtypes={"fp8"},
             summary="ModelOpt INT4 AWQ, activations FP8 per token",
+        ),
+    )
+
+
+@hookimpl
+def paddock_recipes() -> Iterable[RecipeSpec]:
+    """Return the 4-bit recipe."""
+    return (
+        RecipeSpec(
+            name="awq",
+            create="paddock_quant_awq.recipes.awq:create",
+            options={"format", "group_size", "scheme", "tp_compatible"},
+            summary="4-bit weights, scaled and clipped by what a text shows them (compressed-tensors, AutoAWQ, ModelOpt)",
         ),
     )

@@ -1,0 +1,120 @@
+"""What a run of the recipe makes: layout, scheme and group size, settled from what was asked and what the model allows.
+
+Free of torch.
+"""
+
+from __future__ import annotations
+
+from attrs import evolve, frozen
+
+from paddock.axes import FFN, HEADS, KV_HEADS, Linear, Shard, WeightTable
+from paddock.errors import OptionError, PlanError, did_you_mean
+from paddock.quantize.recipe import RecipeInputs
+
+AUTOAWQ, COMPRESSED, MODELOPT = "autoawq", "compressed-tensors", "modelopt"
+FORMATS = (COMPRESSED, AUTOAWQ, MODELOPT)
+W4A16, W4A8 = "w4a16", "w4a8"
+SCHEMES = (W4A16, W4A8)
+GROUP_SIZES = (128, 64, 32)  # common among 4-bit kernels; not every one takes 32
+_TOGETHER = {AUTOAWQ: 8, MODELOPT: 2, COMPRESSED: 1}  # outputs that lie in one word or byte
+_CUTS = frozenset({HEADS, KV_HEADS, FFN})
+
+
+@frozen(kw_only=True)
+class Chosen:
+    """One of `FORMATS`, one of `SCHEMES`, one of `GROUP_SIZES`."""
+
+    format: str
+    scheme: str
+    group_size: int
+
+
+def chosen(inputs: RecipeInputs) -> Chosen:
+    """Return what to make: w4a16 in compressed-tensors' layout with groups of 128, unless something else was asked for.
+
+    Raises OptionError for an unknown name, for FP8 activations in AutoAWQ's layout, which has no word for them, and for groups
+    that do not divide a linear's inputs, or a rank's share of them.
+    """
+    layout, scheme = _one_of("format", inputs.format, FORMATS), _one_of("scheme", inputs.scheme, SCHEMES)
+    if (layout, scheme) == (AUTOAWQ, W4A8):
+        raise OptionError(
+            f"scheme is {W4A8!r}, and AutoAWQ's layout has no word for activations in FP8",
+            fix=f"use --format {COMPRESSED} or --format {MODELOPT}, or --scheme {W4A16}",
+        )
+    shares = _shares(inputs.table, inputs.tp_compatible or 1)
+    _check_outputs(shares, layout, inputs.tp_compatible)
+    return Chosen(format=layout, scheme=scheme, group_size=_group_size(shares, inputs))
+
+
+def _one_of(name: str, given: str | None, known: tuple[str, ...]) -> str:
+    if given is not None and given not in known:
+        raise OptionError(f"{name} is {given!r}", fix=did_you_mean(given, known))
+    return known[0] if given is None else given
+
+
+def _shares(table: WeightTable, ranks: int) -> tuple[Linear, ...]:
+    """Return what a rank holds of each linear of a layer, named by checkpoint; raise OptionError where ranks cannot share one."""
+    shard = Shard(0, ranks, _CUTS)
+    try:
+        return tuple(
+            evolve(shard.linear(linear), name=linear.out[0].source) for linear in table.layer if isinstance(linear, Linear)
+        )
+    except PlanError as error:
+        raise OptionError(f"tp_compatible is {ranks}: {error.message}", fix=error.fix) from error
+
+
+def _check_outputs(shares: tuple[Linear, ...], layout: str, ranks: int | None) -> None:
+    together = _TOGETHER[layout]
+    for linear in shares:
+        for part in linear.out:
+            if part.size % together:
+                where = f" on each of {ranks} ranks" if ranks else ""
+                raise OptionError(
+                    f"format is {layout!r}, which stores {together} outputs together; {part.source} has {part.size}{where}",
+                    fix=f"use --format {COMPRESSED}" + (", or fewer ranks" if ranks else ""),
+                )
+
+
+def _group_size(shares: tuple[Linear, ...], inputs: RecipeInputs) -> int:
+    able = _able(shares)
+    given, ranks = inputs.group_size, inputs.tp_compatible
+    if given is not None and given not in GROUP_SIZES:
+        raise OptionError(f"group_size is {given}", fix=f"use {_listed(GROUP_SIZES)}, sizes that 4-bit kernels commonly take")
+    where = f" on each of {ranks} ranks" if ranks else ""
+    if not able:
+        stuck = next(linear for linear in shares if linear.in_size % GROUP_SIZES[-1])
+        raise OptionError(
+            f"no group size of {_listed(GROUP_SIZES)} divides the {stuck.in_size} inputs of {stuck.name}{where}",
+            fix=_other_ways(inputs),
+        )
+    if given is None and ranks is not None:
+        return able[0]
+    size = GROUP_SIZES[0] if given is None else given
+    if size not in able:
+        linear = next(linear for linear in shares if linear.in_size % size)
+        raise OptionError(
+            f"group_size is {size}, and {linear.name} has {linear.in_size} inputs{where}: {linear.in_size / size:g} groups",
+            fix=f"use --group-size {_listed(tuple(able))}",
+        )
+    return size
+
+
+def _able(shares: tuple[Linear, ...]) -> list[int]:
+    """Return the group sizes that divide all inputs."""
+    return [size for size in GROUP_SIZES if all(linear.in_size % size == 0 for linear in shares)]
+
+
+def _other_ways(inputs: RecipeInputs) -> str:
+    """Return what works where no group size does: fewer ranks, or no groups."""
+    for ranks in range((inputs.tp_compatible or 1) - 1, 0, -1):
+        try:
+            if _able(_shares(inputs.table, ranks)):
+                return f"use --tp-compatible {ranks}"
+        except OptionError:  # so many cannot share the heads
+            continue
+    return "use an FP8 recipe, which has no groups: paddock list recipes"
+
+
+def _listed(sizes: tuple[int, ...]) -> str:
+    *most, last = map(str, sizes)
+    return f"{', '.join(most)} or {last}" if most else last

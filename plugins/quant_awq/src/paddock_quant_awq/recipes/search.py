@@ -1,0 +1,91 @@
+"""AWQ's two searches (arXiv 2306.00978): a scale an input channel, and how far a group's weights are clipped.
+
+A channel whose inputs are large gets a scale above 1: its weights are multiplied by it before rounding and its inputs divided, so
+that rounding costs it less, at the others' expense.
+
+O outputs, I inputs, G groups of S inputs, R rows of a sample of inputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from paddock_quant_awq.recipes.rounding import Rounding, grouped
+
+GRID = 20  # exponents, as AutoAWQ
+CLIPS = 10  # limits tried: 1, 0.95, ... 0.55 of a group's largest magnitude
+_LEAST_SCALE = 1e-4
+_CHUNK = 1 << 26  # weights that are clipped at a time
+
+
+def weight_means(weights: Iterable[Tensor], group: int) -> Tensor:
+    """Return mean over rows of |W| / the group's largest |W| [I] in float32, over all rows of weights that share an input."""
+    total_I, rows = None, 0
+    for weight_OI in weights:
+        magnitude_OGS = grouped(weight_OI.float().abs(), group)
+        shares_OGS = magnitude_OGS / magnitude_OGS.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        sum_I = shares_OGS.sum(0).flatten()
+        total_I, rows = sum_I if total_I is None else total_I + sum_I, rows + len(weight_OI)
+    assert total_I is not None, "no weights"
+    return total_I / rows
+
+
+def candidates(x_mean_I: Tensor, w_mean_I: Tensor) -> Iterator[Tensor]:
+    """Yield scales [I] to try: none, then mean|x|^a / (mean|w|^(1 - a) + 1e-4) for a = 0, 1/20, ... 19/20."""
+    yield torch.ones_like(x_mean_I)
+    for step in range(GRID):
+        share = step / GRID
+        scale_I = (x_mean_I**share / (w_mean_I ** (1 - share) + _LEAST_SCALE)).clamp(min=_LEAST_SCALE)
+        scale_I = scale_I / (scale_I.max() * scale_I.min()).sqrt()
+        yield torch.where(scale_I.isfinite() & (scale_I > 0), scale_I, torch.ones_like(scale_I))
+
+
+def best_scale(tried: Iterable[Tensor], error: Callable[[Tensor], float]) -> Tensor:
+    """Return the first of the scales with the least error."""
+    least, best_I = math.inf, None
+    for scale_I in tried:
+        found = error(scale_I)
+        if best_I is None or found < least:
+            least, best_I = found, scale_I
+    assert best_I is not None, "no scale was tried"
+    return best_I
+
+
+def output_error(difference_OI: Tensor, rows_RI: Tensor) -> float:
+    """Return the mean squared error of the output that a difference of weights makes on a sample of inputs."""
+    return float((rows_RI @ difference_OI.T).square().mean(dtype=torch.float64))
+
+
+def clip_limits(weight_OI: Tensor, rows_RI: Tensor, rounding: Rounding) -> Tensor | None:
+    """Return the largest magnitude [O, G] float32 to allow each group; None where clipping makes the whole output no better.
+
+    Each group's limit is the one with the least squared error of what the group adds to the output. Groups are clipped each for
+    itself, so their errors may add up: the whole output decides at the end.
+    """
+    x_RGS = grouped(rows_RI, rounding.group)
+    moments_GSS = torch.einsum("rgs,rgt->gst", x_RGS, x_RGS)
+    step = max(1, _CHUNK // weight_OI.shape[1])
+    chunks = (weight_OI[start : start + step] for start in range(0, len(weight_OI), step))
+    limits_OG = torch.cat([_limits(chunk_OI, moments_GSS, rounding) for chunk_OI in chunks])
+    clipped = output_error(rounding.rounded(weight_OI, limits_OG).meaning() - weight_OI, rows_RI)
+    plain = output_error(rounding.rounded(weight_OI).meaning() - weight_OI, rows_RI)
+    return limits_OG if clipped < plain else None
+
+
+def _limits(weight_OI: Tensor, moments_GSS: Tensor, rounding: Rounding) -> Tensor:
+    largest_OG = grouped(weight_OI, rounding.group).abs().amax(-1)
+    best_OG, least_OG = largest_OG, None
+    for step in range(CLIPS):
+        limits_OG = largest_OG * (1 - step / (2 * CLIPS))
+        difference_OGS = grouped(rounding.rounded(weight_OI, limits_OG).meaning() - weight_OI, rounding.group)
+        error_OG = (torch.einsum("ogs,gst->ogt", difference_OGS, moments_GSS) * difference_OGS).sum(-1)
+        if least_OG is None:
+            least_OG = error_OG
+            continue
+        better_OG = error_OG < least_OG
+        best_OG, least_OG = torch.where(better_OG, limits_OG, best_OG), torch.where(better_OG, error_OG, least_OG)
+    return best_OG
