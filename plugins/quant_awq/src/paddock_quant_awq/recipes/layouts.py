@@ -11,8 +11,8 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
+from paddock.layers.int4 import MIDDLE
 from paddock.layers.reference import FP8_MAX
-from paddock_quant_awq.layout import MIDDLE
 from paddock_quant_awq.recipes.chosen import AUTOAWQ, COMPRESSED, MODELOPT, W4A8, Chosen
 from paddock_quant_awq.recipes.rounding import Rounded, Rounding
 from paddock_quant_awq.words import AWQ_ORDER, IN_ORDER, pack

@@ -9,7 +9,7 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from paddock_quant_awq.layout import MIDDLE
+from paddock.layers.int4 import MIDDLE
 
 LARGEST = 15
 _LEAST_RANGE = 1e-5  # of a group, so that its scale is a number above 0 in float16 too (AutoAWQ)
