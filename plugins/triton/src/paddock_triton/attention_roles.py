@@ -129,10 +129,10 @@ def _logits(q_MD: gl.shared_memory_descriptor, keys: gl.tuple, tile: gl.tensor) 
 @gluon.jit
 def _softmax(
     s_MN: gl.tensor, tile: gl.tensor, position_M: gl.tensor, max_M: gl.tensor, sum_M: gl.tensor, factor: gl.tensor,
-    MASKED: gl.constexpr,
+    masked: gl.tensor,
 ) -> gl.tuple:  # fmt: skip
     """Return exponentials of a tile's logits, the maximum and sum with it, and what older sums are to be multiplied by."""
-    if MASKED:
+    if masked:
         key_N = tile * KEYS + gl.arange(0, KEYS, gl.SliceLayout(0, s_MN.type.layout))
         s_MN = gl.where(key_N[None, :] <= position_M[:, None], s_MN, float("-inf"))
     new_M = gl.maximum(max_M, gl.max(s_MN, 1) * factor)  # never -inf: every row sees key 0
@@ -144,7 +144,7 @@ def _softmax(
 @gluon.jit
 def _turn(
     state: gl.tuple, q_MD: gl.shared_memory_descriptor, keys: gl.tuple, values: gl.tuple, turns: gl.shared_memory_descriptor,
-    tile: gl.tensor, position_M: gl.tensor, factor: gl.tensor, INDEX: gl.constexpr, MASKED: gl.constexpr, spec: gl.constexpr,
+    tile: gl.tensor, position_M: gl.tensor, factor: gl.tensor, INDEX: gl.constexpr, masked: gl.tensor, spec: gl.constexpr,
 ) -> gl.tuple:  # fmt: skip
     """Return the state after one more tile: its product with K, then its softmax beside the last tile's product with V."""
     acc_MD, p_MN, max_M, sum_M = state
@@ -157,7 +157,7 @@ def _turn(
     mbarrier.arrive(turns.index(1 - INDEX))
     s_MN = warpgroup_mma_wait(1, deps=[s_MN])
     mbarrier.arrive(keys[2].index(tile % SLOTS))
-    p_MN, max_M, sum_M, alpha_M = _softmax(s_MN, tile, position_M, max_M, sum_M, factor, MASKED)
+    p_MN, max_M, sum_M, alpha_M = _softmax(s_MN, tile, position_M, max_M, sum_M, factor, masked)
     acc_MD = warpgroup_mma_wait(0, deps=[acc_MD])
     mbarrier.arrive(free_v.index(before % SLOTS))
     acc_MD = acc_MD * gl.convert_layout(alpha_M, gl.SliceLayout(1, acc_MD.type.layout))[:, None]
@@ -187,10 +187,8 @@ def _sweep(
     p_MN = gl.convert_layout(p_MN.to(q_MD.dtype), gl.DotOperandLayout(0, acc_layout, 2))
     state = gl.zeros([ROWS, D], gl.float32, acc_layout), p_MN, max_M, sum_M
     whole = gl.maximum((context + first_row // spec.group + 1) // KEYS, 1)  # of tile 0 the mask has been applied
-    for tile in range(1, gl.minimum(whole, tiles)):
-        state = _turn(state, q_MD, keys, values, turns, tile, position_M, factor, INDEX, False, spec)
-    for tile in range(whole, tiles):
-        state = _turn(state, q_MD, keys, values, turns, tile, position_M, factor, INDEX, True, spec)
+    for tile in range(1, tiles):
+        state = _turn(state, q_MD, keys, values, turns, tile, position_M, factor, INDEX, tile >= whole, spec)
     return state
 
 
