@@ -37,8 +37,8 @@ WEIGHTS = [
 ]
 TILES = [
     *ops_linear_int4._FP8.values(),
-    *(evolve(ops_linear_int4._FP8[most], shared=False) for most in (8, 16)),
-    *(evolve(ops_linear_int4._FP8[most], deep=False) for most in (8, 16)),
+    *(evolve(ops_linear_int4._FP8[most], deep=True, shared=shared) for most in (8, 16) for shared in (False, True)),
+    *(evolve(ops_linear_int4._FP8[most], inside=True, deep=deep) for most in (8, 16) for deep in (False, True)),
     *ops_linear_int4._FP8_FEW_ROWS.values(),
     ops_linear_int4._FP8_MANY,
     ops_linear_int4._FP8_MANY_NARROW,

@@ -19,6 +19,13 @@ and.b32 $0, $2, 0x0F0F0F0F;
 shr.b32 high, $2, 4;
 and.b32 $1, high, 0x0F0F0F0F;
 }""")
+# Of zero points, the same less than 0.
+_TO_MINUS_FP8 = gl.constexpr("""{
+.reg .b32 high;
+shr.b32 high, $2, 4;
+lop3.b32 $0, $2, 0x0F0F0F0F, 0x80808080, 0xEA;
+lop3.b32 $1, high, 0x0F0F0F0F, 0x80808080, 0xEA;
+}""")
 # The same in 16 bits: as bfloat16 0x4300 | q is 128 + q, as float16 0x6400 | q is 1024 + q; a row's zero point, likewise raised,
 # is taken off.
 _TO_BF16 = gl.constexpr("""{
@@ -62,6 +69,18 @@ def codes_fp8(packed_CJ: gl.shared_memory_descriptor) -> gl.tensor:
     """Return the codes of a half [64, 128] in e4m3, over 512."""
     low_CJ, high_CJ = gl.inline_asm_elementwise(
         _TO_FP8, "=r,=r,r", [_bytes(packed_CJ)], dtype=(gl.float8e4nv, gl.float8e4nv), is_pure=True, pack=4
+    )
+    return _rows(low_CJ, high_CJ)
+
+
+@gluon.jit
+def minus_zeros_fp8(zero_C: gl.tensor, spec: gl.constexpr) -> gl.tensor:
+    """Return -zero of a half's rows for every input [64, 128] in e4m3, over 512; zero_C [32] holds those of two rows a byte."""
+    layout: gl.constexpr = spec.bytes_layout
+    zero_C = gl.convert_layout(zero_C, gl.SliceLayout(1, layout))
+    byte_CJ = gl.zeros([32, STEP], gl.uint8, layout) + zero_C[:, None]
+    low_CJ, high_CJ = gl.inline_asm_elementwise(
+        _TO_MINUS_FP8, "=r,=r,r", [byte_CJ], dtype=(gl.float8e4nv, gl.float8e4nv), is_pure=True, pack=4
     )
     return _rows(low_CJ, high_CJ)
 

@@ -16,7 +16,17 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, mma_v2, w
 from triton.language.extra.cuda import gdc_wait
 
 from paddock_triton.int4_bringing import place_of, steps_of
-from paddock_triton.int4_codes import MIDDLE, codes_fp8, numbers, part_of, row_values, shifts, zero_bytes, zeros_of_rows
+from paddock_triton.int4_codes import (
+    MIDDLE,
+    codes_fp8,
+    minus_zeros_fp8,
+    numbers,
+    part_of,
+    row_values,
+    shifts,
+    zero_bytes,
+    zeros_of_rows,
+)
 from paddock_triton.int4_parts import finish
 from paddock_triton.int4_spec import LATE_SLOTS, ROWS
 
@@ -63,7 +73,7 @@ def _nothing(spec: gl.constexpr) -> gl.tensor:
 def _factors(ring: gl.tuple, slot: gl.tensor, group: gl.constexpr, half: gl.constexpr, spec: gl.constexpr) -> gl.tuple:
     """Return what a half's products with codes over 512, and the sums of x, are multiplied by [64]."""
     scale_R = _scales_of(ring, slot, group, half, spec)
-    if spec.late:
+    if not spec.shifts:
         shift_R = scale_R
     elif spec.zeros:
         shift_R = -scale_R * zeros_of_rows(_zeros_of(ring, slot, group, half, spec), spec)
@@ -82,7 +92,7 @@ def _add_fp8(
     slot = m % spec.slots
     if spec.adds:
         mbarrier.wait(ring[7].index(slot), m // spec.slots & 1)
-    if not spec.late:
+    if spec.shifts:
         columns: gl.constexpr = spec.columns
         sum_1N = ring[4].index(slot).slice(group, 1).slice(0, columns, dim=1).load(spec.token_layout)
         sum_N = gl.convert_layout(sum_1N.reshape([columns]), gl.SliceLayout(0, spec.mma))
@@ -98,6 +108,22 @@ def _start(codes_RK: gl.tensor, x_KN: gl.shared_memory_descriptor, cut: gl.const
 
 
 @gluon.jit
+def _without_zeros(
+    products_RN: gl.tensor, x_KN: gl.shared_memory_descriptor, ring: gl.tuple, slot: gl.tensor, group: gl.constexpr,
+    half: gl.constexpr, spec: gl.constexpr,
+) -> gl.tensor:  # fmt: skip
+    """Return products under way with those of zero points taken off, where that is done inside a step."""
+    if spec.inside:
+        if spec.zeros:
+            zero_C = _zeros_of(ring, slot, group, half, spec)
+        else:
+            zero_C = gl.full([32], MIDDLE * 17, gl.uint8, gl.SliceLayout(1, spec.bytes_layout))
+        minus_RK = part_of(minus_zeros_fp8(zero_C, spec), group, spec)
+        products_RN = warpgroup_mma(minus_RK, x_KN, products_RN, is_async=True)
+    return products_RN
+
+
+@gluon.jit
 def _step_fp8(accs: gl.tuple, ring: gl.tuple, m: gl.tensor, INDEX: gl.constexpr, spec: gl.constexpr) -> gl.tuple:
     """Return the sums after step m, whose inputs are of one group."""
     _packed, _scales, _zeros, x_BNK, _sums, full_B, free_B, _added_B = ring
@@ -108,7 +134,7 @@ def _step_fp8(accs: gl.tuple, ring: gl.tuple, m: gl.tensor, INDEX: gl.constexpr,
     half: gl.constexpr = INDEX * spec.halves
     mbarrier.wait(full_B.index(slot), m // spec.slots & 1)
     codes_RK = part_of(codes_fp8(_packed_of(ring, slot, half, spec)), 0, spec)
-    products_RN = _start(codes_RK, x_KN, 0, spec)
+    products_RN = _without_zeros(_start(codes_RK, x_KN, 0, spec), x_KN, ring, slot, 0, half, spec)
     factors = _factors(ring, slot, 0, half, spec)
     products_RN = warpgroup_mma_wait(0, deps=[products_RN])
     if spec.cuts == 2:
@@ -186,6 +212,7 @@ def _step_groups(accs: gl.tuple, ring: gl.tuple, m: gl.tensor, INDEX: gl.constex
         x_KN = x_BNK.index(slot * spec.row_groups + (INDEX if spec.deep else group)).permute((1, 0))
         if spec.fp8:
             products_RN = _start(part_of(codes_fp8(packed_CJ), group, spec), x_KN, 0, spec)
+            products_RN = _without_zeros(products_RN, x_KN, ring, slot, group, INDEX, spec)
             products_RN = warpgroup_mma_wait(0, deps=[products_RN])
             acc_RN = _add_fp8(acc_RN, products_RN, _factors(ring, slot, group, INDEX, spec), ring, m, group, spec)
         else:

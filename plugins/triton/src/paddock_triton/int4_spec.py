@@ -24,7 +24,8 @@ class Int4Tile:
 
     `shared`: programs take equal parts of all steps, so that tiles are shared; else whole tiles. `late`: zero points are taken
     off after a tile's steps, in a product of their own. `steps` are in flight at once. `deep`: a tile has 64 rows, and each team
-    takes another 128 inputs of a step, so that few tiles are shared where outputs are few.
+    takes another 128 inputs of a step, so that few tiles are shared where outputs are few. `inside`: zero points are taken off in
+    each step, in products with x of their own.
     """
 
     tokens: int
@@ -36,6 +37,7 @@ class Int4Tile:
     late: bool = False
     steps: int = 1
     deep: bool = False
+    inside: bool = False
 
 
 @frozen(kw_only=True)
@@ -158,14 +160,24 @@ class Int4Spec:
         return max(32, self.tokens)
 
     @property
+    def inside(self) -> bool:
+        """Return whether zero points are taken off by products of their own in each step."""
+        return self.fp8 and self.tile.inside
+
+    @property
+    def shifts(self) -> bool:
+        """Return whether a step's sums of x are multiplied by zero points."""
+        return self.fp8 and not self.late and not self.inside
+
+    @property
     def adds(self) -> bool:
         """Return whether a warp adds up each group's values as they come: where tokens are few."""
-        return self.fp8 and not self.late and self.tokens <= MOST_ADDED
+        return self.shifts and self.tokens <= MOST_ADDED
 
     @property
     def copies_sums(self) -> bool:
         """Return whether a step has sums of x copied."""
-        return self.fp8 and not self.late and not self.adds
+        return self.shifts and not self.adds
 
     @property
     def wide(self) -> bool:

@@ -39,7 +39,13 @@ _FEW_ROWS = 16384  # outputs below which a tile has fewer rows, so that there ar
 _LINE = 16  # bytes: where rows may begin that the copy engine brings
 _COUNTERS = 1 << 16
 _JOIN_BYTES = 12e6  # of codes that are read while parts of a tile meet: 3 us
-# By the most tokens. TODO figures
+# By the most tokens. `python -m tests.bench.int4_variants` times them; on an H200, microseconds with zero points, groups of 128:
+# 1 token, 8192 -> 57344: 63.5 with 6 slots, 63.7 with 8, 103.9 deep, where one warp's sums do not keep up.
+# 64 tokens, 8192 -> 57344: 91.5, 4 teams 95.1, 3 teams 99.0, 1 half 104.9; 8192 -> 8192: 33.6, 34.0, 29.3, 28.1.
+# 128 tokens, 14848 -> 59392: 234.4, 1 half 244.9, 3 teams 287.5.
+# 256 tokens, 59392 -> 14848: 417.5, 128 at a time in 2 halves 460.2, in 1 487.0, that not shared 554.6, by 3 teams 663.8.
+# 4,096 tokens, 8192 -> 57344: 3,623; shared 3,719; 128 at a time by 3 teams 3,852 to 3,975, by 2 4,095; steps overlapped 4,529.
+# Zero points taken off group by group cost 10 to 20 percent from 64 tokens on: 64 96.9, 128 at a time 4,968.
 _FP8 = {
     8: Int4Tile(tokens=8, teams=4, slots=6),
     16: Int4Tile(tokens=16, teams=4, slots=6),
@@ -53,6 +59,8 @@ _FP8_MANY = Int4Tile(tokens=256, teams=2, cuts=2, slots=4, shared=False, late=Tr
 _FP8_MANY_NARROW = Int4Tile(tokens=128, teams=2, slots=6, shared=False, late=True)
 _MOST_FILLED = 1.06  # of the tokens that narrow tiles compute: wide ones are that much quicker
 _FP8_OTHER_GROUPS = Int4Tile(tokens=64, teams=2, slots=6)
+# 16-bit inputs, 8192 -> 57344: 1 token 70.5, not deep 72.2 (8192 -> 8192 15.1 and 18.2); 8 tokens 98.6, 16 107.5, 32 104.2,
+# 64 135.8, 128 198.8, 4,096 6,133: 628 TFLOP/s.
 _HALVES = {
     8: Int4Tile(tokens=8, teams=4, slots=6, deep=True),
     16: Int4Tile(tokens=16, teams=4, slots=6),
@@ -128,7 +136,7 @@ def launch_int4(out_TO: Tensor, x_TI: Tensor, scale_T1: Tensor | None, weight: I
     parts = x_TI.new_empty(2 * programs * spec.rows * spec.tokens if spec.shared else 1, dtype=torch.float32)
     if spec.wide:
         x_TI = _turned(x_TI)
-    sums = _sums(x_TI, spec, form.blocks) if spec.fp8 and not spec.adds else None
+    sums = _sums(x_TI, spec, form.blocks) if spec.late or spec.copies_sums else None
     launch(
         _int4_kernel, (programs,),
         out_TO, *_described(weight, x_TI, sums, spec), out_TO if scale_T1 is None else scale_T1, parts,
@@ -248,43 +256,60 @@ def _turn_kernel(
     tl.store(turned_ptr + token * turned_stride + at_I, x_I, mask=at_I < turned_stride)
 
 
-@gluon.jit(do_not_specialize=["tokens", "blocks", "span", "tiles", "token_tiles"])
-def _int4_kernel(
-    out_ptr: gl.tensor, packed: tma.tensor_descriptor, scales: tma.tensor_descriptor, zeros: tma.tensor_descriptor,
-    x: tma.tensor_descriptor, sums: tma.tensor_descriptor, late_scales: tma.tensor_descriptor, x_scale_ptr: gl.tensor,
-    parts_ptr: gl.tensor, done_ptr: gl.tensor, tokens: gl.tensor, outputs: gl.tensor, blocks: gl.tensor, span: gl.tensor,
-    tiles: gl.tensor, token_tiles: gl.tensor, spec: gl.constexpr,
-) -> None:  # fmt: skip
-    gdc_launch_dependents()
-    sizes = (tokens, outputs, blocks, span, tiles, token_tiles)
-    sources, outs = (packed, scales, zeros, x, sums, late_scales), (out_ptr, x_scale_ptr, parts_ptr, done_ptr)
+@gluon.jit
+def _ring(scales_dtype: gl.constexpr, x_dtype: gl.constexpr, spec: gl.constexpr) -> gl.tuple:
+    """Return the slots of steps: codes, scales, zero points, x, sums of x; barriers of those who copy, multiply and add up."""
     packed_BCJ = gl.allocate_shared_memory(gl.uint8, [spec.slots * spec.boxes, spec.box // 2, STEP], spec.packed_shared)
     scales_BGR = gl.allocate_shared_memory(
-        scales.dtype, [spec.slots * spec.row_boxes, spec.row_groups, spec.box], spec.scales_shared
+        scales_dtype, [spec.slots * spec.row_boxes, spec.row_groups, spec.box], spec.scales_shared
     )
-    x_BNK = gl.allocate_shared_memory(x.dtype, [spec.slots * spec.row_groups, spec.tokens, spec.inputs], spec.x_shared)
     zero_slots: gl.constexpr = spec.slots * spec.row_boxes if spec.zeros and not spec.late else 1
     zeros_BGC = gl.allocate_shared_memory(gl.uint8, [zero_slots, spec.row_groups, spec.zero_columns], spec.zeros_shared)
-    sum_slots: gl.constexpr = spec.slots if spec.fp8 and not spec.late else 1
+    x_BNK = gl.allocate_shared_memory(x_dtype, [spec.slots * spec.row_groups, spec.tokens, spec.inputs], spec.x_shared)
+    sum_slots: gl.constexpr = spec.slots if spec.shifts else 1
     sums_BGN = gl.allocate_shared_memory(gl.float32, [sum_slots, spec.row_groups, spec.sum_columns], spec.sums_shared)
-    full_B, free_B, added_B = barriers(spec.slots, 2), barriers(spec.slots, spec.teams), barriers(spec.slots, 1)
-    ring = (packed_BCJ, scales_BGR, zeros_BGC, x_BNK, sums_BGN, full_B, free_B, added_B)
-    late, gathering = ring, ring
-    if spec.deep:
-        handed: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
-        sums_SRN = gl.allocate_shared_memory(gl.float32, [spec.teams - 1, ROWS, spec.tokens], handed)
-        gathering = (sums_SRN, barriers(1, spec.teams - 1), barriers(1, 1))  # type: ignore[assignment]
+    slots: gl.constexpr = spec.slots
+    teams: gl.constexpr = spec.teams
+    full_B, free_B, added_B = barriers(slots, 2), barriers(slots, teams), barriers(slots, 1)
+    return packed_BCJ, scales_BGR, zeros_BGC, x_BNK, sums_BGN, full_B, free_B, added_B
+
+
+@gluon.jit
+def _late_ring(scales_dtype: gl.constexpr, ring: gl.tuple, spec: gl.constexpr) -> gl.tuple:
+    """Return the slots of late steps: scales, zero points, planes of sums, barriers; anything where there are none."""
+    late = ring
     if spec.late:
         halves: gl.constexpr = spec.teams * spec.halves
-        late = (  # type: ignore[assignment]
+        teams: gl.constexpr = spec.teams
+        late = (
             gl.allocate_shared_memory(
-                scales.dtype, [LATE_SLOTS * spec.row_boxes, LATE_GROUPS, spec.box], spec.late_scales_shared
+                scales_dtype, [LATE_SLOTS * spec.row_boxes, LATE_GROUPS, spec.box], spec.late_scales_shared
             ),
             gl.allocate_shared_memory(gl.uint8, [LATE_SLOTS * halves, LATE_GROUPS, ROWS // 2], spec.late_zeros_shared),
             gl.allocate_shared_memory(gl.bfloat16, [LATE_SLOTS * 2, spec.tokens, LATE_GROUPS], spec.late_sums_shared),
             barriers(LATE_SLOTS, 2),
-            barriers(LATE_SLOTS, spec.teams),
+            barriers(LATE_SLOTS, teams),
         )
+    return late
+
+
+@gluon.jit
+def _gathering(ring: gl.tuple, spec: gl.constexpr) -> gl.tuple:
+    """Return where teams hand over their sums of a tile, and its barriers; anything where they do not."""
+    gathering = ring
+    if spec.deep:
+        handed: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+        others: gl.constexpr = spec.teams - 1
+        sums_SRN = gl.allocate_shared_memory(gl.float32, [spec.teams - 1, ROWS, spec.tokens], handed)
+        gathering = (sums_SRN, barriers(1, others), barriers(1, 1))
+    return gathering
+
+
+@gluon.jit
+def _work(
+    outs: gl.tuple, sources: gl.tuple, ring: gl.tuple, late: gl.tuple, gathering: gl.tuple, sizes: gl.tuple, spec: gl.constexpr
+) -> None:
+    """Give each warp its role."""
     if spec.teams == 2:
         gl.warp_specialize(
             [
@@ -335,3 +360,18 @@ def _int4_kernel(
             [4, 4, 4, 1, 1],
             [112, 112, 112, 24, 24],
         )
+
+
+@gluon.jit(do_not_specialize=["tokens", "blocks", "span", "tiles", "token_tiles"])
+def _int4_kernel(
+    out_ptr: gl.tensor, packed: tma.tensor_descriptor, scales: tma.tensor_descriptor, zeros: tma.tensor_descriptor,
+    x: tma.tensor_descriptor, sums: tma.tensor_descriptor, late_scales: tma.tensor_descriptor, x_scale_ptr: gl.tensor,
+    parts_ptr: gl.tensor, done_ptr: gl.tensor, tokens: gl.tensor, outputs: gl.tensor, blocks: gl.tensor, span: gl.tensor,
+    tiles: gl.tensor, token_tiles: gl.tensor, spec: gl.constexpr,
+) -> None:  # fmt: skip
+    gdc_launch_dependents()
+    sizes = (tokens, outputs, blocks, span, tiles, token_tiles)
+    sources, outs = (packed, scales, zeros, x, sums, late_scales), (out_ptr, x_scale_ptr, parts_ptr, done_ptr)
+    ring = _ring(scales.dtype, x.dtype, spec)
+    late = _late_ring(scales.dtype, ring, spec)
+    _work(outs, sources, ring, late, _gathering(ring, spec), sizes, spec)
