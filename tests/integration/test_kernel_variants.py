@@ -14,7 +14,11 @@ SAYS = r"^{name} +\d+ registers, 0 spills, \d+ bytes shared"
 
 @pytest.mark.parametrize(
     ("module", "name", "more"),
-    [("prefill_variants", "64 x 64, 4 warps", "$"), ("fp8_variants", "one 2x4096 w4", r", cvt\.rn\.f16x2\.e4m3x2$")],
+    [
+        ("prefill_variants", "64 x 64, 4 warps", "$"),
+        ("fp8_variants", "one 2x4096 w4", r", cvt\.rn\.f16x2\.e4m3x2$"),
+        ("int4_variants", "*fp8 n64 h2 t2 c1 s6 shared late", r", wgmma\.mma_async\S*e4m3\.e4m3$"),
+    ],
 )
 def test_a_variant_is_compiled_without_a_gpu(module: str, name: str, more: str) -> None:
     """Each says its registers, spills and shared memory; FP8 products their instruction."""
