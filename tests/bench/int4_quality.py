@@ -3,9 +3,10 @@
     python -m tests.bench.int4_quality MODEL --group N [--text FILE] [--windows N] [--window TOKENS]
 
 Every linear of the layers is rounded to the nearest of 16 values between the least and the largest weight of a group of N inputs
-(no calibration) and saved as AutoAWQ saves it, in a temporary folder. The plain model, w4a16 and w4a8 then run through Paddock in
-float32 over the same windows. Printed are perplexities, their growth over the one that a row is held against, the relative RMS
-error of all logits, the share of tokens with the same first choice and the mean KL divergence.
+(no calibration) and saved as AutoAWQ saves it, in a temporary folder. The plain model, w4a16, w4a8 and w8a8 then run through
+Paddock in float32 over the same windows; w8a8 rounds the weights of every step, not of large ones alone. Printed are
+perplexities, their growth over the one that a row is held against, the relative RMS error of all logits, the share of tokens with
+the same first choice and the mean KL divergence.
 
 `--text` is a UTF-8 file, or `generated`: each window sampled from the plain model at temperature 1, seeded with its number.
 """
@@ -30,12 +31,16 @@ from paddock import LLM
 from paddock.errors import OptionError, PaddockError
 from paddock.evaluation.scoring import scored
 from paddock.evaluation.texts import token_ids, windows
+from paddock.planning import int4_compute
 from paddock.quantize.text import read_text
 from paddock.testing.oracle import relative_rms
 from paddock_quant_awq.words import AWQ_ORDER, pack
 from tests.bench.fp8_quality import GENERATED, Settings, generated, opened
 
-PAIRS = (("plain", "w4a16"), ("plain", "w4a8"), ("w4a16", "w4a8"))  # what is held against what
+PAIRS = (
+    *(("plain", compute) for compute in ("w4a16", "w4a8", "w8a8")),
+    *(("w4a16", compute) for compute in ("w4a8", "w8a8")),
+)  # what is held against what
 
 
 @define
@@ -130,11 +135,12 @@ def logits_of(llm: LLM, ids: list[int]) -> Tensor:
 def measured(model: Path, settings: Settings, group: int) -> dict[tuple[str, str], Sums]:
     """Return what each pair gives; raise PaddockError for a model or a text with which nothing can be measured."""
     found = {pair: Sums() for pair in PAIRS}
+    int4_compute.W8A8_FROM = 1
     with tempfile.TemporaryDirectory(prefix="paddock-int4-quality-") as scratch, ExitStack() as stack:
         save_rounded(model, Path(scratch) / "int4", group)
         plain = stack.enter_context(opened(model, settings))
         engines = {"plain": plain}
-        for compute in ("w4a16", "w4a8"):
+        for compute in ("w4a16", "w4a8", "w8a8"):
             llm = opened(Path(scratch) / "int4", settings, int4_compute=compute)
             engines[compute] = stack.enter_context(llm)
         if settings.text == GENERATED:

@@ -232,8 +232,8 @@ class RoundsInputs(Protocol):
     def fp8_inputs_from(self) -> int | None:
         """Return from how many tokens a step on inputs are rounded, None for never; as detected, what it was made for."""
 
-    def with_fp8_inputs_from(self, tokens: int | None) -> Scheme:
-        """Return the same scheme with another number of tokens."""
+    def with_fp8_from(self, inputs: int | None, weights: int | None) -> Scheme:
+        """Return the same scheme with inputs rounded from so many tokens a step on, and weights to FP8 rows from so many on."""
 
 
 def left_plain(path: str, linear: Linear, skipped: Callable[[str], bool]) -> bool:

@@ -15,8 +15,9 @@ DEVICES = ("auto", "cpu", "cuda")
 DUMMY = "dummy"  # the load format of random weights
 LOAD_FORMATS = ("auto", "safetensors", DUMMY)
 AUTO = "auto"  # left to planning
-W4A16, W4A8 = "w4a16", "w4a8"  # products with 4-bit weights: inputs as they are, or rounded to FP8 a token
-INT4_COMPUTES = (AUTO, W4A16, W4A8)
+# Products with 4-bit weights: inputs as they are, or rounded to FP8 a token, or the weights of large steps rounded to FP8 too.
+W4A16, W4A8, W8A8 = "w4a16", "w4a8", "w8a8"
+INT4_COMPUTES = (AUTO, W4A16, W4A8, W8A8)
 KV_CACHE_DTYPES = ("auto", "bfloat16", "float16", "float32", "fp8")
 
 
@@ -53,7 +54,8 @@ class EngineConfig:
     """Everything a user can set about an engine. Names follow vLLM's where one exists.
 
     `prefer` resolves a name two plugins own (`{"LlamaForCausalLM": "my-plugin"}`); `ops` picks the plugin that implements an
-    op; `int4_compute` says whether products with 4-bit weights take inputs as they are or round each token to FP8;
+    op; `int4_compute` says whether products with 4-bit weights take inputs as they are or round each token to FP8, and
+    perhaps the weights of large steps;
     `ignore_config_keys` lets config.json keys pass that the model plugin does not know. Memory is in bytes. None, like `auto`,
     leaves the choice to planning.
     Raises OptionError for a value out of range.

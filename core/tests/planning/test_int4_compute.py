@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 from attrs import evolve, frozen
-from core.tests.planning.made import Grouped, cpu, gpus, planned
+from core.tests.planning.made import MLP, WIDTH, Grouped, cpu, gpus, planned
 
 from paddock.axes import Scheme
 from paddock.errors import OptionError, PlanError
 from paddock.planning import rebuild
-from paddock.planning.int4_compute import W4A8_FROM
+from paddock.planning.int4_compute import W4A8_FROM, W8A8_FROM
 from paddock.planning.serial import fingerprint, from_json, to_json
 from paddock.plugins import CheckpointFacts, QuantizationSpec, hookimpl
 
@@ -24,10 +24,11 @@ class Rounding(Grouped):
 
     name: str = "rounding"
     fp8_inputs_from: int | None = None
+    fp8_weights_from: int | None = None
 
-    def with_fp8_inputs_from(self, tokens: int | None) -> Scheme:
-        """Return the scheme with another number."""
-        return evolve(self, fp8_inputs_from=tokens)
+    def with_fp8_from(self, inputs: int | None, weights: int | None) -> Scheme:
+        """Return the scheme with other numbers."""
+        return evolve(self, fp8_inputs_from=inputs, fp8_weights_from=weights)
 
 
 def detect(facts: CheckpointFacts) -> Rounding | None:
@@ -108,6 +109,20 @@ def test_fp8_inputs_on_a_gpu_without_fp8_are_refused(options: Any, says: str) ->
         chosen(old, **options)
     assert error.value.fix == "set int4_compute to w4a16, or use a GPU of compute capability 8.9 or later"
     assert chosen(old, **options | {"int4_compute": "w4a16"}).fp8_inputs_from is None
+
+
+def test_weights_of_large_steps_may_be_rounded_where_that_is_asked_for() -> None:
+    """The plan says from how many tokens on, what it costs, and counts the weight that is held beside the step."""
+    plan, w4a8 = chosen(int4_compute="w8a8"), chosen(int4_compute="w4a8")
+    assert (plan.fp8_inputs_from, plan.fp8_weights_from) == (1, W8A8_FROM)
+    choice = plan.choice("int4_compute")
+    assert choice.value == f"w4a8 below {W8A8_FROM} tokens a step, weights rounded to FP8 from there on"
+    assert "docs/benchmarks/quality.md" in choice.reason
+    assert plan.ledgers[0].workspace.weights == MLP * WIDTH
+    assert w4a8.ledgers[0].workspace.weights == 0
+    small = chosen(int4_compute="w8a8", max_num_batched_tokens=W8A8_FROM - 1)
+    assert small.ledgers[0].workspace.weights == 0
+    assert getattr(rebuild.scheme(from_json(to_json(plan))), "fp8_weights_from", 0) == W8A8_FROM
 
 
 def test_a_choice_for_weights_that_are_not_4_bit_is_refused() -> None:

@@ -80,7 +80,7 @@ def test_products_are_the_ops_bound_to_the_layer(name: str, op: str) -> None:
 def test_few_tokens_are_taken_plain_and_many_rounded(name: str) -> None:
     """From the scheme's number of tokens on, whatever the checkpoint was made for; the layer asks for its inputs so."""
     for border in (None, 1, 4):
-        scheme = scheme_of(FORMATS[name].entry(32)).with_fp8_inputs_from(border)
+        scheme = scheme_of(FORMATS[name].entry(32)).with_fp8_from(border, None)
         layer = empty(scheme, linear(32, 64))
         layer.randomise(torch.Generator().manual_seed(1))
         layer.finalise()
@@ -93,6 +93,20 @@ def test_few_tokens_are_taken_plain_and_many_rounded(name: str) -> None:
         assert layer.method.input_format == (PLAIN if border is None else FP8_TOKEN)
         assert isinstance(layer.method, TakesFewPlain)
         assert layer.method.input_format_from == (border or 1)
+
+
+@pytest.mark.parametrize("name", ["awq", "modelopt", "packed-w4a8"])
+def test_weights_of_large_steps_are_rounded_too(name: str) -> None:
+    """From the scheme's number of tokens on the product is a plain FP8 one, near what it was."""
+    layer = empty(scheme_of(FORMATS[name].entry(32)).with_fp8_from(1, 4), linear(32, 64))
+    layer.randomise(torch.Generator().manual_seed(1))
+    layer.finalise()
+    called: list[str] = []
+    layer.ops = Ops.bind({op: partial(note, called, op) for op in ("linear_int4_fp8", "int4_to_fp8", "linear_fp8")})
+    x_TI = torch.randn(9, 64, generator=torch.Generator().manual_seed(2))
+    few, many = layer(x_TI[:3]), layer(x_TI)
+    assert called == ["linear_int4_fp8", "int4_to_fp8", "linear_fp8"]
+    assert 0 < relative_rms(many[:3], few) < 0.04
 
 
 def test_the_tiles_that_are_counted_are_those_that_are_kept() -> None:

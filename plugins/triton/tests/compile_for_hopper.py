@@ -127,6 +127,7 @@ def _examples(tokens: int) -> dict[str, tuple[Any, ...]]:
         "linear_fp8": (x_TE.to(FP8), one, torch.zeros(256, 512).to(FP8), torch.ones(256, 1), HALF),
         "linear_int4": (x_TE, weight_int4),
         "linear_int4_fp8": (x_TE.to(FP8), torch.ones(tokens, 1), weight_int4, HALF),
+        "int4_to_fp8": (weight_int4, weight_int4.row_scales()),
         "rms_norm_fp8": (x_TE, x_TE, weight_E, 1e-5, one, None),
         "layer_norm_fp8": (x_TE, x_TE, weight_E, None, 1e-5, one, None),
         "silu_mul_fp8": (x_TE, one, None),

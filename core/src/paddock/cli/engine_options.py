@@ -33,7 +33,8 @@ _OPTIONS = (
     click.option(
         "--int4-compute",
         type=click.Choice(INT4_COMPUTES),
-        help="Inputs of 4-bit weights: as they are (w4a16), rounded to FP8 (w4a8), or by the number of tokens.",
+        help="Products with 4-bit weights: inputs as they are (w4a16), rounded to FP8 (w4a8), weights of large steps too "
+        "(w8a8), or by the number of tokens.",
     ),
     click.option("--kv-cache-dtype", type=click.Choice(KV_CACHE_DTYPES), help="Type of the KV cache."),
     click.option("--attention-backend", metavar="NAME", help="Attention implementation; see `paddock list attention`."),

@@ -29,6 +29,8 @@ OUTPUTS = 64  # outputs come in multiples of it: the matrix unit's longer side
 # Bytes of weights held in float32 at a time. A CPU keeps the smaller piece in its cache: 2048 x 4096 weights times one token took
 # 8 to 16 ms in pieces of 4 MiB and 84 to 140 in pieces of 64, on one core; a GPU wants few launches.
 PIECE_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
+MOST = 15  # of a code, and of a zero
+FP8_MAX = 448.0  # the largest e4m3
 MIDDLE = 8  # the zero of every group where none are kept
 _LOW = 0x0F0F0F0F  # the low nibbles of a word
 
@@ -94,6 +96,18 @@ class Int4Weight:
     def group_scales(self, rows: slice) -> Tensor:
         """Return the scales of some outputs [R, D] in float32."""
         return self.scales[: self.form.groups, rows].T.float()
+
+    def row_scales(self) -> Tensor:
+        """Return what each output is divided by to be FP8 [O, 1], float32: of the largest that its groups' numbers can be."""
+        form = self.form
+        scales_DO = self.scales[: form.groups, : form.outputs].float().abs()
+        if self.zeros is None:
+            reach_DO = scales_DO * MIDDLE
+        else:
+            zeros_DO = unpack_zeros(self.zeros[: form.groups])[:, : form.outputs]
+            reach_DO = scales_DO * torch.maximum(zeros_DO, MOST - zeros_DO)
+        reach_O1 = reach_DO.amax(0).unsqueeze(1)
+        return torch.where(reach_O1 > 0, reach_O1, torch.ones_like(reach_O1)) / FP8_MAX
 
     def dequantise(self, rows: slice) -> Tensor:
         """Return the weight of the outputs of a piece [R, I] in float32."""

@@ -90,8 +90,8 @@ class Ops:
     layer_norm(x_TE, weight_E, bias_E or None, eps) -> h_TE; add_layer_norm likewise; silu_mul(gate_up_T2F) -> [T, F];
     gelu(x_TF) -> [T, F]; quantize_fp8_static(x_TI, scale); quantize_fp8_token(x_TI, bound or None);
     linear_fp8(values_TI, x_scale [] or [T, 1], weight_OI, weight_scale_O1, dtype) -> y_TO; linear_int4(x_TI, weight) -> y_TO;
-    linear_int4_fp8(values_TI, scale_T1, weight, dtype) -> y_TO; `silu_mul_fp8`, `gelu_fp8`, `rms_norm_fp8` and `layer_norm_fp8`
-    quantise what the plain op returns, by a static scale or one a token.
+    linear_int4_fp8(values_TI, scale_T1, weight, dtype) -> y_TO; int4_to_fp8(weight, row_scale_O1) -> values_OI; `silu_mul_fp8`,
+    `gelu_fp8`, `rms_norm_fp8` and `layer_norm_fp8` quantise what the plain op returns, by a static scale or one a token.
     """
 
     embed: Callable[[Tensor, Tensor], Tensor] = reference.embed
@@ -109,6 +109,7 @@ class Ops:
     linear_fp8: Callable[[Tensor, Tensor, Tensor, Tensor, torch.dtype], Tensor] = reference.linear_fp8
     linear_int4: Callable[[Tensor, Int4Weight], Tensor] = reference.linear_int4
     linear_int4_fp8: Callable[[Tensor, Tensor, Int4Weight, torch.dtype], Tensor] = reference.linear_int4_fp8
+    int4_to_fp8: Callable[[Int4Weight, Tensor], Tensor] = reference.int4_to_fp8
     rms_norm_fp8: NormFp8 = reference.rms_norm_fp8
     layer_norm_fp8: LayerNormFp8 = reference.layer_norm_fp8
     silu_mul_fp8: Fp8Of = reference.silu_mul_fp8

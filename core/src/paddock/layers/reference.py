@@ -73,6 +73,14 @@ def linear_int4_fp8(values_TI: Tensor, scale_T1: Tensor, weight: Int4Weight, dty
     return y_TO
 
 
+def int4_to_fp8(weight: Int4Weight, row_scale_O1: Tensor) -> Tensor:
+    """Return a 4-bit weight as FP8 e4m3 [O, I], each output divided by its scale: real = values * row_scale, and a rounding."""
+    values_OI = torch.empty(weight.form.outputs, weight.form.inputs, dtype=FP8, device=weight.packed.device)
+    for rows in weight.pieces():
+        values_OI[rows] = (weight.dequantise(rows) / row_scale_O1[rows]).clamp(-FP8_MAX, FP8_MAX).to(FP8)
+    return values_OI
+
+
 def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
     """Return x / rms(x), rounded to x's dtype and then multiplied by the weight, in Llama's order (arXiv 1910.07467)."""
     x32_TE = x_TE.float()

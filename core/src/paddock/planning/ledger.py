@@ -82,6 +82,12 @@ def activation_bytes_per_token(table: WeightTable, shard: Shard, dtype: str) -> 
     return (5 * width + widest) * dtype_bytes(dtype)
 
 
+def largest_weight(table: WeightTable, shard: Shard) -> int:
+    """Return the most weights that a linear of a layer has on one device: a byte each, in FP8."""
+    linears = [shard.linear(module) for module in table.layer if isinstance(module, Linear)]
+    return max((linear.out_size * linear.in_size for linear in linears), default=0)
+
+
 def workspace(
     *,
     table: WeightTable,

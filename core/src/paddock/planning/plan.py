@@ -90,16 +90,17 @@ class WeightBytes:
 
 @frozen(kw_only=True)
 class Workspace:
-    """Estimated bytes a step needs beside weights and KV: activations and attention; after them, logits with sampling."""
+    """Estimated bytes a step needs beside weights and KV: activations, attention, a weight in another form; then logits."""
 
     activations: int
     logits: int
     attention: int
+    weights: int = 0
 
     @property
     def total(self) -> int:
         """Return the most that is held at once: a layer's tensors are gone before the logits come."""
-        return max(self.activations + self.attention, self.logits)
+        return max(self.activations + self.attention + self.weights, self.logits)
 
 
 @frozen(kw_only=True)
@@ -153,9 +154,9 @@ class Plan:
     """What will run and whether it fits; complete: a worker needs the Plan, the weights and the plugins it names.
 
     `asked` is what the user set, `auto` and all; every other field is resolved. `model_config` and `generation_config` are the
-    files as published, `quantization_files` what `detect` reads beside config.json. Linears with 4-bit weights take FP8 in steps
-    of `fp8_inputs_from` tokens and more, None for never. `stages` holds the layers (first, end) of each pipeline stage. `ledgers`
-    holds one entry a stage.
+    files as published, `quantization_files` what `detect` reads beside config.json. Linears with 4-bit weights take FP8 inputs in
+    steps of `fp8_inputs_from` tokens and more, and FP8 weights from `fp8_weights_from` on, None for never. `stages` holds the
+    layers (first, end) of each pipeline stage. `ledgers` holds one entry a stage.
     """
 
     paddock: str
@@ -170,6 +171,7 @@ class Plan:
     quantization: QuantizationSpec | None
     scheme: str
     fp8_inputs_from: int | None
+    fp8_weights_from: int | None
     kv_cache_dtype: str
     attention: AttentionSpec
     page_size: int

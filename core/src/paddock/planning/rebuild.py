@@ -46,7 +46,9 @@ def scheme(plan: Plan) -> Scheme:
             f"the plan says {plan.quantization.name}, but the installed plugin does not recognise the checkpoint",
             fix="make the plan with the versions it will run with",
         )
-    return found.with_fp8_inputs_from(plan.fp8_inputs_from) if isinstance(found, RoundsInputs) else found
+    if not isinstance(found, RoundsInputs):
+        return found
+    return found.with_fp8_from(plan.fp8_inputs_from, plan.fp8_weights_from)
 
 
 def shard(plan: Plan, tensor_rank: int = 0) -> Shard:

@@ -16,7 +16,7 @@ from paddock.planning.backends import Attention, choose_attention, choose_observ
 from paddock.planning.fit import Sized, choose_length, fit
 from paddock.planning.formats import Format, choose_format, choose_model
 from paddock.planning.hardware import Hardware
-from paddock.planning.int4_compute import choose_inputs
+from paddock.planning.int4_compute import Int4Compute, choose_int4
 from paddock.planning.issues import with_issues
 from paddock.planning.layout import Divisible, Layout, choose_layout
 from paddock.planning.ledger import Room
@@ -49,7 +49,7 @@ class _Decided:
     model: ModelSpec
     parsed: Any
     fmt: Format
-    fp8_inputs_from: int | None
+    int4: Int4Compute
     attention: Attention
     ops: tuple[OpSpec, ...]
     observers: tuple[ObserverSpec, ...]
@@ -62,7 +62,7 @@ class _Decided:
 def _decide(config: EngineConfig, registry: Registry, hardware: Hardware, files: ModelFiles, notes: Notes) -> _Decided:
     spec, parsed = choose_model(config, registry, files, notes)
     fmt = choose_format(config, registry, hardware, files, parsed.dtype, notes)
-    fp8_inputs_from = choose_inputs(config, hardware, fmt.scheme, fmt.dtype, notes)
+    int4 = choose_int4(config, hardware, fmt.scheme, fmt.dtype, notes)
     table, needs = load(spec.weights)(parsed), load(spec.attention)(parsed)
     attention = choose_attention(config, registry, hardware, fmt, needs, notes)
     ops = choose_ops(config, registry, hardware, fmt.dtype, notes)
@@ -80,6 +80,7 @@ def _decide(config: EngineConfig, registry: Registry, hardware: Hardware, files:
         attention=attention,
         batch=choose_batch(config, hardware, notes),
         graphs=choose_graphs(config, hardware, attention.spec, notes),
+        fp8_weights_from=int4.weights_from,
         vocab_size=parsed.vocab_size,
     )
     room = Room(
@@ -93,7 +94,7 @@ def _decide(config: EngineConfig, registry: Registry, hardware: Hardware, files:
         model=spec,
         parsed=parsed,
         fmt=fmt,
-        fp8_inputs_from=fp8_inputs_from,
+        int4=int4,
         attention=attention,
         ops=ops,
         observers=choose_observers(config, registry, notes),
@@ -117,7 +118,8 @@ def _written_down(config: EngineConfig, hardware: Hardware, files: ModelFiles, d
         dtype=decided.fmt.dtype,
         quantization=decided.fmt.quantization,
         scheme=decided.fmt.scheme.name,
-        fp8_inputs_from=decided.fp8_inputs_from,
+        fp8_inputs_from=decided.int4.inputs_from,
+        fp8_weights_from=decided.int4.weights_from,
         kv_cache_dtype=decided.attention.kv_cache_dtype,
         attention=decided.attention.spec,
         page_size=decided.attention.page_size,

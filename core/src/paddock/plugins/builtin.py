@@ -23,6 +23,7 @@ OPS = {
     "linear_fp8": "product of an FP8 activation with an FP8 weight",
     "linear_int4": "product of an activation with a 4-bit weight",
     "linear_int4_fp8": "product of an FP8 activation with a 4-bit weight",
+    "int4_to_fp8": "4-bit weight to FP8, a scale an output",
     "rms_norm_fp8": "residual add if there is one, RMS norm, then FP8",
     "layer_norm_fp8": "residual add if there is one, layer norm, then FP8",
     "silu_mul_fp8": "SiLU of the gate times the up projection, then FP8",

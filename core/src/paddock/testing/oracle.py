@@ -38,6 +38,7 @@ ROUNDINGS = {
         "a group's products in 14 bits, of codes whose zero points are taken off later: 4e-4 where tokens' mean is 0.3 of their "
         "deviation, a rounding of float16; their sums in float32, rounded once",
     ),
+    "int4_to_fp8": (0, "a quotient of float32 rounded once, as defined"),
     "attention": (2, "probabilities are rounded before they meet V, and the output once"),
 }
 _BLOCK = 1 << 20  # values summed at a time: float64 copies of a large result would not fit beside it, nor in a CPU's cache

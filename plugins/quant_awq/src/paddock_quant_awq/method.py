@@ -92,7 +92,8 @@ class Int4Method:
     def apply(self, layer: LinearLayer, x_TI: Activation) -> Tensor:
         """Return x W^T [T, O]: by `linear_int4`, or by `linear_int4_fp8` with each token rounded to FP8 by its own scale.
 
-        Which of the two is the scheme's choice, by the number of tokens.
+        Which of the two is the scheme's choice, by the number of tokens; from another number on the weight is rounded to FP8 as
+        well, a scale an output, and the product is `linear_fp8`.
         """
         weight = self._weight(layer)
         if isinstance(x_TI, Tensor):
@@ -100,6 +101,11 @@ class Int4Method:
             if self.scheme.fp8_inputs_from is None or len(x_TI) < self.scheme.fp8_inputs_from:
                 return layer.ops.linear_int4(x_TI, weight)
             x_TI = layer.ops.quantize_fp8_token(x_TI, None)
+        border = self.scheme.fp8_weights_from
+        if border is not None and len(x_TI.values_TI) >= border:
+            scale_O1 = weight.row_scales()
+            weight_OI = layer.ops.int4_to_fp8(weight, scale_O1)
+            return layer.ops.linear_fp8(x_TI.values_TI, x_TI.scale, weight_OI, scale_O1, self.dtype)
         return layer.ops.linear_int4_fp8(x_TI.values_TI, x_TI.scale, weight, self.dtype)
 
     def dequantise(self, layer: LinearLayer) -> Tensor:

@@ -50,7 +50,8 @@ class Int4Scheme:
     them unless `quantises_head`. A `symmetric` checkpoint needs no zero points; to those stored, `zero_offset` is added.
     `reorders`: inputs belong to groups in an order of their own (`g_idx`). `fp8_inputs`: the format rounds
     activations to FP8, a scale a token; `fp8_inputs_from` says from how many tokens a step on that is done, None for never,
-    and is 1 or None unless planning chooses otherwise. `signed_scales`: a scale may be negative, as AutoRound's are.
+    and is 1 or None unless planning chooses otherwise; `fp8_weights_from` likewise of weights, which then have a scale an output.
+    `signed_scales`: a scale may be negative, as AutoRound's are.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Int4Scheme:
     quantises_head: bool = False
     kv_cache_dtype: str | None = None
     fp8_inputs_from: int | None = field()
+    fp8_weights_from: int | None = None
 
     @fp8_inputs_from.default
     def _as_made_for(self) -> int | None:
@@ -77,9 +79,9 @@ class Int4Scheme:
         """Return the activation its linears take best, from `fp8_inputs_from` tokens on."""
         return PLAIN if self.fp8_inputs_from is None else FP8_TOKEN
 
-    def with_fp8_inputs_from(self, tokens: int | None) -> Int4Scheme:
-        """Return the scheme with activations rounded to FP8 from so many tokens a step on, None for never."""
-        return evolve(self, fp8_inputs_from=tokens)
+    def with_fp8_from(self, inputs: int | None, weights: int | None) -> Int4Scheme:
+        """Return the scheme with activations rounded to FP8 from so many tokens a step on, and weights; None for never."""
+        return evolve(self, fp8_inputs_from=inputs, fp8_weights_from=weights)
 
     def stores_plainly(self, path: str, linear: Linear) -> bool:
         """Return whether `linear`, whose first part is at checkpoint prefix `path`, is left alone.

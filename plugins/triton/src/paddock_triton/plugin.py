@@ -22,6 +22,7 @@ OPS = {
     "linear_fp8": "ops_linear_fp8",
     "linear_int4": "ops_linear_int4",
     "linear_int4_fp8": "ops_linear_int4",
+    "int4_to_fp8": "ops_int4",
     "rms_norm_fp8": "ops_norm",
     "layer_norm_fp8": "ops_norm",
     "silu_mul_fp8": "ops_activation_fp8",

@@ -32,12 +32,13 @@ class Int4Size:
 LLAMA_70B = Int4Size(name="70B", group=128, linears=((10240, 8192), (8192, 8192), (57344, 8192), (8192, 28672)))
 FALCON_180B = Int4Size(name="Falcon-180B", group=128, linears=((15872, 14848), (14848, 14848), (59392, 14848), (14848, 59392)))
 QUICK = Int4Size(name="quick", group=32, linears=((80, 96),))
-INT4_OPS = ("linear_int4", "linear_int4_fp8")
+TO_FP8 = "int4_to_fp8"
+INT4_OPS = ("linear_int4", "linear_int4_fp8", TO_FP8)
 
 
 @frozen(eq=False, kw_only=True)
 class Int4Cases:
-    """Makes the cases of `linear_int4` and `linear_int4_fp8`: weights with zero points, as AutoAWQ's."""
+    """Makes the cases of `linear_int4`, `linear_int4_fp8` and `int4_to_fp8`: weights with zero points, as AutoAWQ's."""
 
     sizes: tuple[Int4Size, ...]
     tokens: tuple[int, ...]
@@ -45,6 +46,9 @@ class Int4Cases:
 
     def of(self, op: str) -> Iterator[Case]:
         """Yield the cases of an op; its bytes are those of the weight as it lies, x in its own type, and the result."""
+        if op == TO_FP8:
+            yield from self._weights()
+            return
         fp8 = op == "linear_int4_fp8"
         item = self.draw.dtype.itemsize
         halves = BF16 if item == 2 else NO_TENSOR_CORES
@@ -59,6 +63,25 @@ class Int4Cases:
                     flops=2.0 * tokens * rows * columns,
                     kind=FP8 if fp8 else halves,
                 )
+
+    def _weights(self) -> Iterator[Case]:
+        """Yield the cases of a weight in another form."""
+        item = self.draw.dtype.itemsize
+        for size, (rows, columns) in ((model, linear) for model in self.sizes for linear in model.linears):
+            form = Int4Form(inputs=columns, outputs=rows, group=size.group)
+            yield Case(
+                name=f"{size.name} {columns} -> {rows}",
+                make=self._scaled(form),
+                nbytes=_weight_bytes(form, item) + rows * columns + _FLOAT32_BYTES * rows,
+                kind=NO_TENSOR_CORES,
+            )
+
+    def _scaled(self, form: Int4Form) -> Make:
+        def make(seed: int) -> tuple[Any, ...]:
+            weight = self._weight(seed, form)
+            return weight, weight.row_scales()
+
+        return make
 
     def _product(self, form: Int4Form, tokens: int, *, fp8: bool) -> Make:
         def make(seed: int) -> tuple[Any, ...]:
