@@ -5,6 +5,8 @@ T tokens, I input features, O output features, G groups of inputs.
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from attrs import evolve
@@ -48,6 +50,15 @@ TILES = [
     Int4Tile(tokens=64, teams=2, slots=6),
 ]
 
+FP8_GROUPS = [ops_linear_int4._FP8_OTHER_GROUPS, *(evolve(ops_linear_int4._FP8[most], deep=False) for most in (8, 16, 32))]
+# (tile, whether inputs are FP8, group): each that a product is cut by.
+CUTS = [
+    *((tile, True, 128) for tile in TILES),
+    *((tile, True, group) for tile in FP8_GROUPS for group in (32, 64, 256)),
+    *((tile, False, 128) for tile in (*ops_linear_int4._HALVES.values(), ops_linear_int4._HALVES_MANY)),
+    *((evolve(tile, deep=False), False, group) for tile in ops_linear_int4._HALVES.values() for group in (32, 64, 256)),
+]
+
 
 def _weight(shape: tuple[int, int, int], device: torch.device, *, zeros: bool, dtype: torch.dtype) -> Int4Weight:
     outputs, inputs, group = shape
@@ -85,6 +96,48 @@ def test_any_tokens_times_any_weight(shape: tuple[int, int, int], zeros: bool, d
             found = linear_int4_fp8(xq.values_TI, xq.scale, weight, dtype)
         expected = reference.linear_int4_fp8(xq.values_TI, xq.scale, weight, torch.float32)
         assert_close(found, expected, op="linear_int4_fp8", dtype=dtype, at=f"T{tokens}")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fp8", [True, False], ids=["fp8", "16 bits"])
+@pytest.mark.parametrize("group", [32, 128, 256])
+def test_scales_may_be_in_float32(group: int, fp8: bool, device: torch.device) -> None:
+    """ModelOpt's are."""
+    weight = _weight((320, 1024, group), device, zeros=False, dtype=torch.float32)
+    for tokens in (1, 9, 33, 65, 300):
+        x_TI = _tokens(tokens, 1024, device, BF16)
+        if fp8:
+            xq = reference.quantize_fp8_token(x_TI)
+            with poisoned():
+                found = linear_int4_fp8(xq.values_TI, xq.scale, weight, BF16)
+            expected = reference.linear_int4_fp8(xq.values_TI, xq.scale, weight, torch.float32)
+        else:
+            with poisoned():
+                found = linear_int4(x_TI, weight)
+            expected = reference.linear_int4(x_TI.float(), weight)
+        assert_close(found, expected, op="linear_int4_fp8" if fp8 else "linear_int4", dtype=BF16, at=f"T{tokens}")
+
+
+@pytest.mark.parametrize("scale_dtype", [BF16, torch.float32], ids=str)
+@pytest.mark.parametrize("zeros", [True, False], ids=["zeros", "symmetric"])
+@pytest.mark.parametrize(("tile", "fp8", "group"), CUTS, ids=str)
+def test_a_step_waits_for_as_many_bytes_as_are_copied(
+    tile: Int4Tile, fp8: bool, group: int, zeros: bool, scale_dtype: torch.dtype
+) -> None:
+    """Fewer, and it would begin before they are there; more, and it would wait for ever."""
+    cpu = torch.device("cpu")
+    weight = _weight((192, 1024, group), cpu, zeros=zeros, dtype=scale_dtype)
+    x_TI = _tokens(3, 1024, cpu, FP8 if fp8 else BF16)
+    spec = ops_linear_int4._spec(tile, weight, fp8=fp8)
+    sums = torch.zeros(16, 16, dtype=BF16 if spec.late else torch.float32)
+    described = ops_linear_int4._described(weight, x_TI, sums if spec.late or spec.copies_sums else None, spec)
+    packed, scales, zeros_of, x, sums_of, late_scales = (math.prod(d.block_shape) * d.base.element_size() for d in described)
+    per_step = spec.boxes * packed + spec.row_boxes * (scales + zeros_of * (zeros and not spec.late))
+    assert spec.weight_bytes == per_step
+    assert spec.token_bytes == spec.row_groups * x + sums_of * spec.copies_sums
+    if spec.late:
+        assert spec.late_weight_bytes == spec.row_boxes * late_scales + spec.teams * spec.halves * zeros_of * zeros
+        assert spec.late_token_bytes == 2 * sums_of
 
 
 @pytest.mark.gpu

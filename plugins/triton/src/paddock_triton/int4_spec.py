@@ -46,6 +46,7 @@ class Int4Spec:
     fp8: bool
     zeros: bool
     group: int  # inputs: 32, 64 or a multiple of 128
+    scale_bytes: int  # of a group's scale: 2, or 4 in float32, as ModelOpt's are
 
     @property
     def tokens(self) -> int:
@@ -180,7 +181,7 @@ class Int4Spec:
     @property
     def weight_bytes(self) -> int:
         """Return the bytes copied of the weight for a step."""
-        size = self.pieces * self.rows * _STEP // 2 + self.row_groups * self.rows * 2
+        size = self.pieces * self.rows * _STEP // 2 + self.row_groups * self.rows * self.scale_bytes
         return size + self.row_groups * self.row_boxes * self.zero_columns * (self.zeros and not self.late)
 
     @property
@@ -192,7 +193,7 @@ class Int4Spec:
     @property
     def late_weight_bytes(self) -> int:
         """Return the bytes of scales and zero points copied for a late step."""
-        return _LATE_GROUPS * (self.rows * 2 + self.rows // 2 * self.zeros)
+        return _LATE_GROUPS * (self.rows * self.scale_bytes + self.rows // 2 * self.zeros)
 
     @property
     def late_token_bytes(self) -> int:
@@ -240,7 +241,7 @@ class Int4Spec:
     @property
     def scales_shared(self) -> Any:
         """Return how a step's scales lie there [groups, rows]."""
-        return _swizzled(0, 16)
+        return _swizzled(0, 8 * self.scale_bytes)
 
     @property
     def zeros_shared(self) -> Any:
@@ -255,7 +256,7 @@ class Int4Spec:
     @property
     def late_scales_shared(self) -> Any:
         """Return how a late step's scales lie there [16, rows]."""
-        return _swizzled(128, 16)
+        return _swizzled(128, 8 * self.scale_bytes)
 
     @property
     def late_zeros_shared(self) -> Any:

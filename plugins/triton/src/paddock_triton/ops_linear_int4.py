@@ -119,7 +119,7 @@ def _suited(tile: Int4Tile, weight: Int4Weight) -> Int4Tile:
 def launch_int4(out_TO: Tensor, x_TI: Tensor, scale_T1: Tensor | None, weight: Int4Weight, tile: Int4Tile) -> None:
     """Multiply, cut as `tile` says; with `scale_T1` x is FP8."""
     form, x_TI = weight.form, _aligned(x_TI)
-    spec = Int4Spec(tile=tile, fp8=scale_T1 is not None, zeros=weight.zeros is not None, group=form.group)
+    spec = _spec(tile, weight, fp8=scale_T1 is not None)
     tokens, token_tiles = len(x_TI), blocks_of(len(x_TI), spec.tokens)
     tiles = token_tiles * blocks_of(form.outputs, spec.rows)
     steps = blocks_of(form.blocks, spec.pieces)
@@ -135,6 +135,11 @@ def launch_int4(out_TO: Tensor, x_TI: Tensor, scale_T1: Tensor | None, weight: I
         _counters(x_TI.device, tiles * spec.teams if spec.shared else 1), tokens, form.outputs, steps, span, tiles,
         token_tiles, spec=spec, num_warps=4, **DEPENDENT,
     )  # fmt: skip
+
+
+def _spec(tile: Int4Tile, weight: Int4Weight, *, fp8: bool) -> Int4Spec:
+    zeros, scale_bytes = weight.zeros is not None, weight.scales.element_size()
+    return Int4Spec(tile=tile, fp8=fp8, zeros=zeros, group=weight.form.group, scale_bytes=scale_bytes)
 
 
 def _aligned(x_TI: Tensor) -> Tensor:
