@@ -206,6 +206,14 @@ def test_a_graph_replays_with_other_tokens(device: torch.device) -> None:
         assert torch.equal(found, expected)
 
 
+def test_counters_that_a_graph_may_use_are_never_replaced(device: torch.device) -> None:
+    """A product with more tiles than they count leaves them where they are: a captured step goes on counting there."""
+    kept = ops_linear_int4._counters(device, 1)
+    more = ops_linear_int4._counters(device, 2 * len(kept))
+    assert (len(more), int(more.count_nonzero())) == (2 * len(kept), 0)
+    assert ops_linear_int4._counters(device, len(kept)).data_ptr() == kept.data_ptr() != more.data_ptr()
+
+
 def test_other_groups_run_in_plain_torch(device: torch.device) -> None:
     """Groups that no step is made of, as a shard that slices them may have, give what the twin gives."""
     weight = _weight((70, 144, 48), device, zeros=True, dtype=FP16)

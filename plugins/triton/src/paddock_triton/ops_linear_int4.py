@@ -160,13 +160,19 @@ _counters_of: dict[torch.device, Tensor] = {}
 
 
 def _counters(device: torch.device, count: int) -> Tensor:
-    """Return zeros, which every kernel leaves so: kernels that share them run one after another."""
-    found = _counters_of.get(device)
-    if found is None or len(found) < count:
-        found = torch.zeros(max(count, _COUNTERS), dtype=torch.int32, device=device)
-        if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():  # a graph's memory is its own
-            _counters_of[device] = found
-    return found
+    """Return zeros, which every kernel leaves so: kernels that share them run one after another.
+
+    A captured graph goes on using those that were kept when it was captured, so these are never replaced; a product with more
+    tiles than they count has its own, made anew each time.
+    """
+    kept = _counters_of.get(device)
+    if kept is not None and count <= _COUNTERS:
+        return kept
+    made = torch.zeros(max(count, _COUNTERS), dtype=torch.int32, device=device)
+    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()  # what is made then is the graph's own
+    if kept is None and not capturing and count <= _COUNTERS:
+        _counters_of[device] = made
+    return made
 
 
 def _described(weight: Int4Weight, x_TI: Tensor, sums: Tensor | None, spec: Int4Spec) -> tuple[TensorDescriptor, ...]:
