@@ -140,6 +140,55 @@ def test_a_step_waits_for_as_many_bytes_as_are_copied(
         assert spec.late_token_bytes == 2 * sums_of
 
 
+def _grids(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Return the list that the grid of every launch goes to, of which none is made; every device counts as a Hopper GPU."""
+    grids: list[tuple[int, ...]] = []
+    monkeypatch.setattr(ops_linear_int4, "launch", lambda _kernel, grid, *_args, **_options: grids.append(grid))
+    monkeypatch.setattr(ops_linear_int4, "runs_on", lambda _device: True)
+    monkeypatch.setattr(ops_linear_int4, "_processors", lambda _device: 132)
+    return grids
+
+
+@pytest.mark.parametrize("group", [64, 128])
+def test_a_prompt_of_131072_tokens_fits_a_grid(group: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A grid's second and third side end at 65,535."""
+    grids = _grids(monkeypatch)
+    weight = _weight((64, 128, group), torch.device("cpu"), zeros=True, dtype=BF16)
+    x_TI = torch.zeros(131_072, 128, dtype=BF16)
+    linear_int4(x_TI, weight)
+    linear_int4_fp8(x_TI.to(FP8), torch.ones(131_072, 1), weight, BF16)
+    assert len(grids) == 4  # of each product, and of what it needs of x
+    assert all(side <= 65_535 for grid in grids for side in grid[1:]), grids
+
+
+@pytest.mark.parametrize("inputs", [128, 576, 1040])
+def test_inputs_are_turned_as_the_codes_lie(inputs: int, device: torch.device) -> None:
+    """Of sixteen inputs 4 t + 2 b + e, those with b = 0 come first."""
+    x_TI = torch.arange(3 * inputs, device=device).remainder(2000).to(FP16).view(3, inputs)
+    with poisoned():
+        found = ops_linear_int4._turned(x_TI)
+    order = [4 * t + 2 * b + e for b in range(2) for t in range(4) for e in range(2)]
+    assert torch.equal(found.unflatten(1, (-1, 16)), x_TI.unflatten(1, (-1, 16))[:, :, order])
+
+
+@pytest.mark.parametrize(("group", "late"), [(128, True), (128, False), (32, False), (256, False)])
+def test_sums_of_values_are_those_of_groups_within_blocks(group: int, late: bool, device: torch.device) -> None:
+    """In float32, or as two bfloat16 of which the second is what the first leaves; groups that only fill up give 0."""
+    values_TI = _tokens(5, 640, device, FP8)
+    tile = Int4Tile(tokens=64, teams=2, slots=4, late=late)
+    spec = ops_linear_int4._spec(tile, _weight((64, 768, group), device, zeros=True, dtype=BF16), fp8=True)
+    with poisoned():
+        sums = ops_linear_int4._sums(values_TI, spec, blocks=6)
+    size = min(group, 128)
+    expected_TG = torch.nn.functional.pad(values_TI.float(), (0, 128)).unflatten(1, (-1, size)).sum(2)
+    if late:
+        assert torch.equal(sums[:5, 6:], torch.zeros_like(sums[:5, 6:]))
+        found_TG, bound = (sums[:5].float() + sums[5:].float())[:, :6], 2.0**-16
+    else:
+        found_TG, bound = sums[:, :5].T, 2.0**-20
+    torch.testing.assert_close(found_TG, expected_TG, rtol=bound, atol=1e-4)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("tile", TILES, ids=str)
 def test_every_tile_gives_the_same(tile: Int4Tile, device: torch.device) -> None:

@@ -206,7 +206,7 @@ def _sums(values_TI: Tensor, spec: Int4Spec, blocks: int) -> Tensor:
         sums = values_TI.new_empty((groups, blocks_of(tokens, 4) * 4), dtype=torch.float32)
     block = 16
     launch(
-        _sums_kernel, (blocks_of(sums.shape[1] if spec.late else groups, block), tokens),
+        _sums_kernel, (tokens, blocks_of(sums.shape[1] if spec.late else groups, block)),
         values_TI, sums, inputs, groups, values_TI.stride(0), sums.stride(0), tokens, LATE=spec.late, BLOCK_G=block,
         GROUP=spec.inputs, num_warps=4, **DEPENDENT,
     )  # fmt: skip
@@ -220,7 +220,7 @@ def _sums_kernel(
 ) -> None:  # fmt: skip
     """Write the sums of some groups of a token's values."""
     start_next()
-    token, group_G = tl.program_id(1), tl.program_id(0) * BLOCK_G + tl.arange(0, BLOCK_G)
+    token, group_G = tl.program_id(0), tl.program_id(1) * BLOCK_G + tl.arange(0, BLOCK_G)
     input_GK = group_G[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     wait()
     value_GK = tl.load(values_ptr + token.to(tl.int64) * x_stride + input_GK, mask=input_GK < inputs, other=0.0)
@@ -236,27 +236,26 @@ def _sums_kernel(
 
 def _turned(x_TI: Tensor) -> Tensor:
     """Return x with each sixteen inputs in the order of the codes' operand: of 4 t + 2 b + e, with b and e 0 or 1, b first."""
-    turned_TI = x_TI.new_empty(x_TI.shape[0], blocks_of(x_TI.shape[1], 16) * 16)
-    block = 1024
+    tokens, inputs = x_TI.shape
+    turned_TI, block = x_TI.new_empty(tokens, inputs), 1024
     launch(
-        _turn_kernel, (blocks_of(turned_TI.shape[1], block), len(x_TI)),
-        x_TI, turned_TI, x_TI.shape[1], x_TI.stride(0), turned_TI.shape[1], BLOCK_I=block, num_warps=4, **DEPENDENT,
+        _turn_kernel, (tokens, blocks_of(inputs, block)), x_TI, turned_TI, inputs, x_TI.stride(0), BLOCK_I=block, num_warps=4,
+        **DEPENDENT,
     )  # fmt: skip
     return turned_TI
 
 
-@triton.jit(do_not_specialize=["inputs", "x_stride", "turned_stride"])
+@triton.jit(do_not_specialize=["inputs", "x_stride"])
 def _turn_kernel(
-    x_ptr: tl.tensor, turned_ptr: tl.tensor, inputs: tl.tensor, x_stride: tl.tensor, turned_stride: tl.tensor,
-    BLOCK_I: tl.constexpr,
-) -> None:  # fmt: skip
-    """Write some of a token's inputs in the order of `_turned`."""
+    x_ptr: tl.tensor, turned_ptr: tl.tensor, inputs: tl.tensor, x_stride: tl.tensor, BLOCK_I: tl.constexpr
+) -> None:
+    """Write some of a token's inputs in the order of `_turned`; inputs are a multiple of 16."""
     start_next()
-    token, at_I = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK_I + tl.arange(0, BLOCK_I)
+    token, at_I = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK_I + tl.arange(0, BLOCK_I)
     from_I = at_I // 16 * 16 + at_I % 8 // 2 * 4 + at_I // 8 % 2 * 2 + at_I % 2
     wait()
     x_I = tl.load(x_ptr + token * x_stride + from_I, mask=from_I < inputs, other=0.0)
-    tl.store(turned_ptr + token * turned_stride + at_I, x_I, mask=at_I < turned_stride)
+    tl.store(turned_ptr + token * inputs + at_I, x_I, mask=at_I < inputs)
 
 
 @gluon.jit(do_not_specialize=["tokens", "blocks", "span", "tiles", "token_tiles"])
