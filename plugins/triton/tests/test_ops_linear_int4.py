@@ -236,6 +236,21 @@ def test_rows_of_tokens_may_lie_apart(device: torch.device) -> None:
     values_TI, scale_T1 = wide_TI.to(FP8)[:, 3:643], torch.rand(5, 1, device=device)
     found = linear_int4_fp8(values_TI, scale_T1, weight, BF16)
     assert torch.equal(found, linear_int4_fp8(values_TI.contiguous(), scale_T1, weight, BF16))
+    apart_T1 = torch.stack((scale_T1, torch.full_like(scale_T1, float("nan"))), dim=1).view(5, 2)[:, :1]
+    assert torch.equal(found, linear_int4_fp8(values_TI, apart_T1, weight, BF16))
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16, FP8], ids=str)
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_rows_begin_where_the_copy_engine_can(tokens: int, dtype: torch.dtype) -> None:
+    """Whatever rows are given, one alone too: at multiples of 16 bytes, with inputs side by side; copied only if need be."""
+    wide_TI = torch.arange(tokens * 1406).remainder(200).view(tokens, 1406).to(dtype)
+    for x_TI in (wide_TI[:, 3:643], wide_TI[:, :640], wide_TI[:, :1280:2], wide_TI[:, :640].T.contiguous().T):
+        found = ops_linear_int4._aligned(x_TI)
+        assert (found.stride(1), found.stride(0) * found.element_size() % 16, found.data_ptr() % 16) == (1, 0, 0)
+        assert torch.equal(found.float(), x_TI.float())
+    whole_TI = wide_TI[:, :640].clone(memory_format=torch.contiguous_format)
+    assert ops_linear_int4._aligned(whole_TI) is whole_TI
 
 
 @pytest.mark.gpu

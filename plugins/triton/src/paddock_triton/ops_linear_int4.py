@@ -17,7 +17,6 @@ import triton
 import triton.language as tl
 from attrs import evolve
 from torch import Tensor
-from torch.nn import functional as nnf
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import tma
@@ -87,7 +86,7 @@ def linear_int4_fp8(values_TI: Tensor, scale_T1: Tensor, weight: Int4Weight, dty
         return reference.linear_int4_fp8(values_TI, scale_T1, weight, dtype)
     out_TO = values_TI.new_empty((tokens, weight.form.outputs), dtype=dtype)
     if tokens:
-        launch_int4(out_TO, values_TI, scale_T1, weight, _suited(_fp8_tile(tokens, weight), weight))
+        launch_int4(out_TO, values_TI, scale_T1.contiguous(), weight, _suited(_fp8_tile(tokens, weight), weight))
     return out_TO
 
 
@@ -145,9 +144,8 @@ def _spec(tile: Int4Tile, weight: Int4Weight, *, fp8: bool) -> Int4Spec:
 def _aligned(x_TI: Tensor) -> Tensor:
     """Return x with rows that begin where the copy engine can."""
     x_TI = unit_stride(x_TI)
-    apart = _LINE // x_TI.element_size()
-    if x_TI.stride(0) % apart or x_TI.data_ptr() % _LINE:
-        return nnf.pad(x_TI.view(torch.uint8), (0, -x_TI.shape[1] * x_TI.element_size() % _LINE)).view(x_TI.dtype)
+    if x_TI.stride(0) * x_TI.element_size() % _LINE or x_TI.data_ptr() % _LINE:
+        return x_TI.clone(memory_format=torch.contiguous_format)  # of a single row any other copy keeps the stride
     return x_TI
 
 
@@ -246,9 +244,7 @@ def _turned(x_TI: Tensor) -> Tensor:
 
 
 @triton.jit(do_not_specialize=["inputs", "x_stride"])
-def _turn_kernel(
-    x_ptr: tl.tensor, turned_ptr: tl.tensor, inputs: tl.tensor, x_stride: tl.tensor, BLOCK_I: tl.constexpr
-) -> None:
+def _turn_kernel(x_ptr: tl.tensor, turned_ptr: tl.tensor, inputs: tl.tensor, x_stride: tl.tensor, BLOCK_I: tl.constexpr) -> None:
     """Write some of a token's inputs in the order of `_turned`; inputs are a multiple of 16."""
     start_next()
     token, at_I = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK_I + tl.arange(0, BLOCK_I)
