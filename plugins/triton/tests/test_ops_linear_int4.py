@@ -6,7 +6,9 @@ T tokens, I input features, O output features, G groups of inputs.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from attrs import evolve
@@ -18,7 +20,7 @@ from paddock.layers import reference
 from paddock.layers.int4 import Int4Weight, int4_weight
 from paddock.layers.reference import FP8
 from paddock.testing.oracle import assert_close, poisoned
-from paddock_triton import ops_linear_int4
+from paddock_triton import int4_bringing, ops_linear_int4
 from paddock_triton.int4_spec import Int4Tile
 from paddock_triton.ops_linear_int4 import launch_int4, linear_int4, linear_int4_fp8
 
@@ -268,6 +270,21 @@ def test_a_graph_replays_with_other_tokens(device: torch.device) -> None:
         graph.replay()
         expected = linear_int4(linear_int4(x_TI, weight)[:, :2048].repeat(1, 4), weight)
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("programs", "units"), [(1, 1), (1, 7), (3, 3), (132, 133), (132, 4000), (132, 58_720_256), (131, 2**31 - 1)]
+)
+def test_programs_share_all_steps_evenly(programs: int, units: int) -> None:
+    """Each has its own, all have them all, none has two more than another; in 32 bits, whatever a step's size."""
+    first_unit, program_of = int4_bringing.first_unit.fn, int4_bringing.program_of.fn
+    with np.errstate(over="raise"):
+        firsts = [int(first_unit(np.int32(each), np.int32(programs), np.int32(units))) for each in range(programs + 1)]
+        owners = [program_of(np.int32(unit), np.int32(programs), np.int32(units)) for unit in firsts[:-1]]
+        last_owners = [program_of(np.int32(unit - 1), np.int32(programs), np.int32(units)) for unit in firsts[1:]]
+    assert (firsts[0], firsts[-1]) == (0, units)
+    assert {after - first for first, after in pairwise(firsts)} <= {units // programs, units // programs + 1}
+    assert owners == last_owners == [*range(programs)]
 
 
 def test_counters_that_a_graph_may_use_are_never_replaced(device: torch.device) -> None:
