@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from paddock.layers.int4 import Int4Weight, int4_weight
 from paddock.layers.reference import FP8
 from paddock.testing.oracle import assert_close, poisoned
 from paddock_triton import int4_bringing, ops_linear_int4
-from paddock_triton.int4_spec import Int4Tile
+from paddock_triton.int4_spec import Int4Spec, Int4Tile
 from paddock_triton.ops_linear_int4 import launch_int4, linear_int4, linear_int4_fp8
 
 BF16, FP16 = torch.bfloat16, torch.float16
@@ -170,7 +171,7 @@ def test_inputs_are_turned_as_the_codes_lie(inputs: int, device: torch.device) -
     with poisoned():
         found = ops_linear_int4._turned(x_TI)
     order = [4 * t + 2 * b + e for b in range(2) for t in range(4) for e in range(2)]
-    assert torch.equal(found.unflatten(1, (-1, 16)), x_TI.unflatten(1, (-1, 16))[:, :, order])
+    assert torch.equal(found.view(3, -1, 16), x_TI.view(3, -1, 16)[:, :, order])
 
 
 @pytest.mark.parametrize(("group", "late"), [(128, True), (128, False), (32, False), (256, False)])
@@ -182,7 +183,7 @@ def test_sums_of_values_are_those_of_groups_within_blocks(group: int, late: bool
     with poisoned():
         sums = ops_linear_int4._sums(values_TI, spec, blocks=6)
     size = min(group, 128)
-    expected_TG = torch.nn.functional.pad(values_TI.float(), (0, 128)).unflatten(1, (-1, size)).sum(2)
+    expected_TG = torch.nn.functional.pad(values_TI.float(), (0, 128)).view(5, -1, size).sum(2)
     if late:
         assert torch.equal(sums[:5, 6:], torch.zeros_like(sums[:5, 6:]))
         found_TG, bound = (sums[:5].float() + sums[5:].float())[:, :6], 2.0**-16
@@ -270,6 +271,28 @@ def test_a_graph_replays_with_other_tokens(device: torch.device) -> None:
         graph.replay()
         expected = linear_int4(linear_int4(x_TI, weight)[:, :2048].repeat(1, 4), weight)
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("fp8", "group", "cut"),
+    [
+        (False, 128, {"halves": 2}),
+        (False, 128, {"cuts": 2}),
+        (False, 128, {"late": True}),
+        (True, 64, {"halves": 2}),
+        (True, 32, {"late": True}),
+        (True, 256, {"late": True}),
+        (True, 256, {"deep": True}),
+        (True, 128, {"deep": True, "late": True}),
+        (True, 128, {"deep": True, "tokens": 32}),
+        (True, 128, {"steps": 2, "halves": 2}),
+    ],
+)
+def test_no_tile_is_cut_as_the_kernel_cannot(fp8: bool, group: int, cut: dict[str, Any]) -> None:
+    """It would give wrong numbers without a word."""
+    tile = evolve(Int4Tile(tokens=16, teams=4, slots=4), **cut)
+    with pytest.raises(AssertionError, match="Int4Tile"):
+        Int4Spec(tile=tile, fp8=fp8, zeros=True, group=group, scale_bytes=2)
 
 
 @pytest.mark.parametrize(

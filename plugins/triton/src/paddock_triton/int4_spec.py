@@ -48,6 +48,16 @@ class Int4Spec:
     group: int  # inputs: 32, 64 or a multiple of 128
     scale_bytes: int  # of a group's scale: 2, or 4 in float32, as ModelOpt's are
 
+    def __attrs_post_init__(self) -> None:
+        """Hold the tile to what the kernel can do: it would leave out halves or cuts, or shift groups by others' sums."""
+        tile, one_group = self.tile, self.fp8 and self.groups == 1
+        assert tile.tokens % tile.cuts == 0, tile
+        assert one_group or (tile.halves, tile.cuts) == (1, 1), (tile, "has halves or cuts", self.group)
+        assert tile.steps == 1 or (one_group and (tile.halves, tile.cuts, tile.deep) == (1, 1, False)), (tile, "has steps")
+        assert not tile.late or (self.fp8 and self.group == _STEP and not tile.deep), (tile, "is late", self.group)
+        assert not tile.deep or (self.group == _STEP and (tile.halves, tile.cuts) == (1, 1)), (tile, "is deep", self.group)
+        assert not (tile.deep and self.copies_sums), (tile, "is deep and wide")
+
     @property
     def tokens(self) -> int:
         """Return N."""
