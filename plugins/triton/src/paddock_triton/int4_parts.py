@@ -77,11 +77,9 @@ def _with_parts(
 ) -> gl.tensor:  # fmt: skip
     """Return a sum with the parts of some programs, asked for at once."""
     a_RN = gl.load(_part_at(parts_ptr, program, 0, half, cut, spec))
-    b_RN = gl.load(_part_at(parts_ptr, gl.minimum(program + 1, last), 0, half, cut, spec))
-    c_RN = gl.load(_part_at(parts_ptr, gl.minimum(program + 2, last), 0, half, cut, spec))
-    sum_RN += a_RN
-    sum_RN += b_RN * (program + 1 <= last).to(gl.float32)
-    return sum_RN + c_RN * (program + 2 <= last).to(gl.float32)
+    b_RN = gl.load(_part_at(parts_ptr, program + 1, 0, half, cut, spec), mask=program + 1 <= last, other=0.0)
+    c_RN = gl.load(_part_at(parts_ptr, program + 2, 0, half, cut, spec), mask=program + 2 <= last, other=0.0)
+    return sum_RN + a_RN + b_RN + c_RN
 
 
 @gluon.jit
