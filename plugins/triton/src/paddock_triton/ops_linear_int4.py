@@ -19,7 +19,7 @@ from attrs import evolve
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import tma
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents
 
@@ -291,6 +291,7 @@ def _int4_kernel(
             barriers(LATE_SLOTS, 2),
             barriers(LATE_SLOTS, spec.teams),
         )
+    fence_async_shared()  # the copy engine is to see the barriers as they begin
     if spec.teams == 2:
         gl.warp_specialize(
             [
