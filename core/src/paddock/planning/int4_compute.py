@@ -12,7 +12,7 @@ from paddock.planning.plan import Rejected
 ALWAYS = 1  # from one token a step on
 # Few tokens wait for the weight's bytes, which both read alike, and w4a16 rounds nothing; many wait for the matrix unit, which is
 # twice as fast in FP8. By arithmetic an H200 computes for longer than it reads from 41 tokens on with w4a16; where the kernels of
-# the two meet has not been measured.
+# the two meet has not been measured. Small steps count as padded (`planning.padding`): 9 to 15 decodes are 16 tokens.
 W4A8_FROM = 16
 FP8_UNITS = (8, 9)  # the first compute capability with FP8
 COST = "rounding tokens to FP8 raised the perplexity of two small models by 0.55 and 1.26 % (docs/benchmarks/quality.md)"
@@ -62,7 +62,7 @@ def _automatic(hardware: Hardware, dtype: str, lacking: str, notes: Notes) -> in
     notes.choose(
         "int4_compute",
         f"{W4A16} below {W4A8_FROM} tokens a step, {W4A8} from there on",
-        f"few tokens wait for the weight's bytes, many for arithmetic, twice as fast in FP8; {COST}",
+        f"few tokens wait for the weight's bytes, many for arithmetic, twice as fast in FP8, a step's padding among them; {COST}",
         [Rejected(W4A16, "slower prefill and large batches"), Rejected(W4A8, "no faster for few tokens")],
     )
     return W4A8_FROM
