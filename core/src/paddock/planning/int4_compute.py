@@ -62,7 +62,7 @@ def _automatic(hardware: Hardware, dtype: str, lacking: str, notes: Notes) -> in
     notes.choose(
         "int4_compute",
         f"{W4A16} below {W4A8_FROM} tokens a step, {W4A8} from there on",
-        f"few tokens wait for the weight's bytes, many for arithmetic, twice as fast in FP8, a step's padding among them; {COST}",
+        f"few tokens wait for the weight's bytes, many for arithmetic, twice as fast in FP8; padding counts; {COST}",
         [Rejected(W4A16, "slower prefill and large batches"), Rejected(W4A8, "no faster for few tokens")],
     )
     return W4A8_FROM
