@@ -261,6 +261,7 @@ def _int4_kernel(
     parts_ptr: gl.tensor, done_ptr: gl.tensor, tokens: gl.tensor, outputs: gl.tensor, blocks: gl.tensor, span: gl.tensor,
     tiles: gl.tensor, token_tiles: gl.tensor, spec: gl.constexpr,
 ) -> None:  # fmt: skip
+    """Multiply this program's part of all steps."""
     gdc_launch_dependents()
     sizes = (tokens, outputs, blocks, span, tiles, token_tiles)
     sources, outs = (packed, scales, zeros, x, sums, late_scales), (out_ptr, x_scale_ptr, parts_ptr, done_ptr)
@@ -292,6 +293,14 @@ def _int4_kernel(
             barriers(LATE_SLOTS, spec.teams),
         )
     fence_async_shared()  # the copy engine is to see the barriers as they begin
+    _share_out(outs, ring, late, gathering, sources, sizes, spec)
+
+
+@gluon.jit
+def _share_out(
+    outs: gl.tuple, ring: gl.tuple, late: gl.tuple, gathering: gl.tuple, sources: gl.tuple, sizes: gl.tuple, spec: gl.constexpr
+) -> None:
+    """Give each team and each copier its warps and registers, and let them run."""
     if spec.teams == 2:
         gl.warp_specialize(
             [
