@@ -16,6 +16,7 @@ from attrs import evolve
 
 pytest.importorskip("triton")
 
+from paddock.layers import reference
 from paddock.layers.int4 import Int4Weight, int4_weight
 from paddock.layers.reference import FP8
 from paddock.testing.oracle import poisoned
@@ -175,3 +176,17 @@ def test_counters_that_a_graph_may_use_are_never_replaced(device: torch.device) 
     more = ops_linear_int4._counters(device, 2 * len(kept))
     assert (len(more), int(more.count_nonzero())) == (2 * len(kept), 0)
     assert ops_linear_int4._counters(device, len(kept)).data_ptr() == kept.data_ptr() != more.data_ptr()
+
+
+def test_plain_torch_computes_nothing_while_kernels_are_compiled_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody reads what an op returns then, and a product in plain torch compiles nothing."""
+
+    def never(*_: Any) -> None:
+        raise AssertionError("computed")
+
+    weight, x_TI = _weight(70, 144, 48), torch.zeros(3, 144, dtype=BF16)
+    monkeypatch.setattr(ops_linear_int4, "launches_nothing", lambda: True)
+    for op in ("linear_int4", "linear_int4_fp8"):
+        monkeypatch.setattr(reference, op, never)
+    found, found_fp8 = linear_int4(x_TI, weight), linear_int4_fp8(x_TI.to(FP8), torch.ones(3, 1), weight, FP16)
+    assert (found.shape, found.dtype, found_fp8.shape, found_fp8.dtype) == ((3, 70), BF16, (3, 70), FP16)

@@ -31,7 +31,7 @@ from paddock_triton.failures import named
 from paddock_triton.int4_bringing import adder, barriers, token_copier, weight_copier
 from paddock_triton.int4_multiplying import multiplier
 from paddock_triton.int4_spec import LATE_GROUPS, LATE_SLOTS, ROWS, STEP, Int4Spec, Int4Tile
-from paddock_triton.launch import launch
+from paddock_triton.launch import launch, launches_nothing
 from paddock_triton.rows import blocks_of, unit_stride
 
 _FEW_ROWS = 16384  # outputs below which a tile has fewer rows, so that there are enough tiles
@@ -66,9 +66,9 @@ _HALVES_MANY = Int4Tile(tokens=128, teams=2, slots=4, shared=False)
 def linear_int4(x_TI: Tensor, weight: Int4Weight) -> Tensor:
     """Return x W^T [T, O] in x's dtype: the sum of x * (code - zero) * scale in float32, rounded once."""
     tokens = x_TI.shape[0]
-    if not _serves(x_TI, weight):
-        return reference.linear_int4(x_TI, weight)
     out_TO = x_TI.new_empty(tokens, weight.form.outputs)
+    if not _serves(x_TI, weight):
+        return out_TO if launches_nothing() else reference.linear_int4(x_TI, weight)
     if tokens:
         tile = next((tile for most, tile in _HALVES.items() if tokens <= most), _HALVES_MANY)
         launch_int4(out_TO, x_TI, None, weight, _suited(tile, weight))
@@ -82,9 +82,9 @@ def linear_int4_fp8(values_TI: Tensor, scale_T1: Tensor, weight: Int4Weight, dty
     s is a group's sum of values * (code - zero), of products in FP8, added up in float32.
     """
     tokens = values_TI.shape[0]
-    if not _serves(values_TI, weight):
-        return reference.linear_int4_fp8(values_TI, scale_T1, weight, dtype)
     out_TO = values_TI.new_empty((tokens, weight.form.outputs), dtype=dtype)
+    if not _serves(values_TI, weight):
+        return out_TO if launches_nothing() else reference.linear_int4_fp8(values_TI, scale_T1, weight, dtype)
     if tokens:
         launch_int4(out_TO, values_TI, scale_T1.contiguous(), weight, _suited(_fp8_tile(tokens, weight), weight))
     return out_TO
@@ -116,8 +116,10 @@ def _suited(tile: Int4Tile, weight: Int4Weight) -> Int4Tile:
 
 
 def launch_int4(out_TO: Tensor, x_TI: Tensor, scale_T1: Tensor | None, weight: Int4Weight, tile: Int4Tile) -> None:
-    """Multiply, cut as `tile` says; with `scale_T1` x is FP8."""
+    """Multiply, cut as `tile` says; with `scale_T1`, whose scales lie side by side, x is FP8."""
     form, x_TI = weight.form, _aligned(x_TI)
+    assert x_TI.shape[1] == form.inputs, (x_TI.shape, form)
+    assert x_TI.element_size() == (2 if scale_T1 is None else 1), x_TI.dtype
     spec = _spec(tile, weight, fp8=scale_T1 is not None)
     tokens, token_tiles = len(x_TI), blocks_of(len(x_TI), spec.tokens)
     tiles = token_tiles * blocks_of(form.outputs, spec.rows)
