@@ -86,7 +86,7 @@ def test_int4_codes_are_the_matrix_units_operand_in_registers(int4_tiles: list[d
 
 
 def test_an_int4_product_fits_registers_and_shared_memory(int4_tiles: list[dict[str, Any]]) -> None:
-    """Where a thread has 128 sums or more it may keep some of the rest in its stack, not much; elsewhere nothing but what is stated."""
+    """Where a thread has 128 sums or more it may keep some of the rest in its stack; elsewhere nothing but what is stated."""
     for tile in int4_tiles:
         most = MOST_STACK if tile["sums"] >= MANY_SUMS else STACK.get((tile["fp8"], tile["columns"]), 0)
         assert tile["stack"] <= most, tile
