@@ -170,6 +170,28 @@ def test_programs_share_all_steps_evenly(programs: int, units: int) -> None:
     assert owners == last_owners == [*range(programs)]
 
 
+@pytest.mark.parametrize(
+    ("tiles", "span", "programs"), [(1, 4, 4), (3, 5, 4), (10, 7, 66), (5, 64, 132), (200, 3, 132), (7, 9, 1)]
+)
+def test_as_many_parts_of_a_tile_are_kept_as_are_waited_for(tiles: int, span: int, programs: int) -> None:
+    """A program keeps one part that begins a tile and one that goes on with another at most; the first of a tile begins it."""
+    first_unit, program_of = int4_bringing.first_unit.fn, int4_bringing.program_of.fn
+    kept: dict[int, list[tuple[int, bool]]] = {}  # by tile: each part's program, and whether it begins the tile
+    for program in range(programs):
+        unit, stop = (int(first_unit(each, programs, tiles * span)) for each in (program, program + 1))
+        while unit < stop:
+            tile, block = divmod(unit, span)
+            taken = min(span - block, stop - unit)
+            if taken < span:
+                kept.setdefault(tile, []).append((program, block == 0))
+            unit += taken
+    places = [place for parts in kept.values() for place in parts]
+    assert len(places) == len(set(places))
+    for tile, parts in kept.items():
+        first, last = (int(program_of(tile * span + at, programs, tiles * span)) for at in (0, span - 1))
+        assert parts == [(program, program == first) for program in range(first, last + 1)]
+
+
 def test_counters_that_a_graph_may_use_are_never_replaced(device: torch.device) -> None:
     """A product with more tiles than they count leaves them where they are: a captured step goes on counting there."""
     kept = ops_linear_int4._counters(device, 1)
