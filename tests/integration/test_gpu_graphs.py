@@ -28,6 +28,8 @@ LAYERS, KV_HEADS, PAGE = 2, 2, 64
 HEADS = (64, 128)
 QUANTIZED: dict[str, dict[str, Any]] = {
     "awq": {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"},
+    "awq, groups of 64": {"quant_method": "awq", "bits": 4, "group_size": 64, "zero_point": True, "version": "gemm"},
+    "modelopt": {"quant_method": "modelopt", "quant_algo": "W4A16_AWQ", "group_size": 128},
     "fp8": {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]},
     "fp8 blocks": {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]},
     "fp8 weights": {"quant_method": "modelopt", "quant_algo": "FP8_PB_WO"},
@@ -139,9 +141,8 @@ def test_preempted_requests_say_the_same(folder: Path, page_bytes: int) -> None:
             assert _said(captured, _requests(17, longer=70)) == _said(eager, _requests(17, longer=70))
 
 
-@pytest.mark.parametrize("quantization", QUANTIZED.values(), ids=list(QUANTIZED))
-def test_quantised_models_are_captured_too(tmp_path: Path, quantization: dict[str, Any]) -> None:
-    """A format's products run inside a graph as outside, and nothing in them needs the host."""
+def _random(folder: Path, quantization: dict[str, Any]) -> Path:
+    """Write the config of a tiny Llama in a quantised format, whose weights are to be random; return its folder."""
     config = {
         "architectures": ["LlamaForCausalLM"],
         "hidden_size": 512,
@@ -155,9 +156,25 @@ def test_quantised_models_are_captured_too(tmp_path: Path, quantization: dict[st
         "eos_token_id": 1,
         "quantization_config": quantization,
     }
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with _engines(tmp_path, load_format="dummy", enable_prefix_caching=False) as (captured, eager):
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("quantization", QUANTIZED.values(), ids=list(QUANTIZED))
+def test_quantised_models_are_captured_too(tmp_path: Path, quantization: dict[str, Any]) -> None:
+    """A format's products run inside a graph as outside, and nothing in them needs the host."""
+    with _engines(_random(tmp_path, quantization), load_format="dummy", enable_prefix_caching=False) as (captured, eager):
         for count in (3, 8, 8, 3):
+            assert _said(captured, _requests(count)) == _said(eager, _requests(count)), f"batch of {count}"
+
+
+@pytest.mark.parametrize("compute", ["w4a16", "w4a8", "auto"])
+@pytest.mark.parametrize("name", ["awq", "awq, groups of 64", "modelopt"])
+def test_products_with_4_bit_weights_say_the_same(tmp_path: Path, name: str, compute: str) -> None:
+    """On both sides of the border of `auto`, and between 8 and 16, where padding carries a step over it."""
+    options = {"load_format": "dummy", "enable_prefix_caching": False, "int4_compute": compute}
+    with _engines(_random(tmp_path, QUANTIZED[name]), **options) as (captured, eager):
+        for count in (1, 7, 12, 17, 12, 1):
             assert _said(captured, _requests(count)) == _said(eager, _requests(count)), f"batch of {count}"
 
 

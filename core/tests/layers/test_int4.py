@@ -117,6 +117,18 @@ def test_zeros_come_back(groups: int, slabs: int, seed: int) -> None:
         assert int(packed_GP[0, 8 * slab + row]) == pair
 
 
+@pytest.mark.parametrize("group", [WHOLE, 128])
+def test_groups_lie_side_by_side_whatever_they_were_copied_from(group: int) -> None:
+    """Scales and zeros stored output by output, as compressed-tensors' are, or of one group: a kernel is told one order."""
+    size = 256 if group == WHOLE else group
+    rows_OG = codes(64, 256 // size, 2)
+    weight = int4_weight(codes(64, 256, 1), rows_OG.T.half(), rows_OG.T)
+    assert weight.zeros is not None
+    assert (weight.scales.stride(), weight.zeros.stride(), weight.packed.stride(1)) == ((64, 1), (32, 1), 1024)
+    assert torch.equal(weight.scales, rows_OG.T.half())
+    assert torch.equal(unpack_zeros(weight.zeros), rows_OG.T)
+
+
 def test_inputs_that_fill_up_a_block_have_scales_of_0() -> None:
     """So a kernel may multiply whole blocks: 4544 inputs are 35.5 blocks, 71 groups of 64, and one row of zeros."""
     form = Int4Form(inputs=4544, outputs=2, group=64)

@@ -12,6 +12,7 @@ from paddock.axes import Scheme
 from paddock.errors import OptionError, PlanError
 from paddock.planning import rebuild
 from paddock.planning.int4_compute import W4A8_FROM, W8A8_FROM
+from paddock.planning.padding import Padding, StepShape
 from paddock.planning.serial import fingerprint, from_json, to_json
 from paddock.plugins import CheckpointFacts, QuantizationSpec, hookimpl
 
@@ -61,6 +62,17 @@ def test_few_tokens_stay_as_they_are_and_many_are_rounded_on_a_gpu() -> None:
     assert choice.value == f"w4a16 below {W4A8_FROM} tokens a step, w4a8 from there on"
     assert "docs/benchmarks/quality.md" in choice.reason
     assert {each.value for each in choice.rejected} == {"w4a16", "w4a8"}
+
+
+def test_a_small_step_counts_as_it_is_padded() -> None:
+    """More than 8 decodes are 16 tokens, so they are rounded, captured or not; 8 are not."""
+    padded = {decodes: Padding(256).padded(StepShape(decodes=decodes)) for decodes in (8, 9, 15, 16)}
+    assert {decodes: shape.tokens >= W4A8_FROM for decodes, shape in padded.items() if shape} == {
+        8: False,
+        9: True,
+        15: True,
+        16: True,
+    }
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,21 @@
 Run as a script, in a process of its own: what it does to Triton's driver and launches stays there. Triton brings the assembler.
 With the word `orders` only norms are compiled, and the order of their sums is printed. With the word `ahead` everything is
 compiled in threads first, then launched, as far as that goes without a GPU. With the word `turns` it prints, of each kernel
-that may start before its turn, what it does before it has waited for it.
+that may start before its turn, what it does before it has waited for it. With the word `int4` it prints what the assembler says
+of the product with INT4 weights, for each tile that the op takes.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,6 +33,7 @@ from paddock.layers import AttentionInputs, AttentionParams, LayerKV
 from paddock.layers.int4 import int4_weight
 from paddock.plugins import AttentionNeeds, resolve
 from paddock_triton import attention, ops_linear_int4, ops_norm, plugin
+from paddock_triton.int4_spec import Int4Tile
 
 FP8, HALF = torch.float8_e4m3fn, torch.bfloat16
 # (H, K, D), KV dtype, page size, features: each tile shape, both ways to read pages, and pairs of FP8 values.
@@ -252,20 +257,63 @@ def _turns() -> None:
     json.dump({name: sorted(said) for name, said in found.items()}, sys.stdout)
 
 
+def _int4_cuts() -> list[tuple[Int4Tile, bool, int, torch.dtype]]:
+    """Return each tile that a product with INT4 weights takes: with it whether inputs are FP8, the group, the scales' dtype."""
+    op = ops_linear_int4
+    many = [op._FP8_MANY, op._FP8_MANY_NARROW, *op._FP8_FEW_ROWS.values()]
+    halves = [*op._HALVES.values(), op._HALVES_MANY]
+    return [
+        *((tile, True, 128, HALF) for tile in (*op._FP8.values(), *many)),
+        *((tile, True, 128, torch.float32) for tile in (*op._FP8.values(), *many) if tile.tokens == 256),
+        (op._FP8_OTHER_GROUPS, True, 64, HALF),
+        *((tile, False, 128, HALF) for tile in halves),
+    ]
+
+
+def _int4() -> None:
+    """Print, for each tile of INT4 products, its sides, the matrix unit's instructions, bytes of stack, and of shared memory."""
+    made, found, run = list[Any](), list[dict[str, Any]](), JITFunction.run
+
+    def compiled(self: Any, *args: Any, warmup: bool, **options: Any) -> Any:
+        made.append(run(self, *args, warmup=True, **options))
+        return made[-1]
+
+    JITFunction.run = compiled
+    codes_OI = torch.zeros(512, 1024, dtype=torch.uint8)
+    for tile, fp8, group, scale_dtype in _int4_cuts():
+        groups_GO = torch.zeros(1024 // group, 512, dtype=torch.uint8)
+        weight = int4_weight(codes_OI, groups_GO.to(scale_dtype), groups_GO)
+        x_TI = torch.zeros(TOKENS, 1024, dtype=FP8 if fp8 else HALF)
+        scale_T1 = torch.ones(TOKENS, 1) if fp8 else None
+        ops_linear_int4.launch_int4(torch.zeros(TOKENS, 512, dtype=HALF), x_TI, scale_T1, weight, tile)
+        kernel = made[-1]
+        found.append({"tile": str(tile), "fp8": fp8, "sums": tile.tokens * tile.halves // 2, "columns": tile.tokens // tile.cuts})
+        products = re.findall(r"\b((?:wgmma\.mma_async|mma\.sync)\S+) \{[^}]*\}, (\{?)", kernel.asm["ptx"])
+        found[-1]["products"] = sorted({(name, "registers" if brace else "shared") for name, brace in products})
+        found[-1] |= {"stack": _stack(kernel.asm["cubin"]), "shared": kernel.metadata.shared}
+    json.dump(found, sys.stdout)
+
+
+def _stack(cubin: bytes) -> int:
+    """Return the bytes of stack of a thread: what does not fit its registers lies there."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        said = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    (stack,) = re.findall(r"STACK:(\d+)", said)
+    return int(stack)
+
+
 def main() -> None:
     """Compile everything and print {example: [new kernel, ...]}; with other numbers of tokens after all else."""
     driver.set_active(Hopper())
     torch.Tensor.is_cuda = property(lambda self: True)  # type: ignore[assignment]
     attention.runs_on = ops_linear_int4.runs_on = lambda device: True  # type: ignore[attr-defined]
     ops_linear_int4._processors = lambda device: 132  # type: ignore[assignment]
-    if sys.argv[1:] == ["ahead"]:
-        _compile_ahead()
-        return
-    if sys.argv[1:] == ["turns"]:
-        _turns()
-        return
-    if sys.argv[1:] == ["orders"]:
-        _orders()
+    others = {"ahead": _compile_ahead, "turns": _turns, "orders": _orders, "int4": _int4}
+    if sys.argv[1:]:
+        others[sys.argv[1]]()
         return
     names, found = _only_compile(), {}
     examples = _calls(TOKENS)

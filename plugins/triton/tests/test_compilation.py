@@ -13,7 +13,11 @@ import pytest
 
 pytest.importorskip("triton")
 
+from paddock_triton.int4_spec import MOST_BY_WARPS
+
 _EARLY = {"starts the next", "waits", "ld.global"}
+MANY_SUMS, MOST_STACK, SHARED = 128, 320, 232_448  # float32 of a thread, bytes of a thread, bytes of a block on an H200
+STACK = {(False, 64): 8}  # bytes, by (FP8, tokens of a cut): two registers of a tile in 16 bits, with Triton 3.7
 SCRIPT = Path(__file__).parent / "compile_for_hopper.py"
 
 
@@ -59,6 +63,34 @@ def test_a_kernel_that_starts_early_waits_before_it_writes() -> None:
     assert {"_rms_norm_kernel", "_few_kernel", "_decode", *sampling} <= set(found)
     assert {name: said for name, said in found.items() if not {"starts the next", "waits"} <= {*said} <= _EARLY} == {}
     assert {name for name in sampling if "ld.global" in found[name]} == set()
+
+
+@pytest.fixture(scope="module")
+def int4_tiles() -> list[dict[str, Any]]:
+    """Return what each tile of a product with INT4 weights compiles to."""
+    return _said("int4")  # type: ignore[no-any-return]
+
+
+def test_int4_codes_are_the_matrix_units_operand_in_registers(int4_tiles: list[dict[str, Any]]) -> None:
+    """FP8 by the unit's instruction for 8 bits as wide as a cut, 16 bits by that for 16, or by each warp's for few tokens."""
+    for tile in int4_tiles:
+        columns = tile["columns"]
+        if tile["fp8"]:
+            wanted = f"wgmma.mma_async.sync.aligned.m64n{columns}k32.f32.e4m3.e4m3"
+        elif columns > MOST_BY_WARPS:
+            wanted = f"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.bf16.bf16"
+        else:
+            wanted = "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
+        assert [wanted, "registers"] in tile["products"], tile
+        assert {where for _, where in tile["products"]} == {"registers"}, tile
+
+
+def test_an_int4_product_fits_registers_and_shared_memory(int4_tiles: list[dict[str, Any]]) -> None:
+    """Where a thread has 128 sums or more it may keep some of the rest in its stack; elsewhere nothing but what is stated."""
+    for tile in int4_tiles:
+        most = MOST_STACK if tile["sums"] >= MANY_SUMS else STACK.get((tile["fp8"], tile["columns"]), 0)
+        assert tile["stack"] <= most, tile
+        assert tile["shared"] <= SHARED, tile
 
 
 def test_other_numbers_of_tokens_compile_nothing(compiled: dict[str, list[str]]) -> None:

@@ -34,6 +34,9 @@ WEIGHTS = [
     (64, 1152, 384),
     (96, 512, 512),
     (2048, 8192, 128),
+    (1, 128, 128),
+    (17, 32, 32),
+    (3, 96, 32),
 ]
 TILES = [
     *ops_linear_int4._FP8.values(),
@@ -88,6 +91,26 @@ def test_any_tokens_times_any_weight(shape: tuple[int, int, int], zeros: bool, d
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("fp8", [True, False], ids=["fp8", "16 bits"])
+@pytest.mark.parametrize("group", [32, 128, 256])
+def test_scales_may_be_in_float32(group: int, fp8: bool, device: torch.device) -> None:
+    """ModelOpt's are."""
+    weight = _weight((320, 1024, group), device, zeros=False, dtype=torch.float32)
+    for tokens in (1, 9, 33, 65, 300):
+        x_TI = _tokens(tokens, 1024, device, BF16)
+        if fp8:
+            xq = reference.quantize_fp8_token(x_TI)
+            with poisoned():
+                found = linear_int4_fp8(xq.values_TI, xq.scale, weight, BF16)
+            expected = reference.linear_int4_fp8(xq.values_TI, xq.scale, weight, torch.float32)
+        else:
+            with poisoned():
+                found = linear_int4(x_TI, weight)
+            expected = reference.linear_int4(x_TI.float(), weight)
+        assert_close(found, expected, op="linear_int4_fp8" if fp8 else "linear_int4", dtype=BF16, at=f"T{tokens}")
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("tile", TILES, ids=str)
 def test_every_tile_gives_the_same(tile: Int4Tile, device: torch.device) -> None:
     """However a product is cut, with more programs than tiles and with fewer, and again over the counters that the first left."""
@@ -101,6 +124,64 @@ def test_every_tile_gives_the_same(tile: Int4Tile, device: torch.device) -> None
                     found = torch.empty(tokens, shape[0], dtype=BF16, device=device)
                 launch_int4(found, xq.values_TI, xq.scale, weight, tile)
                 assert_close(found, expected, op="linear_int4_fp8", dtype=BF16, at=f"T{tokens}")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("group", [64, 128])
+def test_more_tokens_than_a_grid_has_on_its_second_side(group: int, device: torch.device) -> None:
+    """70,001 tokens, of a prompt or of several, give what the first and the last of them give alone."""
+    weight = _weight((128, 256, group), device, zeros=True, dtype=BF16)
+    x_TI = _tokens(70_001, 256, device, BF16)
+    xq = reference.quantize_fp8_token(x_TI)
+    found, found_fp8 = linear_int4(x_TI, weight), linear_int4_fp8(xq.values_TI, xq.scale, weight, BF16)
+    for some in (slice(0, 9), slice(65_530, 65_540), slice(-9, None)):
+        expected = reference.linear_int4(x_TI[some].float(), weight)
+        assert_close(found[some], expected, op="linear_int4", dtype=BF16)
+        expected = reference.linear_int4_fp8(xq.values_TI[some], xq.scale[some], weight, torch.float32)
+        assert_close(found_fp8[some], expected, op="linear_int4_fp8", dtype=BF16)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("group", [64, 128])
+@pytest.mark.parametrize("tokens", [4, 12, 40, 100, 300])
+def test_scales_may_be_negative_and_as_large_as_float16_holds(tokens: int, group: int, device: torch.device) -> None:
+    """AutoRound chooses the sign of a scale; codes in FP8 are over 512, so that a scale is multiplied by it."""
+    outputs, inputs = 320, 1024
+    generator = torch.Generator(device).manual_seed(7)
+    codes_OI = torch.randint(0, 16, (outputs, inputs), dtype=torch.uint8, generator=generator, device=device)
+    zeros_GO = torch.full((inputs // group, outputs), 15, dtype=torch.uint8, device=device)
+    signs_GO = torch.randint(0, 2, zeros_GO.shape, generator=generator, device=device) * 2 - 1
+    weight = int4_weight(codes_OI, (signs_GO * torch.finfo(FP16).max).to(FP16), zeros_GO)
+    x_TI = _tokens(tokens, inputs, device, BF16)
+    found = linear_int4(x_TI, weight)
+    assert_close(found, reference.linear_int4(x_TI.float(), weight), op="linear_int4", dtype=BF16)
+    xq = reference.quantize_fp8_token(x_TI)
+    found = linear_int4_fp8(xq.values_TI, xq.scale, weight, BF16)
+    expected = reference.linear_int4_fp8(xq.values_TI, xq.scale, weight, torch.float32)
+    assert_close(found, expected, op="linear_int4_fp8", dtype=BF16)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("group", [64, 128])
+@pytest.mark.parametrize("tokens", [4, 12, 40, 100, 300])
+def test_what_is_no_number_stays_in_its_token(tokens: int, group: int, device: torch.device) -> None:
+    """A token that has overflown leaves its neighbours' bits as they are, and is seen in its own outputs."""
+    weight = _weight((200, 640, group), device, zeros=True, dtype=BF16)
+    x_TI, bad = _tokens(tokens, 640, device, BF16), tokens // 2
+    others_T = torch.arange(tokens, device=device) != bad
+    clean = linear_int4(x_TI, weight)
+    for value in (float("inf"), float("nan")):
+        spoilt_TI = x_TI.clone()
+        spoilt_TI[bad, ::7] = value
+        found = linear_int4(spoilt_TI, weight)
+        assert torch.equal(found[others_T], clean[others_T])
+        assert not found[bad].isfinite().any()
+    values_TI, scale_T1 = x_TI.to(FP8), torch.ones(tokens, 1, device=device)
+    clean = linear_int4_fp8(values_TI, scale_T1, weight, BF16)
+    values_TI[bad, 5] = float("nan")
+    found = linear_int4_fp8(values_TI, scale_T1, weight, BF16)
+    assert torch.equal(found[others_T], clean[others_T])
+    assert bool(found[bad].isnan().all())
 
 
 @pytest.mark.gpu
@@ -134,6 +215,8 @@ def test_rows_of_tokens_may_lie_apart(device: torch.device) -> None:
     values_TI, scale_T1 = wide_TI.to(FP8)[:, 3:643], torch.rand(5, 1, device=device)
     found = linear_int4_fp8(values_TI, scale_T1, weight, BF16)
     assert torch.equal(found, linear_int4_fp8(values_TI.contiguous(), scale_T1, weight, BF16))
+    apart_T1 = torch.stack((scale_T1, torch.full_like(scale_T1, float("nan"))), dim=1).view(5, 2)[:, :1]
+    assert torch.equal(found, linear_int4_fp8(values_TI, apart_T1, weight, BF16))
 
 
 @pytest.mark.gpu
@@ -151,6 +234,24 @@ def test_a_graph_replays_with_other_tokens(device: torch.device) -> None:
         graph.replay()
         expected = linear_int4(linear_int4(x_TI, weight)[:, :2048].repeat(1, 4), weight)
         assert torch.equal(found, expected)
+
+
+@pytest.mark.gpu
+def test_a_graph_may_be_captured_before_anything_has_counted(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its counters are its own then, and set to zero by each replay; later products have others."""
+    weight = _weight((2048, 8192, 128), device, zeros=True, dtype=BF16)
+    x_TI = _tokens(4, 8192, device, BF16)
+    expected = linear_int4(x_TI, weight)
+    monkeypatch.setattr(ops_linear_int4, "_counters_of", {})
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = linear_int4(x_TI, weight)
+    for _ in range(3):
+        found.zero_()
+        graph.replay()
+        assert torch.equal(found, expected)
+        assert torch.equal(linear_int4(x_TI, weight), expected)
 
 
 def test_other_groups_run_in_plain_torch(device: torch.device) -> None:

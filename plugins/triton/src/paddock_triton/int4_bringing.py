@@ -30,13 +30,30 @@ def barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr) -> gl.shared_memory_de
 
 
 @gluon.jit
+def first_unit(program: gl.tensor, programs: gl.tensor, units: gl.tensor) -> gl.tensor:
+    """Return the first unit of a program where programs share all: the first few have one more than the others.
+
+    No product is larger than `units`: with 132 programs `program * units` would not fit 32 bits from 16 million units on.
+    """
+    each, more = units // programs, units % programs
+    return program * each + min(more, program)
+
+
+@gluon.jit
+def program_of(unit: gl.tensor, programs: gl.tensor, units: gl.tensor) -> gl.tensor:
+    """Return the program that has a unit, as `first_unit` shares them."""
+    each, more = units // programs, units % programs
+    return unit // (each + 1) if unit < more * (each + 1) else (unit - more) // each
+
+
+@gluon.jit
 def steps_of(sizes: gl.tuple, spec: gl.constexpr) -> gl.tuple:
     """Return the first unit (a step of a tile) of this program and how many steps it has."""
     _tokens, _outputs, _blocks, span, tiles, _token_tiles = sizes
     program, programs = gl.program_id(0), gl.num_programs(0)
     if spec.shared:
-        first = program * tiles * span // programs
-        count = (program + 1) * tiles * span // programs - first
+        first = first_unit(program, programs, tiles * span)
+        count = first_unit(program + 1, programs, tiles * span) - first
     else:
         first = program * span
         count = (tiles - program + programs - 1) // programs * span
@@ -94,10 +111,10 @@ def _copy_late_weight(
     _packed, _scales, zeros, _x, _sums, late_scales = sources
     slot = _free_slot((late[3], late[4]), u, LATE_SLOTS, spec.late_weight_bytes)
     full = late[3].index(slot)
-    boxes: gl.constexpr = spec.boxes
-    for i in gl.static_range(boxes):
+    row_boxes: gl.constexpr = spec.row_boxes
+    for i in gl.static_range(row_boxes):
         place = [step * LATE_GROUPS, row + i * spec.box]
-        tma.async_copy_global_to_shared(late_scales, place, full, late[0].index(slot * boxes + i))
+        tma.async_copy_global_to_shared(late_scales, place, full, late[0].index(slot * row_boxes + i))
     if spec.zeros:
         halves: gl.constexpr = spec.teams * spec.halves
         for half in gl.static_range(halves):

@@ -90,7 +90,7 @@ def numbers(packed_CJ: gl.shared_memory_descriptor, zero_C: gl.tensor, dtype: gl
     """Return code - zero of a half [64, 128] in 16 bits; zero_C [32] holds the zeros of two rows a byte.
 
     A thread has four neighbouring inputs. For a team's unit, whose operand has a thread's inputs two by two, the order of inputs
-    is that of `turned`.
+    is that of `ops_linear_int4._turned`.
     """
     bytes_CJ = _bytes(packed_CJ)
     raised: gl.constexpr = 128.0 if dtype == gl.bfloat16 else 1024.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from paddock_triton.int4_bringing import program_of
 from paddock_triton.int4_spec import ROWS
 
 _AT_ONCE = gl.constexpr(3)  # parts
@@ -34,13 +35,6 @@ def _store(
     at_RN = out_ptr + token_N.to(gl.int64)[None, :] * outputs + row_R[:, None]
     inside_RN = (token_N < tokens)[None, :] & (row_R < outputs)[:, None]
     gl.store(at_RN, gl.convert_layout(acc_RN.to(out_ptr.dtype.element_ty), layout), mask=inside_RN)
-
-
-@gluon.jit
-def _owner(unit: gl.tensor, sizes: gl.tuple) -> gl.tensor:
-    """Return the program that has a unit, where programs share tiles."""
-    _tokens, _outputs, _blocks, span, tiles, _token_tiles = sizes
-    return ((unit + 1) * gl.num_programs(0) - 1) // (tiles * span)
 
 
 @gluon.jit
@@ -83,11 +77,9 @@ def _with_parts(
 ) -> gl.tensor:  # fmt: skip
     """Return a sum with the parts of some programs, asked for at once."""
     a_RN = gl.load(_part_at(parts_ptr, program, 0, half, cut, spec))
-    b_RN = gl.load(_part_at(parts_ptr, gl.minimum(program + 1, last), 0, half, cut, spec))
-    c_RN = gl.load(_part_at(parts_ptr, gl.minimum(program + 2, last), 0, half, cut, spec))
-    sum_RN += a_RN
-    sum_RN += b_RN * (program + 1 <= last).to(gl.float32)
-    return sum_RN + c_RN * (program + 2 <= last).to(gl.float32)
+    b_RN = gl.load(_part_at(parts_ptr, program + 1, 0, half, cut, spec), mask=program + 1 <= last, other=0.0)
+    c_RN = gl.load(_part_at(parts_ptr, program + 2, 0, half, cut, spec), mask=program + 2 <= last, other=0.0)
+    return sum_RN + a_RN + b_RN + c_RN
 
 
 @gluon.jit
@@ -112,13 +104,14 @@ def finish(
 ) -> None:  # fmt: skip
     """Write a piece's outputs; where it is a part of a tile, keep it, and add up all parts if it is the last to be done."""
     _out_ptr, _x_scale_ptr, parts_ptr, done_ptr = outs
-    _tokens, _outputs, _blocks, span, _tiles, _token_tiles = sizes
+    _tokens, _outputs, _blocks, span, tiles, _token_tiles = sizes
     if not spec.shared or steps == span:
         _store_all(accs, outs, tile, sizes, INDEX, spec)
     else:
         _keep(accs, parts_ptr, (block == 0).to(gl.int32), INDEX, spec)
         _barrier()
-        first, last = _owner(tile * span, sizes), _owner(tile * span + span - 1, sizes)
+        programs, units = gl.num_programs(0), tiles * span
+        first, last = program_of(tile * span, programs, units), program_of(tile * span + span - 1, programs, units)
         done = gl.atomic_add(done_ptr + tile * spec.teams + INDEX, 1)
         if done == last - first:
             gl.store(done_ptr + tile * spec.teams + INDEX, 0)

@@ -48,6 +48,17 @@ class Int4Spec:
     fp8: bool
     zeros: bool
     group: int  # inputs: 32, 64 or a multiple of 128
+    scale_bytes: int  # of a group's scale: 2, or 4 in float32, as ModelOpt's are
+
+    def __attrs_post_init__(self) -> None:
+        """Hold the tile to what the kernel can do: it would leave out halves or cuts, or shift groups by others' sums."""
+        tile, one_group = self.tile, self.fp8 and self.groups == 1
+        assert tile.tokens % tile.cuts == 0, tile
+        assert one_group or (tile.halves, tile.cuts) == (1, 1), (tile, "has halves or cuts", self.group)
+        assert tile.steps == 1 or (one_group and (tile.halves, tile.cuts, tile.deep) == (1, 1, False)), (tile, "has steps")
+        assert not tile.late or (self.fp8 and self.group == _STEP and not tile.deep), (tile, "is late", self.group)
+        assert not tile.deep or (self.group == _STEP and (tile.halves, tile.cuts) == (1, 1)), (tile, "is deep", self.group)
+        assert not (tile.deep and self.copies_sums), (tile, "is deep and wide")
 
     @property
     def tokens(self) -> int:
@@ -192,7 +203,7 @@ class Int4Spec:
     @property
     def weight_bytes(self) -> int:
         """Return the bytes copied of the weight for a step."""
-        size = self.pieces * self.rows * _STEP // 2 + self.row_groups * self.rows * 2
+        size = self.pieces * self.rows * _STEP // 2 + self.row_groups * self.rows * self.scale_bytes
         return size + self.row_groups * self.row_boxes * self.zero_columns * (self.zeros and not self.late)
 
     @property
@@ -204,7 +215,7 @@ class Int4Spec:
     @property
     def late_weight_bytes(self) -> int:
         """Return the bytes of scales and zero points copied for a late step."""
-        return _LATE_GROUPS * (self.rows * 2 + self.rows // 2 * self.zeros)
+        return _LATE_GROUPS * (self.rows * self.scale_bytes + self.rows // 2 * self.zeros)
 
     @property
     def late_token_bytes(self) -> int:
@@ -252,7 +263,7 @@ class Int4Spec:
     @property
     def scales_shared(self) -> Any:
         """Return how a step's scales lie there [groups, rows]."""
-        return _swizzled(0, 16)
+        return _swizzled(0, 8 * self.scale_bytes)
 
     @property
     def zeros_shared(self) -> Any:
@@ -267,7 +278,7 @@ class Int4Spec:
     @property
     def late_scales_shared(self) -> Any:
         """Return how a late step's scales lie there [16, rows]."""
-        return _swizzled(128, 16)
+        return _swizzled(128, 8 * self.scale_bytes)
 
     @property
     def late_zeros_shared(self) -> Any:

@@ -17,10 +17,9 @@ import triton
 import triton.language as tl
 from attrs import evolve
 from torch import Tensor
-from torch.nn import functional as nnf
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import tma
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents
 
@@ -32,7 +31,7 @@ from paddock_triton.failures import named
 from paddock_triton.int4_bringing import adder, barriers, token_copier, weight_copier
 from paddock_triton.int4_multiplying import multiplier
 from paddock_triton.int4_spec import LATE_GROUPS, LATE_SLOTS, ROWS, STEP, Int4Spec, Int4Tile
-from paddock_triton.launch import launch
+from paddock_triton.launch import launch, launches_nothing
 from paddock_triton.rows import blocks_of, unit_stride
 
 _FEW_ROWS = 16384  # outputs below which a tile has fewer rows, so that there are enough tiles
@@ -75,9 +74,9 @@ _HALVES_MANY = Int4Tile(tokens=128, teams=2, slots=4, shared=False)
 def linear_int4(x_TI: Tensor, weight: Int4Weight) -> Tensor:
     """Return x W^T [T, O] in x's dtype: the sum of x * (code - zero) * scale in float32, rounded once."""
     tokens = x_TI.shape[0]
-    if not _serves(x_TI, weight):
-        return reference.linear_int4(x_TI, weight)
     out_TO = x_TI.new_empty(tokens, weight.form.outputs)
+    if not _serves(x_TI, weight):
+        return out_TO if launches_nothing() else reference.linear_int4(x_TI, weight)
     if tokens:
         tile = next((tile for most, tile in _HALVES.items() if tokens <= most), _HALVES_MANY)
         launch_int4(out_TO, x_TI, None, weight, _suited(tile, weight))
@@ -91,11 +90,11 @@ def linear_int4_fp8(values_TI: Tensor, scale_T1: Tensor, weight: Int4Weight, dty
     s is a group's sum of values * (code - zero), of products in FP8, added up in float32.
     """
     tokens = values_TI.shape[0]
-    if not _serves(values_TI, weight):
-        return reference.linear_int4_fp8(values_TI, scale_T1, weight, dtype)
     out_TO = values_TI.new_empty((tokens, weight.form.outputs), dtype=dtype)
+    if not _serves(values_TI, weight):
+        return out_TO if launches_nothing() else reference.linear_int4_fp8(values_TI, scale_T1, weight, dtype)
     if tokens:
-        launch_int4(out_TO, values_TI, scale_T1, weight, _suited(_fp8_tile(tokens, weight), weight))
+        launch_int4(out_TO, values_TI, scale_T1.contiguous(), weight, _suited(_fp8_tile(tokens, weight), weight))
     return out_TO
 
 
@@ -125,9 +124,11 @@ def _suited(tile: Int4Tile, weight: Int4Weight) -> Int4Tile:
 
 
 def launch_int4(out_TO: Tensor, x_TI: Tensor, scale_T1: Tensor | None, weight: Int4Weight, tile: Int4Tile) -> None:
-    """Multiply, cut as `tile` says; with `scale_T1` x is FP8."""
+    """Multiply, cut as `tile` says; with `scale_T1`, whose scales lie side by side, x is FP8."""
     form, x_TI = weight.form, _aligned(x_TI)
-    spec = Int4Spec(tile=tile, fp8=scale_T1 is not None, zeros=weight.zeros is not None, group=form.group)
+    assert x_TI.shape[1] == form.inputs, (x_TI.shape, form)
+    assert x_TI.element_size() == (2 if scale_T1 is None else 1), x_TI.dtype
+    spec = _spec(tile, weight, fp8=scale_T1 is not None)
     tokens, token_tiles = len(x_TI), blocks_of(len(x_TI), spec.tokens)
     tiles = token_tiles * blocks_of(form.outputs, spec.rows)
     steps = blocks_of(form.blocks, spec.pieces)
@@ -145,12 +146,16 @@ def launch_int4(out_TO: Tensor, x_TI: Tensor, scale_T1: Tensor | None, weight: I
     )  # fmt: skip
 
 
+def _spec(tile: Int4Tile, weight: Int4Weight, *, fp8: bool) -> Int4Spec:
+    zeros, scale_bytes = weight.zeros is not None, weight.scales.element_size()
+    return Int4Spec(tile=tile, fp8=fp8, zeros=zeros, group=weight.form.group, scale_bytes=scale_bytes)
+
+
 def _aligned(x_TI: Tensor) -> Tensor:
     """Return x with rows that begin where the copy engine can."""
     x_TI = unit_stride(x_TI)
-    apart = _LINE // x_TI.element_size()
-    if x_TI.stride(0) % apart or x_TI.data_ptr() % _LINE:
-        return nnf.pad(x_TI.view(torch.uint8), (0, -x_TI.shape[1] * x_TI.element_size() % _LINE)).view(x_TI.dtype)
+    if x_TI.stride(0) * x_TI.element_size() % _LINE or x_TI.data_ptr() % _LINE:
+        return x_TI.clone(memory_format=torch.contiguous_format)  # of a single row any other copy keeps the stride
     return x_TI
 
 
@@ -163,13 +168,19 @@ _counters_of: dict[torch.device, Tensor] = {}
 
 
 def _counters(device: torch.device, count: int) -> Tensor:
-    """Return zeros, which every kernel leaves so: kernels that share them run one after another."""
-    found = _counters_of.get(device)
-    if found is None or len(found) < count:
-        found = torch.zeros(max(count, _COUNTERS), dtype=torch.int32, device=device)
-        if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():  # a graph's memory is its own
-            _counters_of[device] = found
-    return found
+    """Return zeros, which every kernel leaves so: kernels that share them run one after another.
+
+    A captured graph goes on using those that were kept when it was captured, so these are never replaced; a product with more
+    tiles than they count has its own, made anew each time.
+    """
+    kept = _counters_of.get(device)
+    if kept is not None and count <= _COUNTERS:
+        return kept
+    made = torch.zeros(max(count, _COUNTERS), dtype=torch.int32, device=device)
+    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()  # what is made then is the graph's own
+    if kept is None and not capturing and count <= _COUNTERS:
+        _counters_of[device] = made
+    return made
 
 
 def _described(weight: Int4Weight, x_TI: Tensor, sums: Tensor | None, spec: Int4Spec) -> tuple[TensorDescriptor, ...]:
@@ -203,7 +214,7 @@ def _sums(values_TI: Tensor, spec: Int4Spec, blocks: int) -> Tensor:
         sums = values_TI.new_empty((groups, blocks_of(tokens, 4) * 4), dtype=torch.float32)
     block = 16
     launch(
-        _sums_kernel, (blocks_of(sums.shape[1] if spec.late else groups, block), tokens),
+        _sums_kernel, (tokens, blocks_of(sums.shape[1] if spec.late else groups, block)),
         values_TI, sums, inputs, groups, values_TI.stride(0), sums.stride(0), tokens, LATE=spec.late, BLOCK_G=block,
         GROUP=spec.inputs, num_warps=4, **DEPENDENT,
     )  # fmt: skip
@@ -217,7 +228,7 @@ def _sums_kernel(
 ) -> None:  # fmt: skip
     """Write the sums of some groups of a token's values."""
     start_next()
-    token, group_G = tl.program_id(1), tl.program_id(0) * BLOCK_G + tl.arange(0, BLOCK_G)
+    token, group_G = tl.program_id(0), tl.program_id(1) * BLOCK_G + tl.arange(0, BLOCK_G)
     input_GK = group_G[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     wait()
     value_GK = tl.load(values_ptr + token.to(tl.int64) * x_stride + input_GK, mask=input_GK < inputs, other=0.0)
@@ -233,27 +244,24 @@ def _sums_kernel(
 
 def _turned(x_TI: Tensor) -> Tensor:
     """Return x with each sixteen inputs in the order of the codes' operand: of 4 t + 2 b + e, with b and e 0 or 1, b first."""
-    turned_TI = x_TI.new_empty(x_TI.shape[0], blocks_of(x_TI.shape[1], 16) * 16)
-    block = 1024
+    tokens, inputs = x_TI.shape
+    turned_TI, block = x_TI.new_empty(tokens, inputs), 1024
     launch(
-        _turn_kernel, (blocks_of(turned_TI.shape[1], block), len(x_TI)),
-        x_TI, turned_TI, x_TI.shape[1], x_TI.stride(0), turned_TI.shape[1], BLOCK_I=block, num_warps=4, **DEPENDENT,
+        _turn_kernel, (tokens, blocks_of(inputs, block)), x_TI, turned_TI, inputs, x_TI.stride(0), BLOCK_I=block, num_warps=4,
+        **DEPENDENT,
     )  # fmt: skip
     return turned_TI
 
 
-@triton.jit(do_not_specialize=["inputs", "x_stride", "turned_stride"])
-def _turn_kernel(
-    x_ptr: tl.tensor, turned_ptr: tl.tensor, inputs: tl.tensor, x_stride: tl.tensor, turned_stride: tl.tensor,
-    BLOCK_I: tl.constexpr,
-) -> None:  # fmt: skip
-    """Write some of a token's inputs in the order of `_turned`."""
+@triton.jit(do_not_specialize=["inputs", "x_stride"])
+def _turn_kernel(x_ptr: tl.tensor, turned_ptr: tl.tensor, inputs: tl.tensor, x_stride: tl.tensor, BLOCK_I: tl.constexpr) -> None:
+    """Write some of a token's inputs in the order of `_turned`; inputs are a multiple of 16."""
     start_next()
-    token, at_I = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK_I + tl.arange(0, BLOCK_I)
+    token, at_I = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK_I + tl.arange(0, BLOCK_I)
     from_I = at_I // 16 * 16 + at_I % 8 // 2 * 4 + at_I // 8 % 2 * 2 + at_I % 2
     wait()
     x_I = tl.load(x_ptr + token * x_stride + from_I, mask=from_I < inputs, other=0.0)
-    tl.store(turned_ptr + token * turned_stride + at_I, x_I, mask=at_I < turned_stride)
+    tl.store(turned_ptr + token * inputs + at_I, x_I, mask=at_I < inputs)
 
 
 @gluon.jit
@@ -374,4 +382,6 @@ def _int4_kernel(
     sources, outs = (packed, scales, zeros, x, sums, late_scales), (out_ptr, x_scale_ptr, parts_ptr, done_ptr)
     ring = _ring(scales.dtype, x.dtype, spec)
     late = _late_ring(scales.dtype, ring, spec)
-    _work(outs, sources, ring, late, _gathering(ring, spec), sizes, spec)
+    gathering = _gathering(ring, spec)
+    fence_async_shared()  # the copy engine is to see the barriers as they begin
+    _work(outs, sources, ring, late, gathering, sizes, spec)

@@ -1,0 +1,214 @@
+"""How products with INT4 weights are cut, copied and counted: what needs no GPU to be seen.
+
+T tokens, I input features, G groups of inputs.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from attrs import evolve
+
+pytest.importorskip("triton")
+
+from paddock.layers import reference
+from paddock.layers.int4 import Int4Weight, int4_weight
+from paddock.layers.reference import FP8
+from paddock.testing.oracle import poisoned
+from paddock_triton import int4_bringing, ops_linear_int4
+from paddock_triton.int4_spec import Int4Spec, Int4Tile
+from paddock_triton.ops_linear_int4 import linear_int4, linear_int4_fp8
+
+BF16, FP16 = torch.bfloat16, torch.float16
+FP8_TILES = [
+    *ops_linear_int4._FP8.values(),
+    *ops_linear_int4._FP8_FEW_ROWS.values(),
+    ops_linear_int4._FP8_MANY,
+    ops_linear_int4._FP8_MANY_NARROW,
+    Int4Tile(tokens=16, teams=4, slots=4, deep=True),
+    Int4Tile(tokens=128, teams=3, slots=5, late=True),
+    Int4Tile(tokens=128, teams=2, slots=4, steps=2, shared=False, late=True),
+]
+FP8_GROUPS = [ops_linear_int4._FP8_OTHER_GROUPS, *(evolve(ops_linear_int4._FP8[most], deep=False) for most in (8, 16, 32))]
+# (tile, whether inputs are FP8, group): each that a product is cut by.
+CUTS = [
+    *((tile, True, 128) for tile in FP8_TILES),
+    *((tile, True, group) for tile in FP8_GROUPS for group in (32, 64, 256)),
+    *((tile, False, 128) for tile in (*ops_linear_int4._HALVES.values(), ops_linear_int4._HALVES_MANY)),
+    *((evolve(tile, deep=False), False, group) for tile in ops_linear_int4._HALVES.values() for group in (32, 64, 256)),
+]
+
+
+def _weight(outputs: int, inputs: int, group: int, *, zeros: bool = True, dtype: torch.dtype = BF16) -> Int4Weight:
+    """Return a weight of zeros: its sizes matter here."""
+    groups_GO = torch.zeros(inputs // group, outputs, dtype=torch.uint8)
+    return int4_weight(torch.zeros(outputs, inputs, dtype=torch.uint8), groups_GO.to(dtype), groups_GO if zeros else None)
+
+
+@pytest.mark.parametrize("scale_dtype", [BF16, torch.float32], ids=str)
+@pytest.mark.parametrize("zeros", [True, False], ids=["zeros", "symmetric"])
+@pytest.mark.parametrize(("tile", "fp8", "group"), CUTS, ids=str)
+def test_a_step_waits_for_as_many_bytes_as_are_copied(
+    tile: Int4Tile, fp8: bool, group: int, zeros: bool, scale_dtype: torch.dtype
+) -> None:
+    """Fewer, and it would begin before they are there; more, and it would wait for ever."""
+    weight = _weight(192, 1024, group, zeros=zeros, dtype=scale_dtype)
+    x_TI = torch.zeros(3, 1024, dtype=FP8 if fp8 else BF16)
+    spec = ops_linear_int4._spec(tile, weight, fp8=fp8)
+    sums = torch.zeros(16, 16, dtype=BF16 if spec.late else torch.float32)
+    described = ops_linear_int4._described(weight, x_TI, sums if spec.late or spec.copies_sums else None, spec)
+    packed, scales, zeros_of, x, sums_of, late_scales = (math.prod(d.block_shape) * d.base.element_size() for d in described)
+    per_step = spec.boxes * packed + spec.row_boxes * (scales + zeros_of * (zeros and not spec.late))
+    assert spec.weight_bytes == per_step
+    assert spec.token_bytes == spec.row_groups * x + sums_of * spec.copies_sums
+    if spec.late:
+        assert spec.late_weight_bytes == spec.row_boxes * late_scales + spec.teams * spec.halves * zeros_of * zeros
+        assert spec.late_token_bytes == 2 * sums_of
+
+
+def _grids(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Return the list that the grid of every launch goes to, of which none is made; every device counts as a Hopper GPU."""
+    grids: list[tuple[int, ...]] = []
+    monkeypatch.setattr(ops_linear_int4, "launch", lambda _kernel, grid, *_args, **_options: grids.append(grid))
+    monkeypatch.setattr(ops_linear_int4, "runs_on", lambda _device: True)
+    monkeypatch.setattr(ops_linear_int4, "_processors", lambda _device: 132)
+    return grids
+
+
+@pytest.mark.parametrize("group", [64, 128])
+def test_a_prompt_of_131072_tokens_fits_a_grid(group: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A grid's second and third side end at 65,535."""
+    grids = _grids(monkeypatch)
+    weight = _weight(64, 128, group)
+    x_TI = torch.zeros(131_072, 128, dtype=BF16)
+    linear_int4(x_TI, weight)
+    linear_int4_fp8(x_TI.to(FP8), torch.ones(131_072, 1), weight, BF16)
+    assert len(grids) == 4  # of each product, and of what it needs of x
+    assert all(side <= 65_535 for grid in grids for side in grid[1:]), grids
+
+
+@pytest.mark.parametrize("inputs", [128, 576, 1040])
+def test_inputs_are_turned_as_the_codes_lie(inputs: int, device: torch.device) -> None:
+    """Of sixteen inputs 4 t + 2 b + e, those with b = 0 come first."""
+    x_TI = torch.arange(3 * inputs, device=device).remainder(2000).to(FP16).view(3, inputs)
+    with poisoned():
+        found = ops_linear_int4._turned(x_TI)
+    order = [4 * t + 2 * b + e for b in range(2) for t in range(4) for e in range(2)]
+    assert torch.equal(found.view(3, -1, 16), x_TI.view(3, -1, 16)[:, :, order])
+
+
+@pytest.mark.parametrize(("group", "late"), [(128, True), (128, False), (32, False), (256, False)])
+def test_sums_of_values_are_those_of_groups_within_blocks(group: int, late: bool, device: torch.device) -> None:
+    """In float32, or as two bfloat16 of which the second is what the first leaves; groups that only fill up give 0."""
+    values_TI = (torch.randn(5, 640, generator=torch.Generator(device).manual_seed(5), device=device) + 0.3).to(FP8)
+    tile = Int4Tile(tokens=64, teams=2, slots=4, late=late)
+    spec = ops_linear_int4._spec(tile, _weight(64, 768, group), fp8=True)
+    with poisoned():
+        sums = ops_linear_int4._sums(values_TI, spec, blocks=6)
+    size = min(group, 128)
+    expected_TG = torch.nn.functional.pad(values_TI.float(), (0, 128)).view(5, -1, size).sum(2)
+    if late:
+        assert torch.equal(sums[:5, 6:], torch.zeros_like(sums[:5, 6:]))
+        found_TG, bound = (sums[:5].float() + sums[5:].float())[:, :6], 2.0**-16
+    else:
+        found_TG, bound = sums[:, :5].T, 2.0**-20
+    torch.testing.assert_close(found_TG, expected_TG, rtol=bound, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16, FP8], ids=str)
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_rows_begin_where_the_copy_engine_can(tokens: int, dtype: torch.dtype) -> None:
+    """Whatever rows are given, one alone too: at multiples of 16 bytes, with inputs side by side; copied only if need be."""
+    wide_TI = torch.arange(tokens * 1406).remainder(200).view(tokens, 1406).to(dtype)
+    for x_TI in (wide_TI[:, 3:643], wide_TI[:, :640], wide_TI[:, :1280:2], wide_TI[:, :640].T.contiguous().T):
+        found = ops_linear_int4._aligned(x_TI)
+        assert (found.stride(1), found.stride(0) * found.element_size() % 16, found.data_ptr() % 16) == (1, 0, 0)
+        assert torch.equal(found.float(), x_TI.float())
+    whole_TI = wide_TI[:, :640].clone(memory_format=torch.contiguous_format)
+    assert ops_linear_int4._aligned(whole_TI) is whole_TI
+
+
+@pytest.mark.parametrize(
+    ("fp8", "group", "cut"),
+    [
+        (False, 128, {"halves": 2}),
+        (False, 128, {"cuts": 2}),
+        (False, 128, {"late": True}),
+        (True, 64, {"halves": 2}),
+        (True, 32, {"late": True}),
+        (True, 256, {"late": True}),
+        (True, 256, {"deep": True}),
+        (True, 128, {"deep": True, "late": True}),
+        (True, 128, {"deep": True, "tokens": 32}),
+        (True, 128, {"steps": 2, "halves": 2}),
+    ],
+)
+def test_no_tile_is_cut_as_the_kernel_cannot(fp8: bool, group: int, cut: dict[str, Any]) -> None:
+    """It would give wrong numbers without a word."""
+    tile = evolve(Int4Tile(tokens=16, teams=4, slots=4), **cut)
+    with pytest.raises(AssertionError, match="Int4Tile"):
+        Int4Spec(tile=tile, fp8=fp8, zeros=True, group=group, scale_bytes=2)
+
+
+@pytest.mark.parametrize(
+    ("programs", "units"), [(1, 1), (1, 7), (3, 3), (132, 133), (132, 4000), (132, 58_720_256), (131, 2**31 - 1)]
+)
+def test_programs_share_all_steps_evenly(programs: int, units: int) -> None:
+    """Each has its own, all have them all, none has two more than another; in 32 bits, whatever a step's size."""
+    first_unit, program_of = int4_bringing.first_unit.fn, int4_bringing.program_of.fn
+    with np.errstate(over="raise"):
+        firsts = [int(first_unit(np.int32(each), np.int32(programs), np.int32(units))) for each in range(programs + 1)]
+        owners = [program_of(np.int32(unit), np.int32(programs), np.int32(units)) for unit in firsts[:-1]]
+        last_owners = [program_of(np.int32(unit - 1), np.int32(programs), np.int32(units)) for unit in firsts[1:]]
+    assert (firsts[0], firsts[-1]) == (0, units)
+    assert {after - first for first, after in pairwise(firsts)} <= {units // programs, units // programs + 1}
+    assert owners == last_owners == [*range(programs)]
+
+
+@pytest.mark.parametrize(
+    ("tiles", "span", "programs"), [(1, 4, 4), (3, 5, 4), (10, 7, 66), (5, 64, 132), (200, 3, 132), (7, 9, 1)]
+)
+def test_as_many_parts_of_a_tile_are_kept_as_are_waited_for(tiles: int, span: int, programs: int) -> None:
+    """A program keeps one part that begins a tile and one that goes on with another at most; the first of a tile begins it."""
+    first_unit, program_of = int4_bringing.first_unit.fn, int4_bringing.program_of.fn
+    kept: dict[int, list[tuple[int, bool]]] = {}  # by tile: each part's program, and whether it begins the tile
+    for program in range(programs):
+        unit, stop = (int(first_unit(each, programs, tiles * span)) for each in (program, program + 1))
+        while unit < stop:
+            tile, block = divmod(unit, span)
+            taken = min(span - block, stop - unit)
+            if taken < span:
+                kept.setdefault(tile, []).append((program, block == 0))
+            unit += taken
+    places = [place for parts in kept.values() for place in parts]
+    assert len(places) == len(set(places))
+    for tile, parts in kept.items():
+        first, last = (int(program_of(tile * span + at, programs, tiles * span)) for at in (0, span - 1))
+        assert parts == [(program, program == first) for program in range(first, last + 1)]
+
+
+def test_counters_that_a_graph_may_use_are_never_replaced(device: torch.device) -> None:
+    """A product with more tiles than they count leaves them where they are: a captured step goes on counting there."""
+    kept = ops_linear_int4._counters(device, 1)
+    more = ops_linear_int4._counters(device, 2 * len(kept))
+    assert (len(more), int(more.count_nonzero())) == (2 * len(kept), 0)
+    assert ops_linear_int4._counters(device, len(kept)).data_ptr() == kept.data_ptr() != more.data_ptr()
+
+
+def test_plain_torch_computes_nothing_while_kernels_are_compiled_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody reads what an op returns then, and a product in plain torch compiles nothing."""
+
+    def never(*_: Any) -> None:
+        raise AssertionError("computed")
+
+    weight, x_TI = _weight(70, 144, 48), torch.zeros(3, 144, dtype=BF16)
+    monkeypatch.setattr(ops_linear_int4, "launches_nothing", lambda: True)
+    for op in ("linear_int4", "linear_int4_fp8"):
+        monkeypatch.setattr(reference, op, never)
+    found, found_fp8 = linear_int4(x_TI, weight), linear_int4_fp8(x_TI.to(FP8), torch.ones(3, 1), weight, FP16)
+    assert (found.shape, found.dtype, found_fp8.shape, found_fp8.dtype) == ((3, 70), BF16, (3, 70), FP16)
