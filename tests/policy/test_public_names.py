@@ -33,6 +33,7 @@ PUBLIC = {
         Activation AttentionBackend AttentionInputs AttentionParams Builder Communicator LayerKV LinearLayer LinearMethod Model
         OP_NAMES Ops PlainMethod QuantisesRows QuantizedActivation allocate finalise part_spans randomise targets torch_dtype
         TakesFewPlain""",
+    "paddock.layers.fp8_attention": "LARGEST_EXPONENT attend_in_fp8",
     "paddock.layers.int4": """
         BLOCK Int4Form Int4Weight MIDDLE OUTPUTS PIECE_BYTES SLAB SLAB_BYTES fill_groups int4_weight pack pack_zeros pieces unpack
         unpack_zeros""",

@@ -38,6 +38,13 @@ STEPS: dict[str, tuple[tuple[int, int, int], torch.dtype, int, dict[str, Any]]] 
     "attention, FP8 pages of 64": ((8, 2, 128), FP8, 64, {}),
     "attention, FP8 pages of 64, FP8 out": ((8, 2, 128), FP8, 64, {"out_scale": torch.ones(())}),
     "attention, 29 query heads a KV head, FP8 pages of 16, softcap": ((29, 1, 64), FP8, 16, {"softcap": 2.0}),
+    "attention in FP8 arithmetic": ((8, 2, 128), FP8, 64, {"in_fp8": True}),
+    "attention in FP8 arithmetic, heads of 256, ALiBi, a stored scale of queries": (
+        (6, 2, 256),
+        FP8,
+        16,
+        {"in_fp8": True, "alibi_slopes_H": torch.ones(6), "q_scale": torch.ones(())},
+    ),
     "attention, heads of 256, window": ((6, 2, 256), HALF, 64, {"window": 100}),
 }
 # What a kernel is for: it compiles to something slower where a tile's sides are not the unit's.
@@ -45,6 +52,7 @@ INSTRUCTIONS = {
     ("paddock_triton.ops_linear_fp8", "_few_kernel"): "wgmma.mma_async.sync.aligned.m64n32k32.f32.e4m3.e4m3",
     ("paddock_triton.ops_linear_fp8", "_one_kernel"): "cvt.rn.f16x2.e4m3x2",
 }
+PROMPTS_IN_FP8 = "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3"  # products with V, of heads of 128 and 256 alike
 TOKENS, OTHER_TOKENS = 20, (21, 32)  # of a step: rows that begin at multiples of 16 bytes, rows that do not, a power of two
 
 
@@ -147,6 +155,8 @@ def _only_compile() -> list[str]:
         kernel = run(self, *args, warmup=True, **options)
         assert kernel.asm["cubin"], self.fn.__name__
         instruction = INSTRUCTIONS.get((self.fn.__module__, self.fn.__name__), "")
+        if self.fn.__name__ == "_prefill" and "cvt.rn.satfinite.e4m3x2.f32" in kernel.asm["ptx"]:
+            instruction = PROMPTS_IN_FP8
         assert instruction in kernel.asm["ptx"], f"{self.fn.__name__} has no {instruction}"
         if all(kernel is not one for one in known):
             known.append(kernel)

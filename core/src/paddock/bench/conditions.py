@@ -80,6 +80,7 @@ def planned(plan: Plan | None) -> dict[str, Any] | None:
         "quantization": plan.scheme,
         "fp8_inputs_from": plan.fp8_inputs_from,
         "kv_cache_dtype": plan.kv_cache_dtype,
+        "attention_compute": plan.attention_compute,
         "page_size": plan.page_size,
         "attention_backend": plan.attention.name,
         "graphs": plan.graphs,

@@ -154,8 +154,8 @@ class Plan:
 
     `asked` is what the user set, `auto` and all; every other field is resolved. `model_config` and `generation_config` are the
     files as published, `quantization_files` what `detect` reads beside config.json. Linears with 4-bit weights take FP8 in steps
-    of `fp8_inputs_from` tokens and more, None for never. `stages` holds the layers (first, end) of each pipeline stage. `ledgers`
-    holds one entry a stage.
+    of `fp8_inputs_from` tokens and more, None for never. `attention_compute` is what attention multiplies in, `plain` or `fp8`.
+    `stages` holds the layers (first, end) of each pipeline stage. `ledgers` holds one entry a stage.
     """
 
     paddock: str
@@ -171,6 +171,7 @@ class Plan:
     scheme: str
     fp8_inputs_from: int | None
     kv_cache_dtype: str
+    attention_compute: str
     attention: AttentionSpec
     page_size: int
     ops: tuple[OpSpec, ...]

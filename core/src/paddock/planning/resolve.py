@@ -119,6 +119,7 @@ def _written_down(config: EngineConfig, hardware: Hardware, files: ModelFiles, d
         scheme=decided.fmt.scheme.name,
         fp8_inputs_from=decided.fp8_inputs_from,
         kv_cache_dtype=decided.attention.kv_cache_dtype,
+        attention_compute=config.attention_compute,
         attention=decided.attention.spec,
         page_size=decided.attention.page_size,
         ops=decided.ops,

@@ -57,6 +57,7 @@ def paddock_attention_backends() -> list[AttentionSpec]:
         kv_cache_dtypes=(*DTYPES, "fp8"),
         page_sizes=(16, 32, 64, 128),
         features=("alibi", "sliding_window", "softcap"),
+        computes=("plain", "fp8"),
         summary="plain torch, on any device; the definition of the others",
     )
     return [backend]

@@ -48,6 +48,7 @@ def paddock_attention_backends() -> list[AttentionSpec]:
             page_sizes=(64, 128, 32, 16),
             head_dims=(16, 32, 48, 64, 80, 96, 128, 256),
             features=("alibi", "sliding_window", "softcap"),
+            computes=("plain", "fp8"),
             graph_capturable=True,
             min_compute_capability=HOPPER,
             requires=("triton",),
