@@ -85,7 +85,7 @@ def table(model: Path, settings: Settings) -> Iterator[Row]:
         )
 
 
-def opened(folder: Path, settings: Settings, *, kv: bool = False, **options: str) -> LLM:
+def opened(folder: Path, settings: Settings, *, kv: bool = False, **options: Any) -> LLM:
     """Return the engine over a folder with these options; `kv` keeps keys and values in FP8, whatever the folder says."""
     return LLM(
         folder,

@@ -28,7 +28,8 @@ from paddock.errors import KernelError
 from paddock.layers import AttentionInputs, AttentionParams, LayerKV
 from paddock.layers.int4 import int4_weight
 from paddock.plugins import AttentionNeeds, resolve
-from paddock_triton import attention, ops_linear_int4, ops_norm, plugin
+from paddock_triton import attention, ops_activation_fp8, ops_linear_int4, ops_norm, ops_quantize, plugin
+from paddock_triton.fp8 import empty_fp8
 
 FP8, HALF = torch.float8_e4m3fn, torch.bfloat16
 # (H, K, D), KV dtype, page size, features: each tile shape, both ways to read pages, and pairs of FP8 values.
@@ -176,6 +177,13 @@ def _calls(tokens: int) -> dict[str, Callable[[], Any]]:
     for op in ("rms_norm_fp8", "layer_norm_fp8", "silu_mul_fp8", "gelu_fp8"):
         *given, _, bound = _examples(tokens)[op]
         more[f"{op}, a scale a token"] = partial(ops[op].func, *given, None, bound)  # type: ignore[attr-defined]
+    x_TX = torch.zeros(tokens, 2 * 14336, dtype=HALF)
+    activation = partial(ops_activation_fp8.launch_shared, empty_fp8(x_TX, 14336, None), x_TX, None)
+    more["silu_mul_fp8, a shared row"] = partial(activation, 2048, gated=True)
+    more["gelu_fp8, a shared row"] = partial(activation, 8192, gated=False)
+    more["quantize_fp8_token, a shared row"] = partial(
+        ops_quantize.launch_shared, empty_fp8(x_TX, 2 * 14336, None), x_TX, None, 2048
+    )
     values_TI, one, *weight = _examples(tokens)["linear_fp8"]
     more["linear_fp8, one token"] = partial(ops["linear_fp8"].func, values_TI[:1], one, *weight)  # type: ignore[attr-defined]
     more["linear_fp8, a scale a token"] = partial(

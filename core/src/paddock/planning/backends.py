@@ -35,7 +35,7 @@ class Question:
     dtype: str
     needs: AttentionNeeds
     block_size: int | None
-    compute: str
+    compute: str = PLAIN_ATTENTION
 
     def why_not(self, spec: AttentionSpec, kv_dtype: str) -> list[Obstacle]:
         """Return what keeps the backend from serving; nothing when it can."""
