@@ -147,7 +147,7 @@ def test_a_definition_writes_fp8_as_itself(op: str) -> None:
 def test_a_producer_of_fp8_is_held_to_its_definition(op: str) -> None:
     """Itself differs in nothing; a scale 2 percent off, a value in 50 and a sum that is not added are seen."""
     twin, cases = getattr(reference, op), OpCases(table=evolve(SMALL, tokens=(64,)), draw=DRAW).of(op)
-    assert [case.name.partition(", ")[2] for case in cases] == ["static", "a scale a token"]
+    assert [case.name.partition(", ")[2] for case in cases] == ["static", "a scale a token", "a scale a token and 128"]
 
     def spoilt(*given: Any) -> Any:
         found = twin(*given)
@@ -180,6 +180,22 @@ def test_an_fp8_product_is_held_to_float32() -> None:
     names = {case.name for case in OpCases(table=FULL, draw=DRAW).of("linear_fp8")}
     assert {f"70B {tokens} x 28672 -> 8192" for tokens in (1, 2, 4, 8, 16, 32, 64, 256, 4096)} <= names
     assert not [name for name in names if "128256" in name]
+
+
+def test_an_fp8_product_of_blocks_is_held_to_float32() -> None:
+    """Its definition is right, one percent is not, nor is a token's scale taken for its neighbour's; it has a scale a block."""
+    op, twin = "linear_fp8_blocks", reference.linear_fp8_blocks
+    (case, *_) = OpCases(table=FULL, draw=DRAW).of(op)
+    assert (case.name, case.kind, case.flops) == ("8B 1 x 4096 -> 6144", "fp8", 2 * 6144 * 4096)
+    assert case.nbytes == 6144 * 4096 + 4096 + 2 * 6144 + 4 * 32 * (1 + 48)
+    for small in OpCases(table=SMALL, draw=DRAW).of(op):
+        assert op_verdict(op, twin, twin, small.make).right
+        assert not op_verdict(op, lambda *given: twin(*given) * 1.01, twin, small.make).right
+
+        def shifted(x: torch.Tensor, scale: torch.Tensor, *rest: Any) -> torch.Tensor:
+            return twin(x, scale.roll(1, 0), *rest)
+
+        assert op_verdict(op, shifted, twin, small.make).right == (len(small.make(0)[0]) == 1)
 
 
 @pytest.mark.parametrize(("op", "kind", "x_bytes"), [("linear_int4", "bf16", 2 * 8192), ("linear_int4_fp8", "fp8", 8192 + 4)])
