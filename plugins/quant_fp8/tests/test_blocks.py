@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from paddock import axes
 from paddock.axes import EMBED, FFN, FP8_GROUP, PLAIN, Linear, Part
 from paddock.errors import CheckpointError
-from paddock.layers import LinearLayer, Ops, QuantizedActivation, finalise, reference
+from paddock.layers import LinearLayer, Ops, QuantizedActivation, TakesGroups, finalise, reference
 from paddock_quant_fp8.blocks import BlockMethod, multiplies
 from paddock_quant_fp8.dequantising import DequantisedMethod, see_groups
 from paddock_quant_fp8.schemes import BLOCK, ROW, Stored
@@ -79,30 +79,11 @@ def test_inputs_may_come_quantised_and_are_quantised_once_if_not() -> None:
     assert asked == [(None, 128), (64, 128), (64, 128)]
 
 
-def test_a_norm_in_front_of_blocks_emits_their_groups() -> None:
-    """The input format reaches the producer: one op, groups of 128 and no scale a token."""
-    from paddock.layers import formats
-
-    given: list[tuple[object, ...]] = []
-
-    def norm(x_TE: Tensor, delta_TE: Tensor | None, weight_E: Tensor, eps: float, *scaling: object) -> object:
-        given.append(scaling)
-        return reference.rms_norm_fp8(x_TE, delta_TE, weight_E, eps, *scaling)  # type: ignore[arg-type]
-
-    ops = Ops.bind({"rms_norm_fp8": norm})
-    layer = made(linear(256), BlockMethod(stored=STORED, dtype=torch.float32), ops)
-    emits = formats.InputFormat(ops)
-    emits.feed(layer)
-    layer.finalise()
-    emits.settle()
-    assert (emits.name, emits.group) == (FP8_GROUP, 128)
-    x_TE = inputs()
-    _, found = ops.rms_norm_fp8(x_TE, None, torch.ones(300), 1e-5, *emits.scaling)
-    assert given == [(None, None, 128)]
-    assert found.scale.shape == (5, 3)
-    expected = reference.quantize_fp8_token(reference.rms_norm(x_TE, torch.ones(300), 1e-5), None, 128)
-    assert torch.equal(found.values_TI.float(), expected.values_TI.float())
-    assert torch.equal(emits(x_TE).scale, reference.quantize_fp8_token(x_TE, None, 128).scale)  # type: ignore[union-attr]
+def test_inputs_are_announced_in_groups() -> None:
+    """So that the producer before emits them."""
+    method = BlockMethod(stored=STORED, dtype=torch.float32)
+    assert isinstance(method, TakesGroups)
+    assert (method.input_format, method.input_group, method.input_bound) == (FP8_GROUP, 128, None)
 
 
 def test_ranks_hold_the_blocks_of_their_share() -> None:

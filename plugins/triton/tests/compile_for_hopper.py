@@ -52,6 +52,8 @@ STEPS: dict[str, tuple[tuple[int, int, int], torch.dtype, int, dict[str, Any]]] 
 INSTRUCTIONS = {
     ("paddock_triton.ops_linear_fp8", "_few_kernel"): "wgmma.mma_async.sync.aligned.m64n32k32.f32.e4m3.e4m3",
     ("paddock_triton.ops_linear_fp8", "_one_kernel"): "cvt.rn.f16x2.e4m3x2",
+    ("paddock_triton.ops_linear_fp8_blocks", "_block_few_kernel"): "wgmma.mma_async.sync.aligned.m64n32k32.f32.e4m3.e4m3",
+    ("paddock_triton.ops_linear_fp8_blocks", "_block_one_kernel"): "cvt.rn.f16x2.e4m3x2",
 }
 PROMPTS_IN_FP8 = "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3"  # products with V, of heads of 128 and 256 alike
 TOKENS, OTHER_TOKENS = 20, (21, 32)  # of a step: rows that begin at multiples of 16 bytes, rows that do not, a power of two
@@ -134,6 +136,14 @@ def _examples(tokens: int) -> dict[str, tuple[Any, ...]]:
         "quantize_fp8_static": (x_TE, one),
         "quantize_fp8_token": (x_TE, None),
         "linear_fp8": (x_TE.to(FP8), one, torch.zeros(256, 512).to(FP8), torch.ones(256, 1), HALF),
+        "linear_fp8_blocks": (
+            x_TE.to(FP8),
+            torch.ones(tokens, 4),
+            torch.zeros(256, 512).to(FP8),
+            torch.ones(2, 4),
+            (128, 128),
+            HALF,
+        ),
         "linear_int4": (x_TE, weight_int4),
         "linear_int4_fp8": (x_TE.to(FP8), torch.ones(tokens, 1), weight_int4, HALF),
         "rms_norm_fp8": (x_TE, x_TE, weight_E, 1e-5, one, None),
@@ -177,12 +187,25 @@ def _calls(tokens: int) -> dict[str, Callable[[], Any]]:
     for op in ("rms_norm_fp8", "layer_norm_fp8", "silu_mul_fp8", "gelu_fp8"):
         *given, _, bound = _examples(tokens)[op]
         more[f"{op}, a scale a token"] = partial(ops[op].func, *given, None, bound)  # type: ignore[attr-defined]
+        more[f"{op}, a scale a group"] = partial(ops[op].func, *given, None, bound, 128)  # type: ignore[attr-defined]
     x_TX = torch.zeros(tokens, 2 * 14336, dtype=HALF)
     activation = partial(ops_activation_fp8.launch_shared, empty_fp8(x_TX, 14336, None), x_TX, None)
     more["silu_mul_fp8, a shared row"] = partial(activation, 2048, gated=True)
     more["gelu_fp8, a shared row"] = partial(activation, 8192, gated=False)
     more["quantize_fp8_token, a shared row"] = partial(
         ops_quantize.launch_shared, empty_fp8(x_TX, 2 * 14336, None), x_TX, None, 2048
+    )
+    more["quantize_fp8_token, a scale a group"] = partial(
+        ops["quantize_fp8_token"].func,  # type: ignore[attr-defined]
+        *_examples(tokens)["quantize_fp8_token"],
+        128,
+    )
+    values_TI, scale_TG, *blocks = _examples(tokens)["linear_fp8_blocks"]
+    more["linear_fp8_blocks, one token"] = partial(
+        ops["linear_fp8_blocks"].func,  # type: ignore[attr-defined]
+        values_TI[:1],
+        scale_TG[:1],
+        *blocks,
     )
     values_TI, one, *weight = _examples(tokens)["linear_fp8"]
     more["linear_fp8, one token"] = partial(ops["linear_fp8"].func, values_TI[:1], one, *weight)  # type: ignore[attr-defined]
@@ -245,6 +268,7 @@ def _orders() -> None:
         plain(x_TE, x_TE, *vectors, 1e-5)
         for scale in (torch.ones(()), None):
             fp8(x_TE, x_TE, *vectors, 1e-5, scale, None)
+        fp8(x_TE, x_TE, *vectors, 1e-5, None, None, 128)
     json.dump({name: sorted(layouts) for name, layouts in found.items()}, sys.stdout)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from paddock.layers import QuantizedActivation
 from paddock_triton.dependence import DEPENDENT, start_next, wait
 from paddock_triton.failures import named
-from paddock_triton.fp8 import empty_fp8, store_row, to_fp8, token_scale
+from paddock_triton.fp8 import empty_fp8, in_groups, store_row, to_fp8, token_scale
 from paddock_triton.launch import launch
 from paddock_triton.meeting import PARTS, counters, largest_of_parts, part_of, shared_scale
 from paddock_triton.ops_activation import GELU_BLOCK, SILU_BLOCK, WARPS, gelu_at, place, silu_mul_at
@@ -47,6 +47,21 @@ def _static_kernel(
 
 
 @triton.jit
+def _group_kernel(
+    x_ptr: tl.tensor, out_ptr: tl.tensor, scale_ptr: tl.tensor, stride: tl.tensor, bound: tl.tensor, WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr, GROUP: tl.constexpr, GATED: tl.constexpr,
+) -> None:  # fmt: skip
+    """Write a block of a row, and a scale for each of its groups."""
+    start_next()
+    row, column_B = place(WIDTH, BLOCK)
+    start = tl.program_id(0) % ((WIDTH + BLOCK - 1) // BLOCK) * BLOCK
+    wait()
+    h_B = _at(x_ptr + row * stride, column_B, WIDTH, GATED)
+    h_B = in_groups(scale_ptr, bound, row, start, h_B, WIDTH, BLOCK, GROUP)
+    tl.store(out_ptr + row * WIDTH + column_B, h_B, mask=column_B < WIDTH)
+
+
+@triton.jit
 def _token_kernel(
     x_ptr: tl.tensor, out_ptr: tl.tensor, scale_ptr: tl.tensor, stride: tl.tensor, bound: tl.tensor, WIDTH: tl.constexpr,
     BLOCK: tl.constexpr, GATED: tl.constexpr,
@@ -57,7 +72,7 @@ def _token_kernel(
     row_ptr, column_B = x_ptr + row * stride, tl.arange(0, BLOCK)
     wait()
     if WIDTH <= BLOCK:
-        store_row(out_ptr, None, scale_ptr, bound, row, _at(row_ptr, column_B, WIDTH, GATED), WIDTH, BLOCK)
+        store_row(out_ptr, None, scale_ptr, bound, row, _at(row_ptr, column_B, WIDTH, GATED), WIDTH, BLOCK, None)
     else:
         largest_B = tl.zeros([BLOCK], tl.float32)
         for start in range(0, WIDTH, BLOCK):
@@ -87,22 +102,22 @@ def _shared_kernel(
 
 
 @named("silu_mul_fp8")
-def silu_mul_fp8(gate_up_T2F: Tensor, scale: Tensor | None, bound: float | None) -> QuantizedActivation:
+def silu_mul_fp8(gate_up_T2F: Tensor, scale: Tensor | None, bound: float | None, group: int | None = None) -> QuantizedActivation:
     """Return silu(gate) * up in FP8, rounded to its input's dtype in between."""
-    return _quantized(gate_up_T2F, gate_up_T2F.shape[1] // 2, scale, bound, block=SILU_BLOCK, gated=True)
+    return _quantized(gate_up_T2F, gate_up_T2F.shape[1] // 2, scale, bound, group, block=SILU_BLOCK, gated=True)
 
 
 @named("gelu_fp8")
-def gelu_fp8(x_TF: Tensor, scale: Tensor | None, bound: float | None) -> QuantizedActivation:
+def gelu_fp8(x_TF: Tensor, scale: Tensor | None, bound: float | None, group: int | None = None) -> QuantizedActivation:
     """Return gelu(x) in FP8, rounded to x's dtype in between."""
-    return _quantized(x_TF, x_TF.shape[1], scale, bound, block=GELU_BLOCK, gated=False)
+    return _quantized(x_TF, x_TF.shape[1], scale, bound, group, block=GELU_BLOCK, gated=False)
 
 
 def _quantized(
-    x_TX: Tensor, width: int, scale: Tensor | None, bound: float | None, *, block: int, gated: bool
+    x_TX: Tensor, width: int, scale: Tensor | None, bound: float | None, group: int | None, *, block: int, gated: bool
 ) -> QuantizedActivation:
     x_TX = unit_stride(x_TX)
-    tokens, out = x_TX.shape[0], empty_fp8(x_TX, width, scale)
+    tokens, out = x_TX.shape[0], empty_fp8(x_TX, width, scale, group)
     if not tokens:
         return out
     if scale is not None:
@@ -110,6 +125,13 @@ def _quantized(
         launch(
             _static_kernel, grid,
             x_TX, scale, out.values_TI, x_TX.stride(0), WIDTH=width, BLOCK=block, GATED=gated, num_warps=WARPS, **DEPENDENT,
+        )  # fmt: skip
+        return out
+    if group is not None:
+        launch(
+            _group_kernel, (tokens * blocks_of(width, block),),
+            x_TX, out.values_TI, out.scale, x_TX.stride(0), bound, WIDTH=width, BLOCK=block, GROUP=group, GATED=gated,
+            num_warps=WARPS, **DEPENDENT,
         )  # fmt: skip
         return out
     part = part_of(tokens, width, x_TX.device)

@@ -12,7 +12,7 @@ from torch import Tensor
 from paddock.layers import QuantizedActivation
 from paddock_triton.dependence import DEPENDENT, start_next, wait
 from paddock_triton.failures import named
-from paddock_triton.fp8 import empty_fp8, to_fp8, token_scale
+from paddock_triton.fp8 import empty_fp8, in_groups, to_fp8, token_scale
 from paddock_triton.launch import launch
 from paddock_triton.meeting import PARTS, counters, largest_of_parts, part_of, shared_scale
 from paddock_triton.rows import blocks_of, power_of_2, row_warps, unit_stride
@@ -41,6 +41,21 @@ def _static_kernel(
     wait()
     x_B = _load(x_ptr + row * stride, column_B, WIDTH)
     tl.store(out_ptr + row * WIDTH + column_B, to_fp8(x_B, tl.load(scale_ptr)), mask=column_B < WIDTH)
+
+
+@triton.jit
+def _group_kernel(
+    x_ptr: tl.tensor, out_ptr: tl.tensor, scale_ptr: tl.tensor, stride: tl.tensor, bound: tl.tensor, WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr, GROUP: tl.constexpr,
+) -> None:  # fmt: skip
+    """Write a block of a row, and a scale for each of its groups."""
+    start_next()
+    blocks: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
+    row, start = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks * BLOCK
+    column_B = start + tl.arange(0, BLOCK)
+    wait()
+    x_B = in_groups(scale_ptr, bound, row, start, _load(x_ptr + row * stride, column_B, WIDTH), WIDTH, BLOCK, GROUP)
+    tl.store(out_ptr + row * WIDTH + column_B, x_B, mask=column_B < WIDTH)
 
 
 @triton.jit
@@ -108,10 +123,22 @@ def quantize_fp8_static(x_TI: Tensor, scale: Tensor) -> QuantizedActivation:
 
 
 @named("quantize_fp8_token")
-def quantize_fp8_token(x_TI: Tensor, bound: float | None = None) -> QuantizedActivation:
-    """Return x in FP8 with a scale [T, 1] that maps each token's largest magnitude, at most `bound`, to 448."""
+def quantize_fp8_token(x_TI: Tensor, bound: float | None = None, group: int | None = None) -> QuantizedActivation:
+    """Return x in FP8 with a scale [T, 1] that maps each token's largest magnitude, at most `bound`, to 448.
+
+    With a group, a power of two, the scale is [T, G], one for each run of so many features.
+    """
     x_TI = unit_stride(x_TI)
-    (tokens, width), out = x_TI.shape, empty_fp8(x_TI, x_TI.shape[1], None)
+    (tokens, width), out = x_TI.shape, empty_fp8(x_TI, x_TI.shape[1], None, group)
+    if not tokens:
+        return out
+    if group is not None:
+        launch(
+            _group_kernel, (tokens * blocks_of(width, _BLOCK),),
+            x_TI, out.values_TI, out.scale, x_TI.stride(0), bound, WIDTH=width, BLOCK=_BLOCK, GROUP=group, num_warps=_WARPS,
+            **DEPENDENT,
+        )  # fmt: skip
+        return out
     part = part_of(tokens, width, x_TI.device)
     if not tokens:
         return out
