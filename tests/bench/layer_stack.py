@@ -171,10 +171,13 @@ def _part(model: str, layers: int, folder: Path) -> str:
 @click.option("--layers", type=int, help="So many of the model's layers alone.")
 @click.option("--kv-cache-dtype", default="auto", show_default=True)
 @click.option("--int4-compute", default="auto", show_default=True)
-def main(model: str, rows: int, context: int, layers: int | None, kv_cache_dtype: str, int4_compute: str) -> None:
+@click.option("--attention-compute", default="plain", show_default=True)
+def main(
+    model: str, rows: int, context: int, layers: int | None, kv_cache_dtype: str, int4_compute: str, attention_compute: str
+) -> None:
     """Print each variant's microseconds, in all and a layer, as JSON."""
     options: dict[str, Any] = {"load_format": "dummy", "max_model_len": max(2048, context), "kv_cache_dtype": kv_cache_dtype}
-    options["int4_compute"] = int4_compute
+    options |= {"int4_compute": int4_compute, "attention_compute": attention_compute}
     with tempfile.TemporaryDirectory() as folder:
         plan = planned(EngineConfig.from_options(model if layers is None else _part(model, layers, Path(folder)), **options))
     needs = rebuild.attention_needs(plan)

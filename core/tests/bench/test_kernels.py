@@ -125,14 +125,21 @@ def test_every_op_of_the_core_is_right_at_every_size() -> None:
     assert {row.subject for row in rows} == {each.spec.op for each in given.registry.ops}
 
 
+SERVED = sum(1 if step.in_fp8 else 2 for step in SMALL_STEPS)  # in bf16 and FP8, products in FP8 over FP8 alone
+
+
 def test_the_cores_attention_is_right_on_every_step() -> None:
-    """Decodes, prompts and both, KV in bf16 and FP8; torch's own is timed where one call can take the step."""
+    """Decodes, prompts and both, KV in bf16 and FP8, products in FP8; torch's own is timed where one call can take the step."""
     given = bench()
     (backend,) = given.backends()
     rows = filled(given.attention_cases(backend))
     assert not [row for row in rows if row.problem]
-    assert len(rows) == 2 * len(SMALL_STEPS)
-    assert [row.library is not None for row in rows] == [True, False, False, False, True, False, False, False]
+    assert [row.case for row in rows if "FP8 products" in row.case] == [
+        "decode 17, 40, 1, FP8 products, FP8 KV, pages of 16",
+        "prefill 2 x 33, FP8 products, FP8 KV, pages of 16",
+    ]
+    assert len(rows) == SERVED
+    assert [index for index, row in enumerate(rows) if row.library is not None] == [0, 4]
 
 
 @pytest.mark.parametrize("op", ["rope_and_cache", "cache_kv", "quantize_fp8_static", "quantize_fp8_token"])
@@ -313,6 +320,7 @@ def test_published_steps_are_there() -> None:
     """Decodes of every shape, prompts, and both at once."""
     assert sum(bool(step.decodes and step.prompts) for step in STEPS) == 1
     assert len(set(RAGGED)) > 50
+    assert sum(step.in_fp8 for step in STEPS) == 3
     assert {step.heads for step in STEPS} == {(64, 8, 128), (32, 8, 128), (232, 8, 64), (71, 1, 64)}
 
 
@@ -349,7 +357,7 @@ def test_the_command_prints_one_json_object() -> None:
 def test_the_command_prints_a_line_a_case() -> None:
     """A backend that is named is measured alone."""
     lines = [line for line in run("--backend", "torch").stdout.splitlines() if line.startswith("torch ")]
-    assert len(lines) == 2 * len(SMALL_STEPS)
+    assert len(lines) == SERVED
 
 
 @pytest.mark.parametrize("words", [("--op", "gelo"), ("--backend", "tritan")])
