@@ -14,7 +14,12 @@ SAYS = r"^{name} +\d+ registers, 0 spills, \d+ bytes shared"
 
 @pytest.mark.parametrize(
     ("module", "name", "more"),
-    [("prefill_variants", "64 x 64, 4 warps", "$"), ("fp8_variants", "one 2x4096 w4", r", cvt\.rn\.f16x2\.e4m3x2$")],
+    [
+        ("prefill_variants", "64 x 64, 4 warps", "$"),
+        ("prefill_variants", "fp8 products, 128 x 64, 8 warps", "$"),
+        ("block_variants", "one 2x8192 w8", "$"),
+        ("fp8_variants", "one 2x4096 w4", r", cvt\.rn\.f16x2\.e4m3x2$"),
+    ],
 )
 def test_a_variant_is_compiled_without_a_gpu(module: str, name: str, more: str) -> None:
     """Each says its registers, spills and shared memory; FP8 products their instruction."""
