@@ -215,7 +215,7 @@ def quantize_fp8_token(x_TI: Tensor, bound: float | None = None, group: int | No
     """
     if group is not None:
         width = x_TI.shape[-1]
-        x_XI = nnf.pad(x_TI, (0, -width % group)).reshape(*x_TI.shape[:-1], -1, group)
+        x_XI = nnf.pad(x_TI, (0, -width % group)).reshape(*x_TI.shape[:-1], -(-width // group), group)
         found = quantize_fp8_token(x_XI, bound)
         return QuantizedActivation(found.values_TI.flatten(-2)[..., :width].contiguous(), found.scale.squeeze(-1))
     amax_T1 = x_TI.abs().amax(-1, keepdim=True).float()
