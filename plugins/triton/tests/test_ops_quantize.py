@@ -11,6 +11,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from paddock.errors import KernelError
 from paddock.layers import QuantizedActivation, reference
 from paddock_triton import ops_quantize
 
@@ -33,6 +34,14 @@ def test_fp8_activations_equal_the_twins(device: torch.device, dtypes: list[torc
             for scale in (0.0123, 0.5):
                 static = torch.tensor(scale, device=device)
                 _same(ops_quantize.quantize_fp8_static(x_TI, static), reference.quantize_fp8_static(x_TI.cpu(), static.cpu()))
+
+
+@pytest.mark.parametrize("group", [48, 2048])
+def test_groups_that_no_kernel_is_for_are_refused(group: int, device: torch.device) -> None:
+    """Widths that are no power of two, and those wider than a program's block, which would get a block's scale."""
+    with pytest.raises(KernelError, match=f"no kernel is for groups of {group} features") as caught:
+        ops_quantize.quantize_fp8_token(torch.ones(2, 4096, device=device), None, group)
+    assert "--op quantize_fp8_token=paddock" in caught.value.fix
 
 
 def test_exact_values_become_fp8_unchanged(device: torch.device, dtypes: list[torch.dtype]) -> None:

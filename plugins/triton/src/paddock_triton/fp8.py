@@ -15,6 +15,7 @@ from paddock_triton.rows import blocks_of
 
 FP8_MAX = tl.constexpr(448.0)
 _MIN_SCALE = tl.constexpr(1.0 / (448.0 * 512.0))  # the floor of FBGEMM's row-wise scales
+_MOST_GROUP = 1024  # features: the least block that a program quantises by groups
 _ABOVE = tl.constexpr(456.0)  # rounds to 448
 
 
@@ -89,7 +90,7 @@ def store_row(
 
 def empty_fp8(x_TX: Tensor, width: int, scale: Tensor | None, group: int | None = None) -> QuantizedActivation:
     """Return memory for x's tokens in FP8 [T, width] with the static scale, or with memory for one a token (and group) [T, G]."""
-    assert group is None or group & (group - 1) == 0, f"a group of {group} features is no power of two"
+    assert group is None or (group & (group - 1) == 0 and group <= _MOST_GROUP), f"no kernel is for groups of {group} features"
     values_TI = x_TX.new_empty((x_TX.shape[0], width), dtype=torch.float8_e4m3fn)
     if scale is None:
         scale = x_TX.new_empty((x_TX.shape[0], 1 if group is None else blocks_of(width, group)), dtype=torch.float32)
