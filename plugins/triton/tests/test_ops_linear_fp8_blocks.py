@@ -93,6 +93,14 @@ def test_more_than_eight_tiles_of_tokens_are_all_multiplied(device: torch.device
         assert_close(found, reference.linear_fp8_blocks(*given, torch.float32), op="linear_fp8_blocks")
 
 
+def test_blocks_of_other_widths_are_refused(device: torch.device) -> None:
+    """With the width, and the way out."""
+    x_TI, scale_TG, weight_OI, scale_QG, _ = _given(2, (32, 256), 128, device)
+    with pytest.raises(KernelError, match="no kernel multiplies blocks of 64 inputs") as caught:
+        linear_fp8_blocks(x_TI, scale_TG, weight_OI, scale_QG, (128, 64), torch.float16)
+    assert "--op linear_fp8_blocks=paddock" in caught.value.fix
+
+
 @pytest.mark.parametrize("what", ["_block_one_kernel", "_block_few_kernel"])
 def test_a_product_that_fails_names_itself_and_the_way_out(
     what: str, device: torch.device, monkeypatch: pytest.MonkeyPatch

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from paddock.errors import KernelError
 from paddock.layers import QuantizedActivation
 from paddock_triton.rows import blocks_of
 
@@ -89,8 +90,15 @@ def store_row(
 
 
 def empty_fp8(x_TX: Tensor, width: int, scale: Tensor | None, group: int | None = None) -> QuantizedActivation:
-    """Return memory for x's tokens in FP8 [T, width] with the static scale, or with memory for one a token (and group) [T, G]."""
-    assert group is None or (group & (group - 1) == 0 and group <= _MOST_GROUP), f"no kernel is for groups of {group} features"
+    """Return memory for x's tokens in FP8 [T, width] with the static scale, or with memory for one a token (and group) [T, G].
+
+    Raises KernelError for a group that no kernel is for.
+    """
+    if group is not None and (group & (group - 1) or group > _MOST_GROUP):
+        raise KernelError(
+            f"no kernel is for groups of {group} features, only for powers of two up to {_MOST_GROUP}",
+            fix="choose the core's own in plain torch for all that emits FP8: --op quantize_fp8_token=paddock, and so on",
+        )
     values_TI = x_TX.new_empty((x_TX.shape[0], width), dtype=torch.float8_e4m3fn)
     if scale is None:
         scale = x_TX.new_empty((x_TX.shape[0], 1 if group is None else blocks_of(width, group)), dtype=torch.float32)

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from paddock.errors import KernelError
 from paddock_triton.dependence import DEPENDENT, fetch, start_next, wait
 from paddock_triton.failures import named
 from paddock_triton.launch import launch
@@ -142,11 +143,18 @@ def linear_fp8_blocks(
     block: tuple[int, int],
     dtype: torch.dtype,
 ) -> Tensor:
-    """Return x W^T [T, O] in `dtype`; a weight's scale covers `block` (outputs, 128 inputs), a token's 128 inputs."""
+    """Return x W^T [T, O] in `dtype`; a weight's scale covers `block` (outputs, 128 inputs), a token's 128 inputs.
+
+    Raises KernelError for blocks of other widths.
+    """
     values_TI, weight_OI = unit_stride(values_TI), weight_OI.contiguous()
     scale_TG, weight_scale_QG = scale_TG.contiguous(), weight_scale_QG.contiguous()
     assert values_TI.dtype == weight_OI.dtype == torch.float8_e4m3fn, (values_TI.dtype, weight_OI.dtype)
-    assert block[1] == GROUP, f"a scale covers {block[1]} inputs: the kernels are for {GROUP}"
+    if block[1] != GROUP:
+        raise KernelError(
+            f"no kernel multiplies blocks of {block[1]} inputs, only of {GROUP}",
+            fix="choose the core's own in plain torch: --op linear_fp8_blocks=paddock (ops={'linear_fp8_blocks': 'paddock'})",
+        )
     tokens = values_TI.shape[0]
     out_TO = values_TI.new_empty((tokens, weight_OI.shape[0]), dtype=dtype)
     given = (values_TI, scale_TG, weight_OI, weight_scale_QG, out_TO)
