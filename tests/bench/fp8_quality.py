@@ -85,8 +85,8 @@ def table(model: Path, settings: Settings) -> Iterator[Row]:
         )
 
 
-def opened(folder: Path, settings: Settings, *, kv: bool = False, int4_compute: str = "auto") -> LLM:
-    """Return the engine over a folder; `kv` keeps keys and values in FP8, whatever the folder says."""
+def opened(folder: Path, settings: Settings, *, kv: bool = False, **options: Any) -> LLM:
+    """Return the engine over a folder with these options; `kv` keeps keys and values in FP8, whatever the folder says."""
     return LLM(
         folder,
         dtype=settings.dtype,
@@ -94,9 +94,9 @@ def opened(folder: Path, settings: Settings, *, kv: bool = False, int4_compute: 
         max_model_len=settings.window + 1,
         kv_cache_dtype="fp8" if kv else settings.dtype,
         kv_cache_memory_bytes=KV_BYTES,
-        int4_compute=int4_compute,
         enable_prefix_caching=False,
         progress=False,
+        **options,
     )
 
 

@@ -65,7 +65,7 @@ class Free:
 
     @staticmethod
     def rms_norm_fp8(
-        x_TE: Tensor, delta_TE: Tensor | None, weight_E: Tensor, eps: float, scale: Tensor | None, bound: float | None
+        x_TE: Tensor, delta_TE: Tensor | None, weight_E: Tensor, eps: float, scale: Tensor | None, *rest: Any
     ) -> tuple[Tensor, QuantizedActivation]:
         """Return x, and its bytes as FP8."""
         return x_TE, _bytes(x_TE, x_TE.shape[1], scale)
@@ -73,15 +73,15 @@ class Free:
     @staticmethod
     def layer_norm_fp8(x_TE: Tensor, *rest: Any) -> tuple[Tensor, QuantizedActivation]:
         """Return x, and its bytes as FP8."""
-        return x_TE, _bytes(x_TE, x_TE.shape[1], rest[-2])
+        return x_TE, _bytes(x_TE, x_TE.shape[1], rest[-3])
 
     @staticmethod
-    def silu_mul_fp8(gate_up_T2F: Tensor, scale: Tensor | None, bound: float | None) -> QuantizedActivation:
+    def silu_mul_fp8(gate_up_T2F: Tensor, scale: Tensor | None, *rest: Any) -> QuantizedActivation:
         """Return bytes of the gate as FP8."""
         return _bytes(gate_up_T2F, gate_up_T2F.shape[1] // 2, scale)
 
     @staticmethod
-    def gelu_fp8(x_TF: Tensor, scale: Tensor | None, bound: float | None) -> QuantizedActivation:
+    def gelu_fp8(x_TF: Tensor, scale: Tensor | None, *rest: Any) -> QuantizedActivation:
         """Return bytes of x as FP8."""
         return _bytes(x_TF, x_TF.shape[1], scale)
 
@@ -91,7 +91,7 @@ class Free:
         return _bytes(x_TI, x_TI.shape[1], scale)
 
     @staticmethod
-    def quantize_fp8_token(x_TI: Tensor, bound: float | None = None) -> QuantizedActivation:
+    def quantize_fp8_token(x_TI: Tensor, *rest: Any) -> QuantizedActivation:
         """Return bytes of x as FP8."""
         return _bytes(x_TI, x_TI.shape[1], None)
 
@@ -171,10 +171,13 @@ def _part(model: str, layers: int, folder: Path) -> str:
 @click.option("--layers", type=int, help="So many of the model's layers alone.")
 @click.option("--kv-cache-dtype", default="auto", show_default=True)
 @click.option("--int4-compute", default="auto", show_default=True)
-def main(model: str, rows: int, context: int, layers: int | None, kv_cache_dtype: str, int4_compute: str) -> None:
+@click.option("--attention-compute", default="plain", show_default=True)
+def main(
+    model: str, rows: int, context: int, layers: int | None, kv_cache_dtype: str, int4_compute: str, attention_compute: str
+) -> None:
     """Print each variant's microseconds, in all and a layer, as JSON."""
     options: dict[str, Any] = {"load_format": "dummy", "max_model_len": max(2048, context), "kv_cache_dtype": kv_cache_dtype}
-    options["int4_compute"] = int4_compute
+    options |= {"int4_compute": int4_compute, "attention_compute": attention_compute}
     with tempfile.TemporaryDirectory() as folder:
         plan = planned(EngineConfig.from_options(model if layers is None else _part(model, layers, Path(folder)), **options))
     needs = rebuild.attention_needs(plan)

@@ -1,8 +1,9 @@
 """Kernels and tiles for prefill, checked and timed: python -m tests.bench.prefill_variants [--only NAME ...] [--compile].
 
-Each is checked on a small ragged case against float64, then timed on 1 x 8k and 4 x 2k tokens in CUDA graphs: bfloat16, 64 query
-heads on 8, D 128, pages of 64, causal. `--compile` needs no GPU: it compiles for compute capability 9.0 and prints registers,
-spills and shared memory. What came of it, and of forms that are gone, stands in docs/decisions/0053.
+Each is checked on a small ragged case against float64, FP8 products against their definition, then timed on 1 x 8k and 4 x 2k
+tokens in CUDA graphs: bfloat16, 64 query heads on 8, D 128, pages of 64, causal. `--compile` needs no GPU: it compiles for
+compute capability 9.0 and prints registers, spills and shared memory. What came of it, and of forms that are gone, stands in
+docs/decisions/0053.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from torch import Tensor
 from paddock.bench.kernels.attention_cases import Step, laid_out
 from paddock.bench.kernels.case import Draw
 from paddock.bench.kernels.timing import graph_seconds
-from paddock.layers import AttentionInputs, AttentionParams, LayerKV
+from paddock.layers import AttentionInputs, AttentionParams, LayerKV, reference_attention
 from paddock.layers.reference import FP8, cache_kv
+from paddock.plugins import AttentionNeeds
 from paddock.testing.oracle import bound, dense_attention, relative_rms
 from paddock.testing.paging import Pages
 from paddock_triton.attention_async import UNIT_ROWS, prefill_async
@@ -48,13 +50,21 @@ OVER_FP8 = {
     "fp8, 256 x 32, 8 warps": Tile(block_m=256, block_n=32, warps=8, stages=3, tma=True),
 }
 
+IN_FP8 = {
+    "fp8 products, 128 x 64, 8 warps": Tile(block_m=128, block_n=64, warps=8, stages=3, tma=True),
+    "fp8 products, 128 x 64, 8 warps, 4 stages": Tile(block_m=128, block_n=64, warps=8, stages=4, tma=True),
+    "fp8 products, 128 x 128, 8 warps": Tile(block_m=128, block_n=128, warps=8, stages=3),
+    "fp8 products, 64 x 64, 4 warps": Tile(block_m=64, block_n=64, warps=4, stages=3, tma=True),
+}
 
-def tile_launch(tile: Tile) -> Launch:
+
+def tile_launch(tile: Tile, *, in_fp8: bool = False) -> Launch:
     """Return what launches the kernel in Triton's own language with a tile."""
 
     def launch(out_THD: Tensor, q_THD: Tensor, kv: LayerKV, inputs: AttentionInputs, units: Units) -> Any:
         one = torch.ones((), device=q_THD.device) if kv.k_pages_NPKD.dtype == FP8 else None
-        return prefill(out_THD, q_THD, kv, inputs, units, AttentionParams(scale=D**-0.5, k_scale=one, v_scale=one), tile)
+        params = AttentionParams(scale=D**-0.5, k_scale=one, v_scale=one, in_fp8=in_fp8)
+        return prefill(out_THD, q_THD, kv, inputs, units, params, tile)
 
     return launch
 
@@ -66,6 +76,7 @@ class Candidate:
     launch: Launch
     rows: int
     kept: torch.dtype = torch.bfloat16
+    in_fp8: bool = False
 
     def error(self) -> float:
         """Return the relative RMS error on the small case: scattered pages whose unused rows are NaN."""
@@ -73,6 +84,8 @@ class Candidate:
         (kv,) = pages.layers
         out_THD = torch.full_like(q_THD, torch.nan)
         self.launch(out_THD, q_THD, kv, inputs, self._units(q_THD, inputs))
+        if self.in_fp8:
+            return relative_rms(out_THD, defined_in_fp8(q_THD, kv, inputs))
         expected = []
         for name, q_LHD in enumerate(torch.split(q_THD, [new for _, new in SMALL])):
             k_LKD, v_LKD = (pages.rows(str(name), x_NPKD).to(q_THD.dtype) for x_NPKD in (kv.k_pages_NPKD, kv.v_pages_NPKD))
@@ -96,6 +109,14 @@ class Candidate:
         return prefill_units(inputs, num_tokens=len(q_THD), group=GROUP, tile=self.rows)
 
 
+def defined_in_fp8(q_THD: Tensor, kv: LayerKV, inputs: AttentionInputs) -> Tensor:
+    """Return what plain torch makes of it in FP8 arithmetic and float32."""
+    one = torch.ones((), device=q_THD.device)
+    backend = reference_attention.create(AttentionNeeds(num_heads=H, num_kv_heads=K, head_dim=D), q_THD.device)
+    params = AttentionParams(scale=D**-0.5, k_scale=one, v_scale=one, in_fp8=True)
+    return backend.attend(q_THD.float(), kv, evolve(inputs, prepared=backend.prepare(inputs)), params)
+
+
 def async_launch(out_THD: Tensor, q_THD: Tensor, kv: LayerKV, inputs: AttentionInputs, units: Units) -> Any:
     """Launch the plugin's kernel of asynchronous products."""
     one = torch.ones((), device=q_THD.device) if kv.k_pages_NPKD.dtype == FP8 else None
@@ -107,6 +128,10 @@ CANDIDATES = {
     "fp8, asynchronous": Candidate(launch=async_launch, rows=UNIT_ROWS, kept=FP8),
     **{name: Candidate(launch=tile_launch(tile), rows=tile.block_m) for name, tile in TILES.items()},
     **{name: Candidate(launch=tile_launch(tile), rows=tile.block_m, kept=FP8) for name, tile in OVER_FP8.items()},
+    **{
+        name: Candidate(launch=tile_launch(tile, in_fp8=True), rows=tile.block_m, kept=FP8, in_fp8=True)
+        for name, tile in IN_FP8.items()
+    },
 }
 
 
@@ -127,7 +152,7 @@ def measure(name: str) -> None:
     """Print a candidate's error and, where that is small enough, its speed."""
     candidate = CANDIDATES[name]
     error = candidate.error()
-    if error > bound("attention", torch.bfloat16):
+    if error > bound("attention_fp8" if candidate.in_fp8 else "attention", torch.bfloat16):
         click.echo(f"{name:28} error {error:.2e}: wrong")
         return
     speeds = (f"{step.name} {candidate.teraflops(step):6.1f}" for step in LARGE)

@@ -1,7 +1,8 @@
 """Take a small Llama's first steps with the kernels of a Hopper GPU, on a machine without one; print what compiled when.
 
 Run as a script with a model folder, in a process of its own: nothing is launched and nothing computed, so values are anybody's.
-With the word `fp8` the KV pages are FP8. The kernels of one more decode are printed too, and what of its layers torch runs.
+With the word `fp8` the KV pages are FP8, with `attention` attention multiplies in FP8 too. The kernels of one more decode are
+printed too, and what of its layers torch runs.
 """
 
 from __future__ import annotations
@@ -133,7 +134,10 @@ def main() -> None:
     """Print which kernels were compiled ahead, by the largest step after that, and by the first request."""
     driver.set_active(Hopper())
     kv_dtype = "fp8" if "fp8" in sys.argv[2:] else "auto"
-    config = EngineConfig(model=sys.argv[1], load_format="dummy", device="cuda", kv_cache_dtype=kv_dtype)
+    compute = "fp8" if "attention" in sys.argv[2:] else "plain"
+    config = EngineConfig(
+        model=sys.argv[1], load_format="dummy", device="cuda", kv_cache_dtype=kv_dtype, attention_compute=compute
+    )
     plan = resolve(config, PluginHost().collect(), GPU, open_source(config.model, weights=False))
     names = _compiled()
     ahead = compilers(plan, CPU)

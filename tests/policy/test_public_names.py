@@ -18,7 +18,7 @@ PUBLIC = {
         PluginError QualityError QueueFullError RequestError RequestOutput SamplingParams Timings __version__""",
     "paddock.assemble": "assemble plan",
     "paddock.axes": """
-        EMBED FFN FP8_STATIC FP8_TOKEN HEADS INPUT_FORMATS KV_HEADS PLAIN VOCAB WHOLE
+        EMBED FFN FP8_GROUP FP8_STATIC FP8_TOKEN HEADS INPUT_FORMATS KV_HEADS PLAIN VOCAB WHOLE
         Embedding Linear Module Part RoundsInputs Scheme Shard Tensor TensorAxis Unquantized Vector WeightTable left_plain""",
     "paddock.checkpoint.load": "load",
     "paddock.errors": """
@@ -32,14 +32,15 @@ PUBLIC = {
     "paddock.layers": """
         Activation AttentionBackend AttentionInputs AttentionParams Builder Communicator LayerKV LinearLayer LinearMethod Model
         OP_NAMES Ops PlainMethod QuantisesRows QuantizedActivation allocate finalise part_spans randomise targets torch_dtype
-        TakesFewPlain""",
+        TakesFewPlain TakesGroups""",
+    "paddock.layers.fp8_attention": "LARGEST_EXPONENT attend_in_fp8",
     "paddock.layers.int4": """
         BLOCK FP8_MAX Int4Form Int4Weight MIDDLE MOST OUTPUTS PIECE_BYTES SLAB SLAB_BYTES fill_groups int4_weight pack
         pack_zeros pieces unpack unpack_zeros""",
     "paddock.layers.reference": """
         FP8 FP8_MAX FP8_MIN_SCALE add_layer_norm add_rms_norm cache_kv embed gelu gelu_fp8 int4_to_fp8 layer_norm
-        layer_norm_fp8 linear linear_fp8 linear_int4 linear_int4_fp8 quantize_fp8_static quantize_fp8_token rms_norm
-        rms_norm_fp8 rope_and_cache silu_mul silu_mul_fp8""",
+        layer_norm_fp8 linear linear_fp8 linear_fp8_blocks linear_int4 linear_int4_fp8 quantize_fp8_static quantize_fp8_token
+        rms_norm rms_norm_fp8 rope_and_cache silu_mul silu_mul_fp8""",
     "paddock.model_config": """
         BOOKKEEPING ConfigReader MAX_LAYERS MAX_POSITIONS MAX_SIZE ROPE_KINDS RopeSpec eos_token_ids parse_rope""",
     "paddock.module_lists": """

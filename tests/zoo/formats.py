@@ -155,6 +155,11 @@ WRITTEN = {
         store=lambda weight_OI: store_blocks(weight_OI, (20, 24), "weight_scale_inv"),
         see=lambda x_TI: see_groups(x_TI, 24),
     ),
+    "fp8-block-128": Written(
+        entry={"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]},
+        store=lambda weight_OI: store_blocks(weight_OI, (128, 128), "weight_scale_inv"),
+        see=lambda x_TI: see_groups(x_TI, 128),
+    ),
     "modelopt": Written(
         entry={"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["*lm_head*"]},
         store=store_tensor_static,

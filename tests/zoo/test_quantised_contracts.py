@@ -24,7 +24,7 @@ FP8 = [name for name in WRITTEN if not name.startswith("awq")]
 # A sum in another order may fall on the other side of a rounding to FP8, and what depends on it then differs by roundings: of
 # 2^-4 at most. That rows of one product do not touch each other is tested to the last bit where the products are.
 ONE_ROUNDING = 2.0**-4
-BLOCKS = ("fp8-block", "compressed-block")  # of 20 and 24, and 16 and 24: two ranks do not meet their edges
+BLOCKS = ("fp8-block", "fp8-block-128", "compressed-block")  # of 20 and 24, 128, and 16 and 24: two ranks do not meet their edges
 
 
 @pytest.mark.parametrize("name", FP8)

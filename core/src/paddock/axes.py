@@ -24,7 +24,8 @@ VOCAB = "vocab"  # vocabulary rows
 PLAIN = "plain"  # an activation in the model's dtype
 FP8_STATIC = "fp8_static"  # FP8 e4m3, one scale known before the run
 FP8_TOKEN = "fp8_token"  # FP8 e4m3, one scale a token, found at run time
-INPUT_FORMATS = (PLAIN, FP8_STATIC, FP8_TOKEN)
+FP8_GROUP = "fp8_group"  # FP8 e4m3, one scale a token and group of inputs, found at run time
+INPUT_FORMATS = (PLAIN, FP8_STATIC, FP8_TOKEN, FP8_GROUP)
 
 _positive = validators.ge(1)
 

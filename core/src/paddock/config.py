@@ -18,6 +18,8 @@ AUTO = "auto"  # left to planning
 # Products with 4-bit weights: inputs as they are, or rounded to FP8 a token, or the weights of large steps rounded to FP8 too.
 W4A16, W4A8, W8A8 = "w4a16", "w4a8", "w8a8"
 INT4_COMPUTES = (AUTO, W4A16, W4A8, W8A8)
+PLAIN_ATTENTION, FP8_ATTENTION = "plain", "fp8"  # products of attention: in the dtype of activations, or in FP8
+ATTENTION_COMPUTES = (PLAIN_ATTENTION, FP8_ATTENTION)
 KV_CACHE_DTYPES = ("auto", "bfloat16", "float16", "float32", "fp8")
 
 
@@ -55,7 +57,8 @@ class EngineConfig:
 
     `prefer` resolves a name two plugins own (`{"LlamaForCausalLM": "my-plugin"}`); `ops` picks the plugin that implements an
     op; `int4_compute` says whether products with 4-bit weights take inputs as they are or round each token to FP8, and
-    perhaps the weights of large steps;
+    perhaps the weights of large steps; `attention_compute` whether attention over FP8 pages multiplies in the dtype of
+    activations or in FP8;
     `ignore_config_keys` lets config.json keys pass that the model plugin does not know. Memory is in bytes. None, like `auto`,
     leaves the choice to planning.
     Raises OptionError for a value out of range.
@@ -70,6 +73,7 @@ class EngineConfig:
     quantization: str = "auto"
     kv_cache_dtype: str = field(default="auto", validator=_one_of(KV_CACHE_DTYPES))
     int4_compute: str = field(default=AUTO, validator=_one_of(INT4_COMPUTES))
+    attention_compute: str = field(default=PLAIN_ATTENTION, validator=_one_of(ATTENTION_COMPUTES))
     attention_backend: str = "auto"
     max_model_len: int | None = field(default=None, validator=_at_least(1, optional=True))
     max_num_seqs: int | None = field(default=None, validator=_at_least(1, optional=True))

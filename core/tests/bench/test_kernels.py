@@ -125,14 +125,21 @@ def test_every_op_of_the_core_is_right_at_every_size() -> None:
     assert {row.subject for row in rows} == {each.spec.op for each in given.registry.ops}
 
 
+SERVED = sum(1 if step.in_fp8 else 2 for step in SMALL_STEPS)  # in bf16 and FP8, products in FP8 over FP8 alone
+
+
 def test_the_cores_attention_is_right_on_every_step() -> None:
-    """Decodes, prompts and both, KV in bf16 and FP8; torch's own is timed where one call can take the step."""
+    """Decodes, prompts and both, KV in bf16 and FP8, products in FP8; torch's own is timed where one call can take the step."""
     given = bench()
     (backend,) = given.backends()
     rows = filled(given.attention_cases(backend))
     assert not [row for row in rows if row.problem]
-    assert len(rows) == 2 * len(SMALL_STEPS)
-    assert [row.library is not None for row in rows] == [True, False, False, False, True, False, False, False]
+    assert [row.case for row in rows if "FP8 products" in row.case] == [
+        "decode 17, 40, 1, FP8 products, FP8 KV, pages of 16",
+        "prefill 2 x 33, FP8 products, FP8 KV, pages of 16",
+    ]
+    assert len(rows) == SERVED
+    assert [index for index, row in enumerate(rows) if row.library is not None] == [0, 4]
 
 
 @pytest.mark.parametrize("op", ["rope_and_cache", "cache_kv", "quantize_fp8_static", "quantize_fp8_token"])
@@ -147,7 +154,7 @@ def test_a_definition_writes_fp8_as_itself(op: str) -> None:
 def test_a_producer_of_fp8_is_held_to_its_definition(op: str) -> None:
     """Itself differs in nothing; a scale 2 percent off, a value in 50 and a sum that is not added are seen."""
     twin, cases = getattr(reference, op), OpCases(table=evolve(SMALL, tokens=(64,)), draw=DRAW).of(op)
-    assert [case.name.partition(", ")[2] for case in cases] == ["static", "a scale a token"]
+    assert [case.name.partition(", ")[2] for case in cases] == ["static", "a scale a token", "a scale a token and 128"]
 
     def spoilt(*given: Any) -> Any:
         found = twin(*given)
@@ -180,6 +187,22 @@ def test_an_fp8_product_is_held_to_float32() -> None:
     names = {case.name for case in OpCases(table=FULL, draw=DRAW).of("linear_fp8")}
     assert {f"70B {tokens} x 28672 -> 8192" for tokens in (1, 2, 4, 8, 16, 32, 64, 256, 4096)} <= names
     assert not [name for name in names if "128256" in name]
+
+
+def test_an_fp8_product_of_blocks_is_held_to_float32() -> None:
+    """Its definition is right, one percent is not, nor is a token's scale taken for its neighbour's; it has a scale a block."""
+    op, twin = "linear_fp8_blocks", reference.linear_fp8_blocks
+    (case, *_) = OpCases(table=FULL, draw=DRAW).of(op)
+    assert (case.name, case.kind, case.flops) == ("8B 1 x 4096 -> 6144", "fp8", 2 * 6144 * 4096)
+    assert case.nbytes == 6144 * 4096 + 4096 + 2 * 6144 + 4 * 32 * (1 + 48)
+    for small in OpCases(table=SMALL, draw=DRAW).of(op):
+        assert op_verdict(op, twin, twin, small.make).right
+        assert not op_verdict(op, lambda *given: twin(*given) * 1.01, twin, small.make).right
+
+        def shifted(x: torch.Tensor, scale: torch.Tensor, *rest: Any) -> torch.Tensor:
+            return twin(x, scale.roll(1, 0), *rest)
+
+        assert op_verdict(op, shifted, twin, small.make).right == (len(small.make(0)[0]) == 1)
 
 
 @pytest.mark.parametrize(("op", "kind", "x_bytes"), [("linear_int4", "bf16", 2 * 8192), ("linear_int4_fp8", "fp8", 8192 + 4)])
@@ -297,6 +320,7 @@ def test_published_steps_are_there() -> None:
     """Decodes of every shape, prompts, and both at once."""
     assert sum(bool(step.decodes and step.prompts) for step in STEPS) == 1
     assert len(set(RAGGED)) > 50
+    assert sum(step.in_fp8 for step in STEPS) == 3
     assert {step.heads for step in STEPS} == {(64, 8, 128), (32, 8, 128), (232, 8, 64), (71, 1, 64)}
 
 
@@ -333,7 +357,7 @@ def test_the_command_prints_one_json_object() -> None:
 def test_the_command_prints_a_line_a_case() -> None:
     """A backend that is named is measured alone."""
     lines = [line for line in run("--backend", "torch").stdout.splitlines() if line.startswith("torch ")]
-    assert len(lines) == 2 * len(SMALL_STEPS)
+    assert len(lines) == SERVED
 
 
 @pytest.mark.parametrize("words", [("--op", "gelo"), ("--backend", "tritan")])

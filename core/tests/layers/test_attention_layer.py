@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from paddock.errors import CheckpointError
 from paddock.layers import AttentionInputs, AttentionParams, LayerKV, Ops, QuantizedActivation, reference
 from paddock.layers.attention_layer import Attention
 from paddock.layers.formats import InputFormat
@@ -58,6 +59,40 @@ def test_a_backend_may_quantise_by_the_static_scale(fp8: bool) -> None:
     assert torch.equal(found.values_TI.float(), expected.values_TI.float())
     assert torch.equal(found.scale, expected.scale)
     assert backend.scales == [torch.tensor(0.01)]
+
+
+@pytest.mark.parametrize("name", ["q_scale", "q_proj.q_scale"])
+def test_a_stored_scale_of_queries_is_read_where_they_become_fp8(name: str) -> None:
+    """Under both names; where none is stored each token and head has its own, and where queries stay plain none is asked for."""
+    for in_fp8, stored in ((True, 0.25), (True, None), (False, 0.25)):
+        layer = Attention(
+            AttentionParams(scale=1.0, in_fp8=in_fp8),
+            head_dim=2,
+            backend=Backend(fp8=False),
+            ops=Ops(),
+            emits=InputFormat(Ops()),
+            device=torch.device("cpu"),
+            scales_source="attn",
+        )
+        targets = {alias: target for target in layer.targets() for alias in (target.name, *target.aliases)}
+        assert (f"attn.{name}" in targets) == in_fp8
+        if in_fp8 and stored is not None:
+            targets[f"attn.{name}"].view.fill_(stored)
+        layer.finalise()
+        q_scale = layer.params.q_scale
+        assert (None if q_scale is None else q_scale.item()) == (stored if in_fp8 else None)
+
+
+def test_a_scale_of_queries_that_is_none_is_refused() -> None:
+    """Not a positive number: the checkpoint is at fault, and the error says which scale."""
+    layer = Attention(
+        AttentionParams(scale=1.0, in_fp8=True), head_dim=2, backend=Backend(fp8=False), ops=Ops(), emits=InputFormat(Ops()),
+        device=torch.device("cpu"), scales_source="attn",
+    )  # fmt: skip
+    assert layer.q_scale is not None
+    layer.q_scale.fill_(0.0)
+    with pytest.raises(CheckpointError, match="the q scale of attn is 0"):
+        layer.finalise()
 
 
 def test_a_plain_linear_is_given_a_plain_tensor() -> None:

@@ -63,6 +63,19 @@ class Fp8FromFour(Fp8):
     input_format_from = 4
 
 
+class Fp8InGroups(Fp8):
+    """One whose scales are of four inputs, or of so many as are given."""
+
+    def __init__(self, linear: axes.Linear, input_group: int = 4) -> None:
+        super().__init__(linear, axes.FP8_GROUP, None, None)
+        self.input_group = input_group
+
+    def apply(self, layer: LinearLayer, x_TI: Activation) -> torch.Tensor:
+        """Note what came, and return nothing of worth."""
+        self.seen.append(x_TI)
+        return torch.zeros(1)
+
+
 def plain(path: str, linear: axes.Linear) -> LinearMethod:
     """Return the plain float32 method."""
     return PlainMethod.of(linear, torch.float32)
@@ -169,6 +182,24 @@ def test_a_norm_emits_what_all_its_linears_take(
     taker(h)
     assert isinstance(taker.method, Fp8)
     assert isinstance(taker.method.seen[0], expected)
+
+
+def test_a_norm_emits_scales_of_the_groups_its_linears_take() -> None:
+    """Where they agree on how wide groups are, with a residual or without; else they are given a plain tensor."""
+    for also, kind in ((4, QuantizedActivation), (2, torch.Tensor)):
+
+        def method_for(path: str, linear: axes.Linear, also: int = also) -> LinearMethod:
+            return Fp8InGroups(linear, 4 if path == "layers.0.up" else also)
+
+        make = builder(method_for=method_for).layer(0)
+        modules = nn.ModuleDict({name: make.linear(name) for name in ("up", "also")})
+        modules["norm"] = make.norm("norm", eps=1e-5)
+        randomise(modules, torch.Generator().manual_seed(0))
+        finalise(modules)
+        for delta in (None, torch.ones(3, 8)):
+            _, h = modules["norm"](torch.randn(3, 8), delta)
+            assert isinstance(h, kind)
+            assert isinstance(h, torch.Tensor) or h.scale.shape == (3, 2)
 
 
 def test_a_norm_emits_for_so_many_tokens_what_its_linears_take() -> None:

@@ -112,9 +112,9 @@ def test_ops_bind_what_is_named_and_fall_back_to_the_reference() -> None:
 FUSED = ("rms_norm_fp8", "layer_norm_fp8", "silu_mul_fp8", "gelu_fp8")
 
 
-@pytest.mark.parametrize("scale", [None, 0.02], ids=["token", "static"])
+@pytest.mark.parametrize(("scale", "group"), [(None, None), (0.02, None), (None, 16)], ids=["token", "static", "group"])
 @pytest.mark.parametrize("name", FUSED)
-def test_what_is_fused_equals_its_parts(name: str, scale: float | None) -> None:
+def test_what_is_fused_equals_its_parts(name: str, scale: float | None, group: int | None) -> None:
     """The plain result is rounded to the input's dtype, then quantised: the same bits by one op, by two, by a plugin's two."""
     x, delta, weight, bias = (torch.randn(5, 66).bfloat16() for _ in range(4))
     static = None if scale is None else torch.tensor(scale)
@@ -125,10 +125,12 @@ def test_what_is_fused_equals_its_parts(name: str, scale: float | None) -> None:
     for given, total in zip(calls, sums, strict=True):
         expected = getattr(reference, plain)(total, *(rest or ()))
         quantised = (
-            reference.quantize_fp8_token(expected, 2.0) if static is None else reference.quantize_fp8_static(expected, static)
+            reference.quantize_fp8_token(expected, 2.0, group)
+            if static is None
+            else reference.quantize_fp8_static(expected, static)
         )
         for ops in (Ops(), brought(plain)):
-            found = getattr(ops, name)(*given, *(rest or ()), static, 2.0)
+            found = getattr(ops, name)(*given, *(rest or ()), static, 2.0, group)
             if rest:
                 found_sum, found = found
                 assert torch.equal(found_sum, total)
@@ -151,8 +153,38 @@ def test_a_fused_op_that_a_plugin_brings_is_not_taken_apart() -> None:
     assert ops.silu_mul_fp8 is silu_mul_fp8
     assert ops.rms_norm_fp8 is reference.rms_norm_fp8
     quantised: list[torch.Tensor] = []
-    Ops.bind({"quantize_fp8_token": lambda x, bound: quantised.append(x)}).gelu_fp8(torch.ones(1, 2), None, None)
+    Ops.bind({"quantize_fp8_token": lambda x, bound, group: quantised.append(x)}).gelu_fp8(torch.ones(1, 2), None, None)
     assert len(quantised) == 1
+
+
+def test_fp8_activations_have_a_scale_a_token_and_group() -> None:
+    """Each run of 16 features has its largest magnitude, or the bound, at 448; so has the last, of 8."""
+    x_TI = torch.randn(5, 40).mul(torch.logspace(-2, 2, 40)).bfloat16()
+    for bound in (None, 3.0):
+        found = reference.quantize_fp8_token(x_TI, bound, 16)
+        assert (found.values_TI.shape, found.scale.shape) == ((5, 40), (5, 3))
+        for index, start in enumerate((0, 16, 32)):
+            part = reference.quantize_fp8_token(x_TI[:, start : start + 16], bound)
+            assert torch.equal(found.values_TI[:, start : start + 16].float(), part.values_TI.float())
+            assert torch.equal(found.scale[:, index], part.scale[:, 0])
+
+
+def test_an_fp8_product_of_blocks_is_the_sum_of_scaled_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scale for 8 outputs and 16 inputs, and for a token's 16 inputs, the last of each over fewer; in bounded pieces."""
+    x, weight = (torch.randn(shape).mul(50).to(reference.FP8) for shape in ((5, 40), (21, 40)))
+    x_scale, weight_scale = torch.rand(5, 3), torch.rand(3, 3)
+    exact = torch.zeros(5, 21, dtype=torch.float64)
+    for token in range(5):
+        for out in range(21):
+            for i in range(40):
+                scale = x_scale[token, i // 16].double() * weight_scale[out // 8, i // 16].double()
+                exact[token, out] += scale * x[token, i].double() * weight[out, i].double()
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        monkeypatch.setattr(reference, "_CHUNK_BYTES", 64 << 20)
+        given = (x, x_scale, weight, weight_scale, (8, 16), dtype)
+        assert_close(reference.linear_fp8_blocks(*given), exact, op="linear", dtype=dtype)
+        monkeypatch.setattr(reference, "_CHUNK_BYTES", 1)
+        assert_close(reference.linear_fp8_blocks(*given), exact, op="linear", dtype=dtype)
 
 
 @pytest.mark.parametrize("static", [True, False])

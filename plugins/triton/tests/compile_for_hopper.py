@@ -32,7 +32,8 @@ from paddock.errors import KernelError
 from paddock.layers import AttentionInputs, AttentionParams, LayerKV
 from paddock.layers.int4 import int4_weight
 from paddock.plugins import AttentionNeeds, resolve
-from paddock_triton import attention, ops_linear_int4, ops_norm, plugin
+from paddock_triton import attention, ops_activation_fp8, ops_linear_int4, ops_norm, ops_quantize, plugin
+from paddock_triton.fp8 import empty_fp8
 from paddock_triton.int4_spec import Int4Tile
 
 FP8, HALF = torch.float8_e4m3fn, torch.bfloat16
@@ -43,13 +44,23 @@ STEPS: dict[str, tuple[tuple[int, int, int], torch.dtype, int, dict[str, Any]]] 
     "attention, FP8 pages of 64": ((8, 2, 128), FP8, 64, {}),
     "attention, FP8 pages of 64, FP8 out": ((8, 2, 128), FP8, 64, {"out_scale": torch.ones(())}),
     "attention, 29 query heads a KV head, FP8 pages of 16, softcap": ((29, 1, 64), FP8, 16, {"softcap": 2.0}),
+    "attention in FP8 arithmetic": ((8, 2, 128), FP8, 64, {"in_fp8": True}),
+    "attention in FP8 arithmetic, heads of 256, ALiBi, a stored scale of queries": (
+        (6, 2, 256),
+        FP8,
+        16,
+        {"in_fp8": True, "alibi_slopes_H": torch.ones(6), "q_scale": torch.ones(())},
+    ),
     "attention, heads of 256, window": ((6, 2, 256), HALF, 64, {"window": 100}),
 }
 # What a kernel is for: it compiles to something slower where a tile's sides are not the unit's.
 INSTRUCTIONS = {
     ("paddock_triton.ops_linear_fp8", "_few_kernel"): "wgmma.mma_async.sync.aligned.m64n32k32.f32.e4m3.e4m3",
     ("paddock_triton.ops_linear_fp8", "_one_kernel"): "cvt.rn.f16x2.e4m3x2",
+    ("paddock_triton.ops_linear_fp8_blocks", "_block_few_kernel"): "wgmma.mma_async.sync.aligned.m64n32k32.f32.e4m3.e4m3",
+    ("paddock_triton.ops_linear_fp8_blocks", "_block_one_kernel"): "cvt.rn.f16x2.e4m3x2",
 }
+PROMPTS_IN_FP8 = "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3"  # products with V, of heads of 128 and 256 alike
 TOKENS, OTHER_TOKENS = 20, (21, 32)  # of a step: rows that begin at multiples of 16 bytes, rows that do not, a power of two
 
 
@@ -130,6 +141,14 @@ def _examples(tokens: int) -> dict[str, tuple[Any, ...]]:
         "quantize_fp8_static": (x_TE, one),
         "quantize_fp8_token": (x_TE, None),
         "linear_fp8": (x_TE.to(FP8), one, torch.zeros(256, 512).to(FP8), torch.ones(256, 1), HALF),
+        "linear_fp8_blocks": (
+            x_TE.to(FP8),
+            torch.ones(tokens, 4),
+            torch.zeros(256, 512).to(FP8),
+            torch.ones(2, 4),
+            (128, 128),
+            HALF,
+        ),
         "linear_int4": (x_TE, weight_int4),
         "linear_int4_fp8": (x_TE.to(FP8), torch.ones(tokens, 1), weight_int4, HALF),
         "int4_to_fp8": (weight_int4, weight_int4.row_scales()),
@@ -153,6 +172,8 @@ def _only_compile() -> list[str]:
         kernel = run(self, *args, warmup=True, **options)
         assert kernel.asm["cubin"], self.fn.__name__
         instruction = INSTRUCTIONS.get((self.fn.__module__, self.fn.__name__), "")
+        if self.fn.__name__ == "_prefill" and "cvt.rn.satfinite.e4m3x2.f32" in kernel.asm["ptx"]:
+            instruction = PROMPTS_IN_FP8
         assert instruction in kernel.asm["ptx"], f"{self.fn.__name__} has no {instruction}"
         if all(kernel is not one for one in known):
             known.append(kernel)
@@ -172,6 +193,26 @@ def _calls(tokens: int) -> dict[str, Callable[[], Any]]:
     for op in ("rms_norm_fp8", "layer_norm_fp8", "silu_mul_fp8", "gelu_fp8"):
         *given, _, bound = _examples(tokens)[op]
         more[f"{op}, a scale a token"] = partial(ops[op].func, *given, None, bound)  # type: ignore[attr-defined]
+        more[f"{op}, a scale a group"] = partial(ops[op].func, *given, None, bound, 128)  # type: ignore[attr-defined]
+    x_TX = torch.zeros(tokens, 2 * 14336, dtype=HALF)
+    activation = partial(ops_activation_fp8.launch_shared, empty_fp8(x_TX, 14336, None), x_TX, None)
+    more["silu_mul_fp8, a shared row"] = partial(activation, 2048, gated=True)
+    more["gelu_fp8, a shared row"] = partial(activation, 8192, gated=False)
+    more["quantize_fp8_token, a shared row"] = partial(
+        ops_quantize.launch_shared, empty_fp8(x_TX, 2 * 14336, None), x_TX, None, 2048
+    )
+    more["quantize_fp8_token, a scale a group"] = partial(
+        ops["quantize_fp8_token"].func,  # type: ignore[attr-defined]
+        *_examples(tokens)["quantize_fp8_token"],
+        128,
+    )
+    values_TI, scale_TG, *blocks = _examples(tokens)["linear_fp8_blocks"]
+    more["linear_fp8_blocks, one token"] = partial(
+        ops["linear_fp8_blocks"].func,  # type: ignore[attr-defined]
+        values_TI[:1],
+        scale_TG[:1],
+        *blocks,
+    )
     values_TI, one, *weight = _examples(tokens)["linear_fp8"]
     more["linear_fp8, one token"] = partial(ops["linear_fp8"].func, values_TI[:1], one, *weight)  # type: ignore[attr-defined]
     more["linear_fp8, a scale a token"] = partial(
@@ -233,6 +274,7 @@ def _orders() -> None:
         plain(x_TE, x_TE, *vectors, 1e-5)
         for scale in (torch.ones(()), None):
             fp8(x_TE, x_TE, *vectors, 1e-5, scale, None)
+        fp8(x_TE, x_TE, *vectors, 1e-5, None, None, 128)
     json.dump({name: sorted(layouts) for name, layouts in found.items()}, sys.stdout)
 
 

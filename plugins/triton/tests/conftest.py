@@ -52,6 +52,27 @@ def halves(dtypes: list[torch.dtype]) -> list[torch.dtype]:
 
 
 @pytest.fixture
+def rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the interpreter round to FP8 as GPUs do: left alone it cuts off, and rounds products before it adds to them."""
+    if ON_GPU:
+        return
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    convert, fp8 = interpreter._convert_float, interpreter.tl.float8e4nv
+
+    def rounded(data: Any, given: Any, wanted: Any, mode: Any) -> Any:
+        if wanted != fp8 or given.primitive_bitwidth != 32:
+            return convert(data, given, wanted, mode)
+        return torch.tensor(data).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+
+    def fused(self: Any, x: Any, y: Any, z: Any) -> Any:
+        total = x.data.astype("float64") * y.data.astype("float64") + z.data.astype("float64")
+        return interpreter.TensorHandle(total.astype(z.data.dtype), x.dtype.scalar)
+
+    monkeypatch.setattr(interpreter, "_convert_float", rounded)
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_fma", fused)
+
+
+@pytest.fixture
 def case(device: torch.device) -> Callable[..., AttentionCase]:
     """Return what makes a step to attend in, where the kernels run."""
     return partial(attention_case, device=device)

@@ -37,8 +37,9 @@ WIDTHS = (2, 126, 576)
 PUBLISHED = (4096, 8192, 14336, 14848, 28672)  # and for activations rows too wide for the registers
 TOO_WIDE = (32768 + 56, 53248, 59392)
 TIPPED = 1e-3  # FP8 values that another order of summation may tip to their neighbour
-Scale = tuple[float | None, float | None]
-SCALES: list[Scale] = [(0.0123, None), (None, None), (None, 0.75)]  # static; a token's own; that, bounded
+Scale = tuple[float | None, float | None, int | None]
+# Static; a token's own; its groups' own; a token's, bounded; its groups', bounded.
+SCALES: list[Scale] = [(0.0123, None, None), (None, None, None), (None, None, 128), (None, 0.75, None), (None, 0.75, 64)]
 
 
 def _given(name: str, tokens: int, width: int, dtype: torch.dtype, device: torch.device, *, delta: bool) -> tuple[Any, ...]:
@@ -58,7 +59,7 @@ def _scale(value: float | None, device: torch.device) -> Tensor | None:
 
 
 def _apart(
-    name: str, given: tuple[Any, ...], scale: Tensor | None, bound: float | None
+    name: str, given: tuple[Any, ...], scale: Tensor | None, bound: float | None, group: int | None
 ) -> tuple[Tensor | None, QuantizedActivation]:
     """Return (sum, FP8) by the plain kernel and then the quantising one."""
     total = None
@@ -71,7 +72,7 @@ def _apart(
     else:
         h_TE = PLAIN[name](*given)
     if scale is None:
-        return total, ops_quantize.quantize_fp8_token(h_TE, bound)
+        return total, ops_quantize.quantize_fp8_token(h_TE, bound, group)
     return total, ops_quantize.quantize_fp8_static(h_TE, scale)
 
 
@@ -81,11 +82,11 @@ def _split(found: Any) -> tuple[Tensor | None, QuantizedActivation]:
 
 def _compare(name: str, given: tuple[Any, ...], scales: Scale) -> None:
     """Hold the fused kernel to the two, bit for bit."""
-    value, bound = scales
+    value, bound, group = scales
     scale = _scale(value, given[0].device)
     with poisoned():
-        total, found = _split(FUSED[name](*given, scale, bound))
-    expected_total, expected = _apart(name, given, scale, bound)
+        total, found = _split(FUSED[name](*given, scale, bound, group))
+    expected_total, expected = _apart(name, given, scale, bound, group)
     at = f"{name} {tuple(given[0].shape)} {given[0].dtype} {scales}"
     if total is not None:
         assert expected_total is not None
@@ -117,7 +118,7 @@ def test_one_kernel_gives_the_bits_of_two_at_published_widths(
     on_gpu = device.type == "cuda"
     for width in (*PUBLISHED, *(() if "norm" in name else TOO_WIDE[: 3 if on_gpu else 1])):
         for tokens in (1, 63) if on_gpu else (1,):
-            for scales in SCALES[:2]:
+            for scales in SCALES[:3]:
                 _compare(name, _given(name, tokens, width, dtypes[-1], device, delta=delta), scales)
 
 
@@ -129,9 +130,9 @@ def test_rows_may_lie_apart(name: str, delta: bool, device: torch.device, dtypes
         given = _given(name, 7, 66, dtype, device, delta=delta)
         for spread in (_slice, _transposed):
             lying = tuple(spread(x) if isinstance(x, Tensor) and x.ndim == 2 else x for x in given)
-            for value, bound in SCALES[:2]:
+            for value, bound, group in SCALES[:3]:
                 scale = _scale(value, device)
-                found, expected = (_split(FUSED[name](*each, scale, bound))[1] for each in (lying, given))
+                found, expected = (_split(FUSED[name](*each, scale, bound, group))[1] for each in (lying, given))
                 assert torch.equal(found.values_TI.float(), expected.values_TI.float())
                 assert torch.equal(found.scale, expected.scale)
 
@@ -141,10 +142,10 @@ def test_rows_may_lie_apart(name: str, delta: bool, device: torch.device, dtypes
 def test_next_to_all_values_are_the_twin_s(name: str, delta: bool, device: torch.device, dtypes: list[torch.dtype]) -> None:
     """Scales are within a rounding of the norm or activation; FP8 values differ where another order of summation tips them."""
     for dtype in dtypes:
-        for value, bound in SCALES:
+        for value, bound, group in SCALES:
             given, scale = _given(name, 63, 576, dtype, device, delta=delta), _scale(value, device)
             (_, found), (_, expected) = (
-                _split(op(*given, scale, bound)) for op in (FUSED[name], getattr(reference, f"{name}_fp8"))
+                _split(op(*given, scale, bound, group)) for op in (FUSED[name], getattr(reference, f"{name}_fp8"))
             )
             torch.testing.assert_close(found.scale, expected.scale, rtol=2 * UNIT_ROUNDOFF[dtype], atol=0)
             assert (found.values_TI.float() != expected.values_TI.float()).float().mean() < TIPPED

@@ -11,28 +11,37 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from paddock.errors import KernelError
 from paddock.layers import QuantizedActivation, reference
 from paddock_triton import ops_quantize
 
 SIZES = ((0, 64), (1, 14), (7, 126), (63, 576), (7, 8192), (3, 14848))
 
 
-@pytest.mark.gpu
+@pytest.mark.usefixtures("rounding")
 def test_fp8_activations_equal_the_twins(device: torch.device, dtypes: list[torch.dtype]) -> None:
     """Values and scales are exactly the twin's, bounded or not, with outliers, ties and rows of zeros.
 
     The twin runs on the CPU: on a GPU torch divides by a number as it multiplies with its reciprocal.
     """
-    if device.type != "cuda":
-        pytest.skip("the interpreter cuts FP8 off instead of rounding it")
     for dtype in dtypes:
         for tokens, features in SIZES:
             x_TI = _normal(tokens, features, dtype, device)
             for bound in (None, 1.5):
-                _same(ops_quantize.quantize_fp8_token(x_TI, bound), reference.quantize_fp8_token(x_TI.cpu(), bound))
+                for group in (None, 32, 128):
+                    found = ops_quantize.quantize_fp8_token(x_TI, bound, group)
+                    _same(found, reference.quantize_fp8_token(x_TI.cpu(), bound, group))
             for scale in (0.0123, 0.5):
                 static = torch.tensor(scale, device=device)
                 _same(ops_quantize.quantize_fp8_static(x_TI, static), reference.quantize_fp8_static(x_TI.cpu(), static.cpu()))
+
+
+@pytest.mark.parametrize("group", [48, 2048])
+def test_groups_that_no_kernel_is_for_are_refused(group: int, device: torch.device) -> None:
+    """Widths that are no power of two, and those wider than a program's block, which would get a block's scale."""
+    with pytest.raises(KernelError, match=f"no kernel is for groups of {group} features") as caught:
+        ops_quantize.quantize_fp8_token(torch.ones(2, 4096, device=device), None, group)
+    assert "--op quantize_fp8_token=paddock" in caught.value.fix
 
 
 def test_exact_values_become_fp8_unchanged(device: torch.device, dtypes: list[torch.dtype]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from paddock.cli.session import Session, parse_owners
-from paddock.config import DEVICES, DTYPES, INT4_COMPUTES, KV_CACHE_DTYPES, LOAD_FORMATS
+from paddock.config import ATTENTION_COMPUTES, DEVICES, DTYPES, INT4_COMPUTES, KV_CACHE_DTYPES, LOAD_FORMATS
 
 if TYPE_CHECKING:
     from paddock.llm import LLM
@@ -37,6 +37,11 @@ _OPTIONS = (
         "(w8a8), or by the number of tokens.",
     ),
     click.option("--kv-cache-dtype", type=click.Choice(KV_CACHE_DTYPES), help="Type of the KV cache."),
+    click.option(
+        "--attention-compute",
+        type=click.Choice(ATTENTION_COMPUTES),
+        help="Products of attention: in the type of activations, or in FP8, over FP8 keys and values alone [plain].",
+    ),
     click.option("--attention-backend", metavar="NAME", help="Attention implementation; see `paddock list attention`."),
     click.option(
         "--op",

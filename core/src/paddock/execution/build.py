@@ -13,7 +13,7 @@ from torch import nn
 
 from paddock import axes, layers, log
 from paddock.checkpoint.load import load
-from paddock.config import DUMMY
+from paddock.config import DUMMY, FP8_ATTENTION
 from paddock.errors import PlanError
 from paddock.execution.kvcache import allocate_kv
 from paddock.execution.memory import NOTHING_LOADED, Loaded
@@ -168,6 +168,7 @@ def build_model(plan: Plan, backend: layers.AttentionBackend, device: torch.devi
         dtype=torch_dtype(plan.dtype),
         device=device,
         max_model_len=plan.max_model_len,
+        fp8_attention=plan.attention_compute == FP8_ATTENTION,
     )
     model: nn.Module = imported(plan.model.build)(rebuild.parsed_config(plan), builder)
     return model

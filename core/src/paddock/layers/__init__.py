@@ -6,7 +6,7 @@ weights.
 
 from paddock.layers.attention import AttentionBackend, AttentionInputs, AttentionParams, LayerKV, Model
 from paddock.layers.builder import Builder
-from paddock.layers.linear import LinearLayer, LinearMethod, QuantisesRows, TakesFewPlain
+from paddock.layers.linear import LinearLayer, LinearMethod, QuantisesRows, TakesFewPlain, TakesGroups
 from paddock.layers.ops import OP_NAMES, Ops
 from paddock.layers.parallel import Communicator
 from paddock.layers.parameters import allocate, finalise, part_spans, randomise, targets, torch_dtype
@@ -30,6 +30,7 @@ __all__ = [
     "QuantisesRows",
     "QuantizedActivation",
     "TakesFewPlain",
+    "TakesGroups",
     "allocate",
     "finalise",
     "part_spans",

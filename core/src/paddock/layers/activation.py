@@ -51,7 +51,7 @@ class ActivationLayer(nn.Module):
     def forward(self, x_TF: Tensor) -> Activation:
         """Return the activation in the format the next linear takes."""
         if self.emits.is_fp8(x_TF) and self.scales is None:
-            return self._activate_fp8(x_TF, self.emits.scale, self.emits.bound)
+            return self._activate_fp8(x_TF, *self.emits.scaling)
         y_TF = self._activate(x_TF)
         return self.emits(y_TF if self.scales is None else (y_TF / self.scales).to(y_TF.dtype))
 

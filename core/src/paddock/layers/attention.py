@@ -52,8 +52,10 @@ class AttentionParams:
 
     `alibi_slopes_H` float32: adds `slope * scale * key position` to the logits (Falcon's form). `window`: keys a query
     sees, itself included. `softcap`: logits become cap * tanh(logits / cap). `k_scale`, `v_scale`: float32 scalars, real =
-    stored * scale. `out_scale`: float32 scalar; where it is given, the linear behind takes FP8 divided by it, and a backend may
-    return that.
+    stored * scale. `in_fp8`: queries and probabilities are rounded to FP8 e4m3 before they meet FP8 keys and values, as
+    `layers.fp8_attention` defines; `q_scale` float32 scalar is the queries' scale then, None for one a token and head, its
+    largest magnitude at 448. `out_scale` float32 scalar; where it is given, the linear behind takes FP8 divided by it, and a
+    backend may return that.
     """
 
     scale: float
@@ -62,6 +64,8 @@ class AttentionParams:
     softcap: float | None = None
     k_scale: Tensor | None = None
     v_scale: Tensor | None = None
+    in_fp8: bool = False
+    q_scale: Tensor | None = None
     out_scale: Tensor | None = None
 
 

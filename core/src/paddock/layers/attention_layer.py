@@ -5,6 +5,7 @@ T tokens, H query heads and K KV heads of this rank, D head size, L positions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -20,11 +21,16 @@ from paddock.layers.quantized import Activation, QuantizedActivation
 from paddock.layers.reference import FP8
 from paddock.planning import kv_scales
 
+_NAMES = kv_scales.NAMES | {"q": kv_scales.QUERIES}
+_MISSING = -math.inf  # a scale that no checkpoint has filled
 MAX_KV_SCALE = 1e4  # keys and values of a working model stay far below 448 times that
 
 
 class Attention(nn.Module):
     """Causal attention over a sequence's pages. `k_scale` and `v_scale` are FP8 pages' scales, 1 unless the checkpoint has some.
+
+    `q_scale`, of queries in FP8, is there where those are asked for (`params.in_fp8`), and once loaded None where the checkpoint
+    has none: each token and head then has its own.
 
     `scales_source` is the checkpoint prefix of the attention block (`model.layers.0.self_attn`); empty when formats store none.
     """
@@ -45,7 +51,9 @@ class Attention(nn.Module):
         super().__init__()
         self.k_scale = nn.Parameter(torch.ones((), dtype=torch.float32, device=device), requires_grad=False)
         self.v_scale = nn.Parameter(torch.ones((), dtype=torch.float32, device=device), requires_grad=False)
-        self.params = evolve(params, k_scale=self.k_scale, v_scale=self.v_scale)
+        missing = torch.tensor(_MISSING, dtype=torch.float32, device=device) if params.in_fp8 else None
+        self.q_scale = None if missing is None else nn.Parameter(missing, requires_grad=False)
+        self.params = evolve(params, k_scale=self.k_scale, v_scale=self.v_scale, q_scale=self.q_scale)
         self.head_dim, self.backend, self.ops, self.emits = head_dim, backend, ops, emits
         self.cos_sin_LD, self.scales_source = cos_sin_LD, scales_source
         self._made_up = False  # whether the scales are no checkpoint's
@@ -69,27 +77,39 @@ class Attention(nn.Module):
         """Return the parameters, with the scale of the output where the linear behind takes it in FP8 by a static one."""
         return self.params if self.emits.scale is None else evolve(self.params, out_scale=self.emits.scale)
 
+    def _scales(self) -> dict[str, nn.Parameter]:
+        """Return the scales that a checkpoint may hold, by what they are of."""
+        found = {"k": self.k_scale, "v": self.v_scale}
+        return found if self.q_scale is None else found | {"q": self.q_scale}
+
     def targets(self) -> Iterator[Target]:
-        """Yield where the checkpoint's KV scales go, under every name savers gave them; a checkpoint need hold none."""
+        """Yield where the checkpoint's scales go, under every name savers gave them; a checkpoint need hold none."""
         if not self.scales_source:
             return
-        for kind, scale in (("k", self.k_scale), ("v", self.v_scale)):
-            first, *aliases = (f"{self.scales_source}.{name}" for name in kv_scales.NAMES[kind])
+        for kind, scale in self._scales().items():
+            first, *aliases = (f"{self.scales_source}.{name}" for name in _NAMES[kind])
             yield Target(name=first, view=scale, shape=(), region=(), optional=True, aliases=tuple(aliases))
 
     def finalise(self) -> None:
-        """Leave the scales as loaded; raise CheckpointError for one that is none."""
+        """Leave the scales as loaded and drop that of queries if none was; raise CheckpointError for one that is none."""
         if self._made_up:  # to look at them would wait for all that is still being drawn on a GPU
+            self._drop_q_scale()
             return
-        for kind, scale in (("k", self.k_scale), ("v", self.v_scale)):
+        if self.q_scale is not None and self.q_scale.item() == _MISSING:
+            self._drop_q_scale()
+        for kind, scale in self._scales().items():
             if not 0 < scale.item() <= MAX_KV_SCALE:
                 raise CheckpointError(
                     f"the {kind} scale of {self.scales_source or 'attention'} is {scale.item()}",
                     fix=f"scales are positive numbers up to {MAX_KV_SCALE:g}: make or download the checkpoint again",
                 )
 
+    def _drop_q_scale(self) -> None:
+        """Let each token and head have its own scale of queries."""
+        self.q_scale, self.params = None, evolve(self.params, q_scale=None)
+
     def randomise(self, generator: torch.Generator) -> None:
-        """Leave the scales at 1."""
+        """Leave the scales at 1, and queries without one."""
         self._made_up = True
 
 

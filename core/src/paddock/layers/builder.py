@@ -50,8 +50,8 @@ class Builder:
     """Makes the modules of one rank. `layers` is the range of layer indices it holds; None means all.
 
     Without `outer` it holds these layers and nothing outside them. `method_for(checkpoint path of the first part, declaration)`
-    says how a linear is stored. The first stage holds the embeddings, the last the norm and head; on the others these names give
-    `Absent` modules.
+    says how a linear is stored. `fp8_attention` has attention multiply in FP8. The first stage holds the embeddings, the last
+    the norm and head; on the others these names give `Absent` modules.
     """
 
     table: axes.WeightTable = field(kw_only=False)
@@ -64,6 +64,7 @@ class Builder:
     shard: axes.Shard = axes.WHOLE
     communicator: Communicator | None = None
     outer: bool = True
+    fp8_attention: bool = False
     _layers: range | None = None
     _index: int | None = None
     _made: _Made = field(factory=_Made)
@@ -160,7 +161,11 @@ class Builder:
             start, stop = self.shard.span(alibi)
             slopes_H = alibi_slopes(alibi.size)[start:stop].to(self.device)
         params = AttentionParams(
-            scale=head_dim**-0.5 if scale is None else scale, alibi_slopes_H=slopes_H, window=window, softcap=softcap
+            scale=head_dim**-0.5 if scale is None else scale,
+            alibi_slopes_H=slopes_H,
+            window=window,
+            softcap=softcap,
+            in_fp8=self.fp8_attention,
         )
         return Attention(
             params,

@@ -28,7 +28,7 @@ class LinearMethod(Protocol):
 
     @property
     def input_format(self) -> str:
-        """Return the activation it takes best: `axes.PLAIN`, `FP8_STATIC` or `FP8_TOKEN`."""
+        """Return the activation it takes best: `axes.PLAIN`, `FP8_STATIC`, `FP8_TOKEN` or, of `TakesGroups`, `FP8_GROUP`."""
 
     @property
     def input_bound(self) -> float | None:
@@ -74,6 +74,15 @@ class TakesFewPlain(Protocol):
     @property
     def input_format_from(self) -> int:
         """Return the tokens from which the input format holds; fewer are best left plain."""
+
+
+@runtime_checkable
+class TakesGroups(Protocol):
+    """A `LinearMethod` that takes inputs with a scale a token and group: `FP8_GROUP`."""
+
+    @property
+    def input_group(self) -> int:
+        """Return the inputs that share a token's scale, counted from the first of this rank's."""
 
 
 class LinearLayer(nn.Module):

@@ -58,8 +58,9 @@ class NormFp8(Protocol):
         eps: float,
         scale: Tensor | None,
         bound: float | None,
+        group: int | None = None,
     ) -> tuple[Tensor, QuantizedActivation]:
-        """Return (x + delta, its norm in FP8): by the static `scale` [] or, where that is None, a scale a token up to `bound`."""
+        """Return (x + delta, its norm in FP8): by the static `scale` [] or, where that is None, one a token (and group)."""
 
 
 class LayerNormFp8(Protocol):
@@ -74,11 +75,41 @@ class LayerNormFp8(Protocol):
         eps: float,
         scale: Tensor | None,
         bound: float | None,
+        group: int | None = None,
     ) -> tuple[Tensor, QuantizedActivation]:
-        """Return (x + delta, its norm in FP8): by the static `scale` [] or, where that is None, a scale a token up to `bound`."""
+        """Return (x + delta, its norm in FP8): by the static `scale` [] or, where that is None, one a token (and group)."""
 
 
-Fp8Of = Callable[[Tensor, Tensor | None, float | None], QuantizedActivation]
+class Fp8Of(Protocol):
+    """Activate, quantise."""
+
+    def __call__(
+        self, x_TX: Tensor, scale: Tensor | None, bound: float | None, group: int | None = None, /
+    ) -> QuantizedActivation:
+        """Return the activation in FP8: by the static `scale` [] or, where that is None, one a token (and group)."""
+
+
+class QuantizeToken(Protocol):
+    """Quantise by scales found at run time."""
+
+    def __call__(self, x_TI: Tensor, bound: float | None = None, group: int | None = None, /) -> QuantizedActivation:
+        """Return x in FP8 with a scale a token, or one a token and group of features."""
+
+
+class LinearFp8Blocks(Protocol):
+    """Multiply FP8 values whose scales are of blocks."""
+
+    def __call__(
+        self,
+        values_TI: Tensor,
+        scale_TG: Tensor,
+        weight_OI: Tensor,
+        weight_scale_QG: Tensor,
+        block: tuple[int, int],
+        dtype: torch.dtype,
+        /,
+    ) -> Tensor:
+        """Return x W^T [T, O] in `dtype`; a weight's scale covers `block` (outputs, inputs), a token's as many inputs."""
 
 
 @frozen(eq=False, kw_only=True)
@@ -88,10 +119,11 @@ class Ops:
     embed(token_ids_T, table_VE) -> x_TE; linear(x_TI, weight_OI) -> y_TO;
     rms_norm(x_TE, weight_E, eps) -> h_TE; add_rms_norm(x_TE, delta_TE, weight_E, eps) -> (x + delta, its norm);
     layer_norm(x_TE, weight_E, bias_E or None, eps) -> h_TE; add_layer_norm likewise; silu_mul(gate_up_T2F) -> [T, F];
-    gelu(x_TF) -> [T, F]; quantize_fp8_static(x_TI, scale); quantize_fp8_token(x_TI, bound or None);
-    linear_fp8(values_TI, x_scale [] or [T, 1], weight_OI, weight_scale_O1, dtype) -> y_TO; linear_int4(x_TI, weight) -> y_TO;
-    linear_int4_fp8(values_TI, scale_T1, weight, dtype) -> y_TO; int4_to_fp8(weight, row_scale_O1) -> values_OI; `silu_mul_fp8`,
-    `gelu_fp8`, `rms_norm_fp8` and `layer_norm_fp8` quantise what the plain op returns, by a static scale or one a token.
+    gelu(x_TF) -> [T, F]; quantize_fp8_static(x_TI, scale); quantize_fp8_token(x_TI, bound or None, group or None);
+    linear_fp8(values_TI, x_scale [] or [T, 1], weight_OI, weight_scale_O1, dtype) -> y_TO; linear_fp8_blocks(values_TI, scale_TG,
+    weight_OI, weight_scale_QG, block, dtype) -> y_TO; linear_int4(x_TI, weight) -> y_TO; linear_int4_fp8(values_TI, scale_T1,
+    weight, dtype) -> y_TO; int4_to_fp8(weight, row_scale_O1) -> values_OI; `silu_mul_fp8`, `gelu_fp8`, `rms_norm_fp8` and
+    `layer_norm_fp8` quantise what the plain op returns, by a static scale, one a token, or one a token and group.
     """
 
     embed: Callable[[Tensor, Tensor], Tensor] = reference.embed
@@ -105,8 +137,9 @@ class Ops:
     rope_and_cache: RopeAndCache = reference.rope_and_cache
     cache_kv: CacheKV = reference.cache_kv
     quantize_fp8_static: Callable[[Tensor, Tensor], QuantizedActivation] = reference.quantize_fp8_static
-    quantize_fp8_token: Callable[[Tensor, float | None], QuantizedActivation] = reference.quantize_fp8_token
+    quantize_fp8_token: QuantizeToken = reference.quantize_fp8_token
     linear_fp8: Callable[[Tensor, Tensor, Tensor, Tensor, torch.dtype], Tensor] = reference.linear_fp8
+    linear_fp8_blocks: LinearFp8Blocks = reference.linear_fp8_blocks
     linear_int4: Callable[[Tensor, Int4Weight], Tensor] = reference.linear_int4
     linear_int4_fp8: Callable[[Tensor, Tensor, Int4Weight, torch.dtype], Tensor] = reference.linear_int4_fp8
     int4_to_fp8: Callable[[Int4Weight, Tensor], Tensor] = reference.int4_to_fp8

@@ -2,7 +2,7 @@
 
 T tokens, V vocabulary, E model size, I input features, O output features, F feed-forward size, H query heads, K KV heads,
 D head size, L positions, N pages, P tokens a page, R outputs of a piece
-of a weight, D groups of Q inputs. Sums run in float32 whatever the dtype.
+of a weight, D groups of Q inputs; or G groups of inputs, Q runs of outputs. Sums run in float32 whatever the dtype.
 """
 
 from __future__ import annotations
@@ -41,6 +41,32 @@ def linear_fp8(values_TI: Tensor, x_scale: Tensor, weight_OI: Tensor, weight_sca
     for start in range(0, len(weight_OI), step):
         rows = slice(start, start + step)
         y_TO[:, rows] = (x32_TI @ weight_OI[rows].float().T * (x_scale * weight_scale_O1[rows].T)).to(dtype)
+    return y_TO
+
+
+def linear_fp8_blocks(
+    values_TI: Tensor,
+    scale_TG: Tensor,
+    weight_OI: Tensor,
+    weight_scale_QG: Tensor,
+    block: tuple[int, int],
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return x W^T [T, O] in `dtype` for x and W in FP8 e4m3 with scales of blocks, summed in float32, rounded once.
+
+    A weight's scale covers `block` (outputs, inputs) and a token's as many inputs, float32; the last blocks may be smaller. A
+    bounded piece of W is in float32 at a time.
+    """
+    (outs, ins), inputs = block, weight_OI.shape[1]
+    x32_TI = values_TI.float() * scale_TG.repeat_interleave(ins, dim=1)[:, :inputs]
+    y_TO = values_TI.new_empty((len(values_TI), len(weight_OI)), dtype=dtype)
+    step = max(1, _CHUNK_BYTES // (4 * outs * inputs)) * outs
+    for start in range(0, len(weight_OI), step):
+        rows = slice(start, start + step)
+        scale_QG = weight_scale_QG[start // outs : (start + step) // outs]
+        scale_RI = scale_QG.repeat_interleave(outs, dim=0).repeat_interleave(ins, dim=1)
+        weight32_RI = weight_OI[rows].float()
+        y_TO[:, rows] = (x32_TI @ (weight32_RI * scale_RI[: len(weight32_RI), :inputs]).T).to(dtype)
     return y_TO
 
 
@@ -117,14 +143,21 @@ def gelu(x_TF: Tensor) -> Tensor:
 
 
 def rms_norm_fp8(
-    x_TE: Tensor, delta_TE: Tensor | None, weight_E: Tensor, eps: float, scale: Tensor | None, bound: float | None
+    x_TE: Tensor,
+    delta_TE: Tensor | None,
+    weight_E: Tensor,
+    eps: float,
+    scale: Tensor | None,
+    bound: float | None,
+    group: int | None = None,
 ) -> tuple[Tensor, QuantizedActivation]:
     """Return (x + delta, its rms_norm in FP8): the norm is rounded to x's dtype before it is quantised. No delta adds nothing.
 
-    `scale` [] float32 is static; None gives each token its own, of magnitudes up to `bound`. So for all of `_fp8`.
+    `scale` [] float32 is static; None gives each token its own, or with a group each token's run of so many
+    features, of magnitudes up to `bound`. So for all of `_fp8`.
     """
     sum_TE = x_TE if delta_TE is None else x_TE + delta_TE
-    return sum_TE, _quantized(rms_norm(sum_TE, weight_E, eps), scale, bound)
+    return sum_TE, _quantized(rms_norm(sum_TE, weight_E, eps), scale, bound, group)
 
 
 def layer_norm_fp8(
@@ -135,20 +168,21 @@ def layer_norm_fp8(
     eps: float,
     scale: Tensor | None,
     bound: float | None,
+    group: int | None = None,
 ) -> tuple[Tensor, QuantizedActivation]:
     """Return (x + delta, its layer_norm in FP8), rounded to x's dtype in between."""
     sum_TE = x_TE if delta_TE is None else x_TE + delta_TE
-    return sum_TE, _quantized(layer_norm(sum_TE, weight_E, bias_E, eps), scale, bound)
+    return sum_TE, _quantized(layer_norm(sum_TE, weight_E, bias_E, eps), scale, bound, group)
 
 
-def silu_mul_fp8(gate_up_T2F: Tensor, scale: Tensor | None, bound: float | None) -> QuantizedActivation:
+def silu_mul_fp8(gate_up_T2F: Tensor, scale: Tensor | None, bound: float | None, group: int | None = None) -> QuantizedActivation:
     """Return silu(gate) * up in FP8, rounded to its input's dtype in between."""
-    return _quantized(silu_mul(gate_up_T2F), scale, bound)
+    return _quantized(silu_mul(gate_up_T2F), scale, bound, group)
 
 
-def gelu_fp8(x_TF: Tensor, scale: Tensor | None, bound: float | None) -> QuantizedActivation:
+def gelu_fp8(x_TF: Tensor, scale: Tensor | None, bound: float | None, group: int | None = None) -> QuantizedActivation:
     """Return gelu(x) in FP8, rounded to x's dtype in between."""
-    return _quantized(gelu(x_TF), scale, bound)
+    return _quantized(gelu(x_TF), scale, bound, group)
 
 
 def rope_and_cache(
@@ -182,8 +216,16 @@ def quantize_fp8_static(x_TI: Tensor, scale: Tensor) -> QuantizedActivation:
     return QuantizedActivation(_saturate(x_TI.float() / scale), scale)
 
 
-def quantize_fp8_token(x_TI: Tensor, bound: float | None = None) -> QuantizedActivation:
-    """Return x in FP8 with a scale [T, 1] that maps each token's largest magnitude, at most `bound`, to 448."""
+def quantize_fp8_token(x_TI: Tensor, bound: float | None = None, group: int | None = None) -> QuantizedActivation:
+    """Return x in FP8 with a scale [T, 1] that maps each token's largest magnitude, at most `bound`, to 448.
+
+    With a group the scale is [T, G], one for each run of so many features; the last may be shorter.
+    """
+    if group is not None:
+        width = x_TI.shape[-1]
+        x_XI = nnf.pad(x_TI, (0, -width % group)).reshape(*x_TI.shape[:-1], -(-width // group), group)
+        found = quantize_fp8_token(x_XI, bound)
+        return QuantizedActivation(found.values_TI.flatten(-2)[..., :width].contiguous(), found.scale.squeeze(-1))
     amax_T1 = x_TI.abs().amax(-1, keepdim=True).float()
     if bound is not None:
         amax_T1 = amax_T1.clamp(max=bound)
@@ -191,8 +233,8 @@ def quantize_fp8_token(x_TI: Tensor, bound: float | None = None) -> QuantizedAct
     return QuantizedActivation(_saturate(x_TI.float() / scale_T1), scale_T1)
 
 
-def _quantized(x_TI: Tensor, scale: Tensor | None, bound: float | None) -> QuantizedActivation:
-    return quantize_fp8_token(x_TI, bound) if scale is None else quantize_fp8_static(x_TI, scale)
+def _quantized(x_TI: Tensor, scale: Tensor | None, bound: float | None, group: int | None) -> QuantizedActivation:
+    return quantize_fp8_token(x_TI, bound, group) if scale is None else quantize_fp8_static(x_TI, scale)
 
 
 def _rotate(x_THD: Tensor, cos_T1J: Tensor, sin_T1J: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from attrs import field, frozen
 from torch import Tensor
 
 from paddock.layers.attention import AttentionInputs, AttentionParams, LayerKV
+from paddock.layers.fp8_attention import attend_in_fp8
 from paddock.layers.reference import FP8
 from paddock.plugins import AttentionNeeds
 
@@ -93,6 +94,8 @@ class TorchAttention:
         """Return the attention output [T, H, D]."""
         prepared = inputs.prepared
         assert isinstance(prepared, _Prepared), "prepare the inputs before the first layer"
+        if params.in_fp8:
+            return _in_fp8(q_THD, kv, prepared, params)
         out_THD = torch.empty_like(q_THD)
         for decodes in prepared.decodes:
             if decodes.tokens_S is None:
@@ -103,6 +106,28 @@ class TorchAttention:
             part = slice(prefill.start, prefill.stop)
             out_THD[part] = _prefill(q_THD[part], kv, prefill, params)
         return out_THD
+
+
+def _in_fp8(q_THD: Tensor, kv: LayerKV, prepared: _Prepared, params: AttentionParams) -> Tensor:
+    """Return the attention output in FP8 arithmetic, one sequence after the other."""
+    out_THD = torch.empty_like(q_THD)
+    for decodes in prepared.decodes:
+        tokens = range(len(decodes.rows_SL)) if decodes.tokens_S is None else decodes.tokens_S.tolist()
+        for token, rows_L, length in zip(tokens, decodes.rows_SL, decodes.lens_S.tolist(), strict=True):
+            _one_in_fp8(out_THD, q_THD, kv, _Prefill(token, token + 1, rows_L[:length]), params)
+    for prefill in prepared.prefills:
+        _one_in_fp8(out_THD, q_THD, kv, prefill, params)
+    return out_THD
+
+
+def _one_in_fp8(out_THD: Tensor, q_THD: Tensor, kv: LayerKV, tokens: _Prefill, params: AttentionParams) -> None:
+    """Write the output of a sequence's last tokens over all its L tokens."""
+    assert kv.k_pages_NPKD.dtype == FP8, kv.k_pages_NPKD.dtype
+    k_LKD, v_LKD = (x.flatten(0, 1).view(torch.uint8)[tokens.rows_L].view(FP8) for x in (kv.k_pages_NPKD, kv.v_pages_NPKD))
+    for start in range(tokens.start, tokens.stop, _QUERY_BLOCK):
+        stop = min(start + _QUERY_BLOCK, tokens.stop)
+        end = len(tokens.rows_L) - (tokens.stop - stop)
+        out_THD[start:stop] = attend_in_fp8(q_THD[start:stop], k_LKD[:end], v_LKD[:end], params)
 
 
 def _similar(lens: list[int]) -> list[list[int]]:

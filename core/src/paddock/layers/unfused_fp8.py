@@ -25,16 +25,23 @@ class Unfused:
     silu_mul: Callable[[Tensor], Tensor]
     gelu: Callable[[Tensor], Tensor]
     quantize_fp8_static: Callable[[Tensor, Tensor], QuantizedActivation]
-    quantize_fp8_token: Callable[[Tensor, float | None], QuantizedActivation]
+    quantize_fp8_token: Callable[[Tensor, float | None, int | None], QuantizedActivation]
 
     def rms_norm_fp8(
-        self, x_TE: Tensor, delta_TE: Tensor | None, weight_E: Tensor, eps: float, scale: Tensor | None, bound: float | None
+        self,
+        x_TE: Tensor,
+        delta_TE: Tensor | None,
+        weight_E: Tensor,
+        eps: float,
+        scale: Tensor | None,
+        bound: float | None,
+        group: int | None = None,
     ) -> tuple[Tensor, QuantizedActivation]:
         """Return (x + delta, its rms_norm in FP8)."""
         if delta_TE is None:
-            return x_TE, self._quantized(self.rms_norm(x_TE, weight_E, eps), scale, bound)
+            return x_TE, self._quantized(self.rms_norm(x_TE, weight_E, eps), scale, bound, group)
         sum_TE, h_TE = self.add_rms_norm(x_TE, delta_TE, weight_E, eps)
-        return sum_TE, self._quantized(h_TE, scale, bound)
+        return sum_TE, self._quantized(h_TE, scale, bound, group)
 
     def layer_norm_fp8(
         self,
@@ -45,23 +52,28 @@ class Unfused:
         eps: float,
         scale: Tensor | None,
         bound: float | None,
+        group: int | None = None,
     ) -> tuple[Tensor, QuantizedActivation]:
         """Return (x + delta, its layer_norm in FP8)."""
         if delta_TE is None:
-            return x_TE, self._quantized(self.layer_norm(x_TE, weight_E, bias_E, eps), scale, bound)
+            return x_TE, self._quantized(self.layer_norm(x_TE, weight_E, bias_E, eps), scale, bound, group)
         sum_TE, h_TE = self.add_layer_norm(x_TE, delta_TE, weight_E, bias_E, eps)
-        return sum_TE, self._quantized(h_TE, scale, bound)
+        return sum_TE, self._quantized(h_TE, scale, bound, group)
 
-    def silu_mul_fp8(self, gate_up_T2F: Tensor, scale: Tensor | None, bound: float | None) -> QuantizedActivation:
+    def silu_mul_fp8(
+        self, gate_up_T2F: Tensor, scale: Tensor | None, bound: float | None, group: int | None = None
+    ) -> QuantizedActivation:
         """Return silu(gate) * up in FP8."""
-        return self._quantized(self.silu_mul(gate_up_T2F), scale, bound)
+        return self._quantized(self.silu_mul(gate_up_T2F), scale, bound, group)
 
-    def gelu_fp8(self, x_TF: Tensor, scale: Tensor | None, bound: float | None) -> QuantizedActivation:
+    def gelu_fp8(self, x_TF: Tensor, scale: Tensor | None, bound: float | None, group: int | None = None) -> QuantizedActivation:
         """Return gelu(x) in FP8."""
-        return self._quantized(self.gelu(x_TF), scale, bound)
+        return self._quantized(self.gelu(x_TF), scale, bound, group)
 
-    def _quantized(self, x_TI: Tensor, scale: Tensor | None, bound: float | None) -> QuantizedActivation:
-        return self.quantize_fp8_token(x_TI, bound) if scale is None else self.quantize_fp8_static(x_TI, scale)
+    def _quantized(
+        self, x_TI: Tensor, scale: Tensor | None, bound: float | None, group: int | None = None
+    ) -> QuantizedActivation:
+        return self.quantize_fp8_token(x_TI, bound, group) if scale is None else self.quantize_fp8_static(x_TI, scale)
 
 
 def parts_of(ops: Any) -> Unfused:

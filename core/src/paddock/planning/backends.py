@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from paddock.config import AUTO, EngineConfig
+from paddock.config import AUTO, PLAIN_ATTENTION, EngineConfig
 from paddock.errors import OptionError, PlanError, did_you_mean
+from paddock.planning.attention_compute import over_fp8, say_compute
 from paddock.planning.formats import Format
 from paddock.planning.hardware import Hardware
 from paddock.planning.notes import ASKED, Candidate, Notes, Obstacle, reasons, ways_around, why_not_here
@@ -34,6 +35,7 @@ class Question:
     dtype: str
     needs: AttentionNeeds
     block_size: int | None
+    compute: str = PLAIN_ATTENTION
 
     def why_not(self, spec: AttentionSpec, kv_dtype: str) -> list[Obstacle]:
         """Return what keeps the backend from serving; nothing when it can."""
@@ -49,6 +51,8 @@ class Question:
         missing = self.needs.features - spec.features
         if missing:
             found.append(Obstacle(f"lacks {', '.join(sorted(missing))}"))
+        if self.compute not in spec.computes:
+            found.append(Obstacle(f"does not multiply in {self.compute}", f"leave attention_compute at {PLAIN_ATTENTION}"))
         if self.block_size is not None and self.block_size not in spec.page_sizes:
             sizes = ", ".join(map(str, spec.page_sizes))
             found.append(Obstacle(f"has pages of {sizes} tokens, not {self.block_size}", f"set block_size to one of {sizes}"))
@@ -63,15 +67,18 @@ def choose_attention(
     Raises PlanError with every backend's reasons when none does; a backend asked for by name is never replaced. A warning
     says so where one of higher rank is made for this device and still cannot serve.
     """
-    question = Question(hardware=hardware, dtype=fmt.dtype, needs=needs, block_size=config.block_size)
+    question = Question(
+        hardware=hardware, dtype=fmt.dtype, needs=needs, block_size=config.block_size, compute=config.attention_compute
+    )
     backends = _backends_to_ask(config, registry)
     refused: list[Rejected] = []
-    for kv in kv_candidates(config.kv_cache_dtype, fmt):
+    for kv in over_fp8(config.attention_compute, kv_candidates(config.kv_cache_dtype, fmt)):
         obstacles = {provided.spec.name: question.why_not(provided.spec, kv.value) for provided in backends}
         serving = [provided for provided in backends if not obstacles[provided.spec.name]]
         unfit = [Rejected(name, reasons(why)) for name, why in obstacles.items() if why]
         if serving:
             notes.choose("kv_cache_dtype", kv.value, kv.reason, refused)
+            say_compute(config.attention_compute, kv.value, hardware, notes)
             registry.attention(serving[0].spec.name)  # raises where another plugin owns the name too
             better = [
                 one.spec for one in backends if one.spec.rank > serving[0].spec.rank and hardware.device in one.spec.devices
@@ -81,7 +88,8 @@ def choose_attention(
         refused.append(Rejected(kv.value, " | ".join(f"{one.value}: {one.reason}" for one in unfit)))
     said = " | ".join(f"KV {one.value}: {one.reason}" for one in refused)
     if config.attention_backend != AUTO:
-        raise _refusal(config, registry, question, kv_candidates(config.kv_cache_dtype, fmt), said)
+        kvs = over_fp8(config.attention_compute, kv_candidates(config.kv_cache_dtype, fmt))
+        raise _refusal(config, registry, question, kvs, said)
     raise PlanError(
         f"no attention backend can serve this: {said}",
         fix=f"{_WHAT_EACH_TAKES}; change what it refuses, or install another",

@@ -13,8 +13,9 @@ NAMES = {
     kind: (f"{kind}_proj.{kind}_scale", f"{kind}_scale", f"qkv_proj.{kind}_scale", "kv_scale", f"{kind}_proj.output_scale")
     for kind in ("k", "v")
 }
-# What some savers write beside them and nobody needs: zero points of symmetric scales, and the scale of queries in FP8, which
-# are kept plain here.
+QUERIES = ("q_scale", "q_proj.q_scale")  # of queries in FP8, which are read where attention multiplies in FP8
+# What some savers write beside them and may stay unread: zero points of symmetric scales, and the scale of queries, where those
+# are kept plain.
 UNREAD = (".k_zero_point", ".v_zero_point", ".kv_zero_point", ".output_zero_point", ".q_zero_point", ".q_scale")
 
 

@@ -155,8 +155,9 @@ class Plan:
 
     `asked` is what the user set, `auto` and all; every other field is resolved. `model_config` and `generation_config` are the
     files as published, `quantization_files` what `detect` reads beside config.json. Linears with 4-bit weights take FP8 inputs in
-    steps of `fp8_inputs_from` tokens and more, and FP8 weights from `fp8_weights_from` on, None for never. `stages` holds the
-    layers (first, end) of each pipeline stage. `ledgers` holds one entry a stage.
+    steps of `fp8_inputs_from` tokens and more, and FP8 weights from `fp8_weights_from` on, None for never. `attention_compute` is
+    what attention multiplies in, `plain` or `fp8`. `stages` holds the layers (first, end) of each pipeline stage. `ledgers` holds
+    one entry a stage.
     """
 
     paddock: str
@@ -173,6 +174,7 @@ class Plan:
     fp8_inputs_from: int | None
     fp8_weights_from: int | None
     kv_cache_dtype: str
+    attention_compute: str
     attention: AttentionSpec
     page_size: int
     ops: tuple[OpSpec, ...]

@@ -121,6 +121,7 @@ def _written_down(config: EngineConfig, hardware: Hardware, files: ModelFiles, d
         fp8_inputs_from=decided.int4.inputs_from,
         fp8_weights_from=decided.int4.weights_from,
         kv_cache_dtype=decided.attention.kv_cache_dtype,
+        attention_compute=config.attention_compute,
         attention=decided.attention.spec,
         page_size=decided.attention.page_size,
         ops=decided.ops,

@@ -19,8 +19,9 @@ OPS = {
     "rope_and_cache": "rotary embedding of Q and K, K and V written into pages",
     "cache_kv": "K and V written into pages",
     "quantize_fp8_static": "activation to FP8 with a scale known before the run",
-    "quantize_fp8_token": "activation to FP8 with a scale for each token",
+    "quantize_fp8_token": "activation to FP8 with a scale for each token, or each token's groups",
     "linear_fp8": "product of an FP8 activation with an FP8 weight",
+    "linear_fp8_blocks": "product of an FP8 activation with an FP8 weight, both with scales of blocks",
     "linear_int4": "product of an activation with a 4-bit weight",
     "linear_int4_fp8": "product of an FP8 activation with a 4-bit weight",
     "int4_to_fp8": "4-bit weight to FP8, a scale an output",
@@ -58,6 +59,7 @@ def paddock_attention_backends() -> list[AttentionSpec]:
         kv_cache_dtypes=(*DTYPES, "fp8"),
         page_sizes=(16, 32, 64, 128),
         features=("alibi", "sliding_window", "softcap"),
+        computes=("plain", "fp8"),
         summary="plain torch, on any device; the definition of the others",
     )
     return [backend]

@@ -14,7 +14,7 @@ from typing import Any
 
 from attrs import Attribute, field, frozen
 
-from paddock.config import AUTO, DEVICES, DTYPES, KV_CACHE_DTYPES
+from paddock.config import ATTENTION_COMPUTES, AUTO, DEVICES, DTYPES, KV_CACHE_DTYPES, PLAIN_ATTENTION
 from paddock.errors import PluginError, did_you_mean
 
 LEVELS = ("error", "warning", "info")
@@ -224,6 +224,7 @@ class CheckpointFacts:
 class AttentionSpec:
     """An attention backend's capabilities, as data. `head_dims` empty means any; `page_sizes` is in order of preference.
 
+    `computes`: what it multiplies in, `plain` (the dtype of activations) or `fp8` (FP8 pages with `AttentionParams.in_fp8`).
     `workspace`: light; (AttentionNeeds, max_num_batched_tokens, max_num_seqs) to bytes, or None for none.
     `factory`: heavy; called as `factory(needs, device)`, returns a `layers.AttentionBackend`.
     `requires` names packages to import that may be missing: planning looks for them, and imports none.
@@ -240,6 +241,9 @@ class AttentionSpec:
     page_sizes: tuple[int, ...] = field(converter=_sizes, validator=_some_sizes)
     head_dims: frozenset[int] = field(default=frozenset(), converter=_size_set, validator=_all_positive)
     features: frozenset[str] = field(default=frozenset(), converter=_name_set)
+    computes: frozenset[str] = field(
+        default=frozenset({PLAIN_ATTENTION}), converter=_name_set, validator=[_some, _known(*ATTENTION_COMPUTES)]
+    )
     min_compute_capability: tuple[int, int] | None = field(default=None, validator=_capability)
     requires: tuple[str, ...] = field(default=(), converter=_names, validator=_modules)
     graph_capturable: bool = False

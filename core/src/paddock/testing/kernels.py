@@ -15,6 +15,7 @@ from torch import Tensor
 
 from paddock.layers import AttentionBackend, AttentionInputs, AttentionParams, LayerKV
 from paddock.layers import reference as twins
+from paddock.layers.fp8_attention import attend_in_fp8
 from paddock.plugins import AttentionNeeds
 from paddock.testing.oracle import ODD_SIZES, assert_close, dense_attention, poisoned
 from paddock.testing.paging import Pages
@@ -72,6 +73,9 @@ class AttentionCase:
         for name, count in self.chunks:
             part = slice(start, start + count)
             start += count
+            if params.in_fp8:
+                self._check_in_fp8(out_THD[part], self.q_THD[part], params, name, at)
+                continue
             k_LKD, v_LKD = (
                 self.pages.rows(name, pages_NPKD).double() * (1.0 if scale is None else scale.double())
                 for pages_NPKD, scale in ((self.kv.k_pages_NPKD, params.k_scale), (self.kv.v_pages_NPKD, params.v_scale))
@@ -81,6 +85,14 @@ class AttentionCase:
                 softcap=params.softcap,
             )  # fmt: skip
             assert_close(out_THD[part], expected, op="attention", at=f"{at} sequence {name}: {count} new of {len(k_LKD)}")
+
+    def _check_in_fp8(self, out_QHD: Tensor, q_QHD: Tensor, params: AttentionParams, name: str, at: str) -> None:
+        """Hold a sequence's output in FP8 arithmetic to its definition."""
+        k_LKD, v_LKD = (self.pages.rows(name, pages) for pages in (self.kv.k_pages_NPKD, self.kv.v_pages_NPKD))
+        expected = attend_in_fp8(q_QHD.float(), k_LKD, v_LKD, params)
+        dtype = torch.bfloat16 if out_QHD.is_cuda else None
+        at = f"{at} sequence {name}: {len(q_QHD)} new of {len(k_LKD)}"
+        assert_close(out_QHD, expected, op="attention_fp8", dtype=dtype, at=at)
 
 
 def attention_case(

@@ -1,4 +1,4 @@
-"""FP8 linears that multiply what their weights mean, in plain torch: scales of blocks, and weights alone in FP8.
+"""FP8 linears that multiply what their weights mean, in plain torch: weights alone in FP8, and scales of odd blocks.
 
 y = x^ W^T with W = stored value * scale and x^ the activation as FP8 rounds it, or x itself; summed in float32, rounded once.
 T tokens, I inputs, O outputs, G groups of inputs, Q rows of blocks, J columns of blocks.

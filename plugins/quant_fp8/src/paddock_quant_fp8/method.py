@@ -19,6 +19,7 @@ from paddock.layers import (
     allocate,
     torch_dtype,
 )
+from paddock_quant_fp8.blocks import BlockMethod, multiplies
 from paddock_quant_fp8.dequantising import DequantisedMethod
 from paddock_quant_fp8.online import OnlineFp8
 from paddock_quant_fp8.rows import quantise_rows
@@ -33,6 +34,8 @@ def linear_method(scheme: Fp8Scheme, path: str, linear: axes.Linear) -> LinearMe
     stored, dtype = scheme.stored(path, linear), torch_dtype(scheme.dtype)
     if stored is None:
         return PlainMethod(scheme.tensors(path, linear))
+    if multiplies(stored):
+        return BlockMethod(stored=stored, dtype=dtype)
     if stored.scales == BLOCK or stored.input_format == axes.PLAIN:
         return DequantisedMethod(stored=stored, dtype=dtype)
     method = OnlineMethod if isinstance(scheme, OnlineFp8) else Fp8Method

@@ -62,7 +62,7 @@ class TritonAttention:
         if self._asynchronous and serves(q_THD, kv, params):
             prefill_async(out_THD, q_THD, kv, inputs, self._prefills(q_THD, kv, inputs, UNIT_ROWS), params)
         else:
-            tile = prefill_tile(q_THD, kv)
+            tile = prefill_tile(q_THD, kv, in_fp8=params.in_fp8)
             prefill(out_THD, q_THD, kv, inputs, self._prefills(q_THD, kv, inputs, tile.block_m), params, tile)
 
     def _decodes(self, q_THD: Tensor, kv: LayerKV, inputs: AttentionInputs, params: AttentionParams, tile: Tile) -> Units:

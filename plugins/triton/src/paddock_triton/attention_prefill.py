@@ -12,7 +12,17 @@ from torch import Tensor
 
 from paddock.layers import AttentionInputs, AttentionParams, LayerKV
 from paddock_triton.attention_schedule import UNIT, Units
-from paddock_triton.attention_tile import Spec, Tile, absorb, empty_state, find_page, load_queries, load_rows, whole
+from paddock_triton.attention_tile import (
+    Spec,
+    Tile,
+    absorb,
+    empty_state,
+    find_page,
+    load_queries,
+    load_rows,
+    round_queries,
+    whole,
+)
 from paddock_triton.dependence import DEPENDENT, start_next, wait
 from paddock_triton.failures import OTHER_ATTENTION, named
 from paddock_triton.launch import launch
@@ -33,6 +43,7 @@ def prefill(
         inputs.block_tables_SM,
         units.units_U8,
         inputs.query_start_S1,
+        params.q_scale,
         params.k_scale,
         params.v_scale,
         params.alibi_slopes_H,
@@ -48,8 +59,8 @@ def prefill(
 @triton.jit(do_not_specialize=["table_stride"], do_not_specialize_on_alignment=["tables_ptr", "starts_ptr"])
 def _prefill(
     out_ptr: tl.tensor, q_ptr: tl.tensor, k_source: tl.tensor, v_source: tl.tensor, tables_ptr: tl.tensor,
-    units_ptr: tl.tensor, starts_ptr: tl.tensor, k_scale_ptr: tl.tensor, v_scale_ptr: tl.tensor, slopes_ptr: tl.tensor,
-    table_stride: tl.tensor, spec: tl.constexpr,
+    units_ptr: tl.tensor, starts_ptr: tl.tensor, q_scale_ptr: tl.tensor, k_scale_ptr: tl.tensor, v_scale_ptr: tl.tensor,
+    slopes_ptr: tl.tensor, table_stride: tl.tensor, spec: tl.constexpr,
 ) -> None:  # fmt: skip
     start_next()
     kv_head, unit = tl.program_id(0) % spec.num_kv_heads, tl.program_id(0) // spec.num_kv_heads
@@ -72,6 +83,9 @@ def _prefill(
     k_scale, v_scale = 1.0, 1.0
     if spec.fp8:
         k_scale, v_scale = tl.load(k_scale_ptr), tl.load(v_scale_ptr)
+    if spec.in_fp8:
+        q_MD, q_scale_M = round_queries(q_MD, q_scale_ptr, spec)
+        k_scale = k_scale * q_scale_M
     acc_MD, sum_M, _ = _sweep(
         q_MD,
         k_source,
@@ -101,16 +115,17 @@ def _sweep(
     begin = first // spec.block_n * spec.block_n
     whole_end = begin if spec.window else (lowest + 1) // spec.block_n * spec.block_n
     first_M = position_M - spec.window + 1
+    origin = position_M[:, None] if spec.in_fp8 else end
     page = find_page(table_ptr, begin, end, spec)
     for key_start in tl.range(begin, whole_end, spec.block_n):
         k_ND = load_rows(k_source, page, key_start, kv_head, first, end, False, 1, spec)
         v_ND = load_rows(v_source, page, key_start, kv_head, first, end, False, spec.words, spec)
         page = find_page(table_ptr, key_start + spec.block_n, end, spec)
-        state = absorb(state, q_MD, k_ND, v_ND, key_start, first_M, position_M, slope_M, end, k_scale, False, spec)
+        state = absorb(state, q_MD, k_ND, v_ND, key_start, first_M, position_M, slope_M, origin, k_scale, False, spec)
     for key_start in tl.range(whole_end, end, spec.block_n, num_stages=spec.tail_stages):
         k_ND = load_rows(k_source, page, key_start, kv_head, first, end, True, 1, spec)
         v_ND = load_rows(v_source, page, key_start, kv_head, first, end, True, spec.words, spec)
         page = find_page(table_ptr, key_start + spec.block_n, end, spec)
-        state = absorb(state, q_MD, k_ND, v_ND, key_start, first_M, position_M, slope_M, end, k_scale, True, spec)
+        state = absorb(state, q_MD, k_ND, v_ND, key_start, first_M, position_M, slope_M, origin, k_scale, True, spec)
     acc_MD, odd_MD, sum_M, max_M = state
     return whole(acc_MD, odd_MD, spec), sum_M, max_M

@@ -15,9 +15,12 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from paddock.layers import AttentionParams, LayerKV
+from paddock.layers.fp8_attention import LARGEST_EXPONENT
 from paddock.layers.reference import FP8
+from paddock_triton.fp8 import to_fp8, token_scale
 
 LOG2E = math.log2(math.e)
+_LARGEST_EXPONENT = tl.constexpr(LARGEST_EXPONENT)
 HALF_MAX = tl.constexpr(65504.0)  # the largest finite float16
 
 
@@ -40,7 +43,10 @@ class Tile:
 
 @frozen(kw_only=True)
 class Spec:
-    """All that a kernel is compiled for. `scale` makes products natural logits but for the scale of FP8 keys."""
+    """All that a kernel is compiled for. `scale` makes products natural logits but for the scales of FP8 keys and queries.
+
+    With `in_fp8` queries and probabilities are rounded to FP8, as `paddock.layers.fp8_attention` defines.
+    """
 
     head: int
     group: int
@@ -55,6 +61,7 @@ class Spec:
     alibi: bool
     window: int
     softcap: float
+    in_fp8: bool
 
     @classmethod
     def of(cls, q_THD: Tensor, kv: LayerKV, params: AttentionParams, tile: Tile) -> Spec:
@@ -77,7 +84,16 @@ class Spec:
             alibi=params.alibi_slopes_H is not None,
             window=params.window or 0,
             softcap=params.softcap or 0.0,
+            in_fp8=params.in_fp8,
         )
+
+    @property
+    def narrow(self) -> bool:
+        """Return whether FP8 values are multiplied as they are: from 64 rows and 32 columns on, its least in FP8.
+
+        Smaller tiles are multiplied in float16, which holds each exactly.
+        """
+        return self.in_fp8 and self.block_m >= 64 and self.pad >= 32
 
     @property
     def pad(self) -> int:
@@ -144,11 +160,26 @@ def _described(pages_NPKW: Tensor, spec: Spec) -> TensorDescriptor:
 
 @triton.jit
 def load_queries(q_ptr: tl.tensor, at_MD: tl.tensor, used_MD: tl.tensor, spec: tl.constexpr) -> tl.tensor:
-    """Return rows of queries [M, D] in the type that tiles are multiplied in."""
+    """Return rows of queries [M, D] in the type that tiles are multiplied in, or in float32 where they are yet to be rounded."""
     q_MD = tl.load(q_ptr + at_MD, mask=used_MD, other=0.0)
-    if spec.fp8:
+    if spec.in_fp8:
+        q_MD = q_MD.to(tl.float32)
+    elif spec.fp8:
         q_MD = tl.clamp(q_MD.to(tl.float32), -HALF_MAX, HALF_MAX, propagate_nan=tl.PropagateNan.ALL).to(tl.float16)
     return q_MD
+
+
+@triton.jit
+def round_queries(q_MD: tl.tensor, q_scale_ptr: tl.tensor, spec: tl.constexpr) -> tl.tuple:
+    """Return (queries as FP8 holds them, in the type that tiles are multiplied in; their scales [M])."""
+    if q_scale_ptr is None:
+        scale_M = token_scale(tl.max(tl.abs(q_MD), 1), None)
+    else:
+        scale_M = tl.full([spec.block_m], 0, tl.float32) + tl.load(q_scale_ptr)
+    q_MD = to_fp8(q_MD, scale_M[:, None])
+    if not spec.narrow:
+        q_MD = q_MD.to(tl.float16)
+    return q_MD, scale_M
 
 
 @triton.jit
@@ -238,35 +269,50 @@ def absorb(
 ) -> tl.tuple:  # fmt: skip
     """Return the state after a tile of keys, of which row m sees `first_M..last_M`, both included.
 
-    Slopes are in base 2 and count keys from `origin`, which changes nothing.
+    Slopes are in base 2 and count keys from `origin`, [] or [M, 1], which moves roundings to FP8 alone. In FP8 `k_scale` [M] is
+    of keys and queries.
     """
     acc_MD, odd_MD, sum_M, max_M = state
     key_N = key_start + tl.arange(0, spec.block_n)
     logits_MN = tl.dot(q_MD, tl.trans(k_ND.to(q_MD.dtype)))
     factor = k_scale * spec.scale2
+    wide = factor[:, None] if spec.in_fp8 else factor
     if spec.softcap > 0:  # tanh(x) = 1 - 2 / (e^2x + 1), exact at both ends
-        logits_MN = spec.softcap2 - 2 * spec.softcap2 / (tl.exp2(logits_MN * (k_scale * spec.tanh2)) + 1)
-        factor = 1.0
+        tanh2 = k_scale * spec.tanh2
+        tanh2 = tanh2[:, None] if spec.in_fp8 else tanh2
+        logits_MN = spec.softcap2 - 2 * spec.softcap2 / (tl.exp2(logits_MN * tanh2) + 1)
+        factor, wide = 1.0, 1.0
     if spec.alibi:
-        logits_MN = logits_MN * factor + slope_M[:, None] * (key_N - origin).to(tl.float32)[None, :]
-        factor = 1.0
+        logits_MN = logits_MN * wide + slope_M[:, None] * (key_N[None, :] - origin).to(tl.float32)
+        factor, wide = 1.0, 1.0
     if MASKED:
         seen_MN = key_N[None, :] <= last_M[:, None]
         if spec.window:
             seen_MN &= key_N[None, :] >= first_M[:, None]
         logits_MN = tl.where(seen_MN, logits_MN, float("-inf"))
-    new_max_M = tl.maximum(max_M, tl.max(logits_MN, 1) * factor)
+    largest_M = tl.max(logits_MN, 1) * factor
+    if spec.in_fp8:  # whole powers of two: they move no rounding
+        largest_M = tl.ceil(largest_M)
+    new_max_M = tl.maximum(max_M, largest_M)
     shift_M = new_max_M
     if MASKED:  # a row may have seen nothing yet
         shift_M = tl.where(new_max_M == float("-inf"), 0.0, new_max_M)
-    p_MN = tl.exp2(logits_MN * factor - shift_M[:, None])
     alpha_M = tl.exp2(max_M - shift_M)
-    sum_M = sum_M * alpha_M + tl.sum(p_MN, 1)
+    if spec.in_fp8:
+        shift_M -= _LARGEST_EXPONENT
+    p_MN = tl.exp2(logits_MN * wide - shift_M[:, None])
+    if spec.in_fp8:  # those that were rounded are added up
+        p_MN = p_MN.to(tl.float8e4nv)
+        sum_M = sum_M * alpha_M + tl.sum(p_MN.to(tl.float32), 1)
+    else:
+        sum_M = sum_M * alpha_M + tl.sum(p_MN, 1)
     p_MN = p_MN.to(q_MD.dtype)
     if spec.pairs:
         even_ND, odd_ND = halves(v_ND)
         acc_MD = tl.dot(p_MN, even_ND, acc_MD * alpha_M[:, None])
         odd_MD = tl.dot(p_MN, odd_ND, odd_MD * alpha_M[:, None])
+    elif spec.narrow:  # the matrix unit keeps 14 bits of a sum of FP8 products: a tile's is added up outside it
+        acc_MD = acc_MD * alpha_M[:, None] + tl.dot(p_MN, v_ND)
     else:
         acc_MD = tl.dot(p_MN, v_ND.to(q_MD.dtype), acc_MD * alpha_M[:, None])
     return acc_MD, odd_MD, sum_M, new_max_M

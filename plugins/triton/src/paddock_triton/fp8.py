@@ -1,6 +1,6 @@
 """The one way a number becomes FP8 e4m3 here.
 
-T tokens, I features; B elements of a block, a row of them or a part of one.
+T tokens, I features, G groups of V of them; B elements of a block, a row of them or a part of one.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from paddock.errors import KernelError
 from paddock.layers import QuantizedActivation
+from paddock_triton.rows import blocks_of
 
 FP8_MAX = tl.constexpr(448.0)
 _MIN_SCALE = tl.constexpr(1.0 / (448.0 * 512.0))  # the floor of FBGEMM's row-wise scales
+_MOST_GROUP = 1024  # features: the least block that a program quantises by groups
 _ABOVE = tl.constexpr(456.0)  # rounds to 448
 
 
@@ -49,15 +52,35 @@ def token_scale(largest: tl.tensor, bound: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
+def in_groups(
+    token_scale_ptr: tl.tensor, bound: tl.tensor, row: tl.tensor, start: tl.tensor, h_B: tl.tensor, WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr, GROUP: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Return part of a row, from `start` on, whole groups of it, in FP8 by scales of its groups, which are written."""
+    group: tl.constexpr = min(GROUP, BLOCK)
+    groups: tl.constexpr = (WIDTH + GROUP - 1) // GROUP
+    h_GV = tl.reshape(h_B.to(tl.float32), [BLOCK // group, group])
+    scale_G = token_scale(tl.max(tl.abs(h_GV), 1), bound)
+    g_G = start // GROUP + tl.arange(0, BLOCK // group)
+    tl.store(token_scale_ptr + row * groups + g_G, scale_G, mask=g_G < groups)
+    return tl.reshape(to_fp8(h_GV, scale_G[:, None]), [BLOCK])
+
+
+@triton.jit
 def store_row(
     out_ptr: tl.tensor, scale_ptr: tl.tensor, token_scale_ptr: tl.tensor, bound: tl.tensor, row: tl.tensor, h_B: tl.tensor,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Write a whole row, zero beyond its width: as it is, in FP8 by the static scale, or by its own, which is written too."""
+    """Write a whole row, zero beyond its width: as it is, in FP8 by the static scale, or by its own, which are written too.
+
+    With a GROUP, a power of two, each so many features have a scale of their own.
+    """
     # left alone, sixteen FP8 values a thread would spread to the sums before them: in another order than those of a plain row
     column_B = tl.max_contiguous(tl.arange(0, BLOCK), 8) if BLOCK >= 8 else tl.arange(0, BLOCK)
     if scale_ptr is not None:
         h_B = to_fp8(h_B.to(tl.float32), tl.load(scale_ptr))
+    elif GROUP is not None:
+        h_B = in_groups(token_scale_ptr, bound, row, 0, h_B, WIDTH, BLOCK, GROUP)
     elif token_scale_ptr is not None:
         h_B = h_B.to(tl.float32)
         scale = token_scale(tl.max(tl.abs(h_B)), bound)
@@ -66,10 +89,20 @@ def store_row(
     tl.store(out_ptr + row * WIDTH + column_B, h_B, mask=column_B < WIDTH)
 
 
-def empty_fp8(x_TX: Tensor, width: int, scale: Tensor | None) -> QuantizedActivation:
-    """Return memory for x's tokens in FP8 [T, width] with the static scale, or with memory for one a token [T, 1]."""
+def empty_fp8(x_TX: Tensor, width: int, scale: Tensor | None, group: int | None = None) -> QuantizedActivation:
+    """Return memory for x's tokens in FP8 [T, width] with the static scale, or with memory for one a token (and group) [T, G].
+
+    Raises KernelError for a group that no kernel is for.
+    """
+    if group is not None and (group & (group - 1) or group > _MOST_GROUP):
+        raise KernelError(
+            f"no kernel is for groups of {group} features, only for powers of two up to {_MOST_GROUP}",
+            fix="choose the core's own in plain torch for all that emits FP8: --op quantize_fp8_token=paddock, and so on",
+        )
     values_TI = x_TX.new_empty((x_TX.shape[0], width), dtype=torch.float8_e4m3fn)
-    return QuantizedActivation(values_TI, x_TX.new_empty((x_TX.shape[0], 1), dtype=torch.float32) if scale is None else scale)
+    if scale is None:
+        scale = x_TX.new_empty((x_TX.shape[0], 1 if group is None else blocks_of(width, group)), dtype=torch.float32)
+    return QuantizedActivation(values_TI, scale)
 
 
 def scale_arguments(

@@ -12,13 +12,14 @@ from torch import Tensor
 from paddock.layers import QuantizedActivation
 from paddock_triton.dependence import DEPENDENT, start_next, wait
 from paddock_triton.failures import named
-from paddock_triton.fp8 import empty_fp8, store_row, to_fp8, token_scale
+from paddock_triton.fp8 import empty_fp8, in_groups, store_row, to_fp8, token_scale
 from paddock_triton.launch import launch
+from paddock_triton.meeting import PARTS, SHARED, counters, largest_of_parts, part_of, shared_scale
 from paddock_triton.ops_activation import GELU_BLOCK, SILU_BLOCK, WARPS, gelu_at, place, silu_mul_at
 from paddock_triton.rows import blocks_of, power_of_2, unit_stride
 
-# A scale a token takes the whole row: a row of Llama-70B's 28,672 still fits into the registers of 16 warps. A wider one is
-# computed twice, a block at a time. Neither limit has been timed.
+# A scale a token takes the whole row: where tokens are many a program takes it alone. A row of Llama-70B's 28,672 still fits into
+# the registers of 16 warps. A wider one is computed twice, a block at a time. Neither limit has been timed.
 _IN_REGISTERS, _BLOCK, _MOST_WARPS = 32768, 8192, 16
 
 
@@ -46,6 +47,21 @@ def _static_kernel(
 
 
 @triton.jit
+def _group_kernel(
+    x_ptr: tl.tensor, out_ptr: tl.tensor, scale_ptr: tl.tensor, stride: tl.tensor, bound: tl.tensor, WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr, GROUP: tl.constexpr, GATED: tl.constexpr,
+) -> None:  # fmt: skip
+    """Write a block of a row, and a scale for each of its groups."""
+    start_next()
+    row, column_B = place(WIDTH, BLOCK)
+    start = tl.program_id(0) % ((WIDTH + BLOCK - 1) // BLOCK) * BLOCK
+    wait()
+    h_B = _at(x_ptr + row * stride, column_B, WIDTH, GATED)
+    h_B = in_groups(scale_ptr, bound, row, start, h_B, WIDTH, BLOCK, GROUP)
+    tl.store(out_ptr + row * WIDTH + column_B, h_B, mask=column_B < WIDTH)
+
+
+@triton.jit
 def _token_kernel(
     x_ptr: tl.tensor, out_ptr: tl.tensor, scale_ptr: tl.tensor, stride: tl.tensor, bound: tl.tensor, WIDTH: tl.constexpr,
     BLOCK: tl.constexpr, GATED: tl.constexpr,
@@ -56,7 +72,7 @@ def _token_kernel(
     row_ptr, column_B = x_ptr + row * stride, tl.arange(0, BLOCK)
     wait()
     if WIDTH <= BLOCK:
-        store_row(out_ptr, None, scale_ptr, bound, row, _at(row_ptr, column_B, WIDTH, GATED), WIDTH, BLOCK)
+        store_row(out_ptr, None, scale_ptr, bound, row, _at(row_ptr, column_B, WIDTH, GATED), WIDTH, BLOCK, None)
     else:
         largest_B = tl.zeros([BLOCK], tl.float32)
         for start in range(0, WIDTH, BLOCK):
@@ -68,23 +84,40 @@ def _token_kernel(
             tl.store(out_ptr + row * WIDTH + start + column_B, to_fp8(h_B, scale), mask=start + column_B < WIDTH)
 
 
+@triton.jit
+def _shared_kernel(
+    x_ptr: tl.tensor, out_ptr: tl.tensor, scale_ptr: tl.tensor, largest_ptr: tl.tensor, counters_ptr: tl.tensor,
+    stride: tl.tensor, bound: tl.tensor, WIDTH: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr, GATED: tl.constexpr,
+) -> None:  # fmt: skip
+    """Write a part of a row by the row's own scale, which its programs find together."""
+    start_next()
+    parts: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
+    part = tl.program_id(0) % parts
+    row, column_B = place(WIDTH, BLOCK)
+    wait()
+    h_B = _at(x_ptr + row * stride, column_B, WIDTH, GATED).to(tl.float32)
+    scale = shared_scale(h_B, largest_ptr, counters_ptr, row, part, bound, parts, LANES)
+    tl.store(scale_ptr + row, scale, mask=part == 0)
+    tl.store(out_ptr + row * WIDTH + column_B, to_fp8(h_B, scale), mask=column_B < WIDTH)
+
+
 @named("silu_mul_fp8")
-def silu_mul_fp8(gate_up_T2F: Tensor, scale: Tensor | None, bound: float | None) -> QuantizedActivation:
+def silu_mul_fp8(gate_up_T2F: Tensor, scale: Tensor | None, bound: float | None, group: int | None = None) -> QuantizedActivation:
     """Return silu(gate) * up in FP8, rounded to its input's dtype in between."""
-    return _quantized(gate_up_T2F, gate_up_T2F.shape[1] // 2, scale, bound, block=SILU_BLOCK, gated=True)
+    return _quantized(gate_up_T2F, gate_up_T2F.shape[1] // 2, scale, bound, group, block=SILU_BLOCK, gated=True)
 
 
 @named("gelu_fp8")
-def gelu_fp8(x_TF: Tensor, scale: Tensor | None, bound: float | None) -> QuantizedActivation:
+def gelu_fp8(x_TF: Tensor, scale: Tensor | None, bound: float | None, group: int | None = None) -> QuantizedActivation:
     """Return gelu(x) in FP8, rounded to x's dtype in between."""
-    return _quantized(x_TF, x_TF.shape[1], scale, bound, block=GELU_BLOCK, gated=False)
+    return _quantized(x_TF, x_TF.shape[1], scale, bound, group, block=GELU_BLOCK, gated=False)
 
 
 def _quantized(
-    x_TX: Tensor, width: int, scale: Tensor | None, bound: float | None, *, block: int, gated: bool
+    x_TX: Tensor, width: int, scale: Tensor | None, bound: float | None, group: int | None, *, block: int, gated: bool
 ) -> QuantizedActivation:
     x_TX = unit_stride(x_TX)
-    tokens, out = x_TX.shape[0], empty_fp8(x_TX, width, scale)
+    tokens, out = x_TX.shape[0], empty_fp8(x_TX, width, scale, group)
     if not tokens:
         return out
     if scale is not None:
@@ -94,6 +127,24 @@ def _quantized(
             x_TX, scale, out.values_TI, x_TX.stride(0), WIDTH=width, BLOCK=block, GATED=gated, num_warps=WARPS, **DEPENDENT,
         )  # fmt: skip
         return out
+    if group is not None:
+        launch(
+            _group_kernel, (tokens * blocks_of(width, block),),
+            x_TX, out.values_TI, out.scale, x_TX.stride(0), bound, WIDTH=width, BLOCK=block, GROUP=group, GATED=gated,
+            num_warps=WARPS, **DEPENDENT,
+        )  # fmt: skip
+        return out
+    part = part_of(tokens, width, x_TX.device) if SHARED else None
+    if part is None:
+        launch_rows(out, x_TX, bound, gated=gated)
+    else:
+        launch_shared(out, x_TX, bound, part, gated=gated)
+    return out
+
+
+def launch_rows(out: QuantizedActivation, x_TX: Tensor, bound: float | None, *, gated: bool) -> None:
+    """Let one program take a row."""
+    tokens, width = out.values_TI.shape
     block = power_of_2(width) if width <= _IN_REGISTERS else _BLOCK
     warps = min(max(block // 1024, 1), _MOST_WARPS)
     launch(
@@ -101,4 +152,14 @@ def _quantized(
         x_TX, out.values_TI, out.scale, x_TX.stride(0), bound, WIDTH=width, BLOCK=block, GATED=gated, num_warps=warps,
         **DEPENDENT,
     )  # fmt: skip
-    return out
+
+
+def launch_shared(out: QuantizedActivation, x_TX: Tensor, bound: float | None, part: int, *, gated: bool) -> None:
+    """Let programs share a row, each `part` of its features."""
+    tokens, width = out.values_TI.shape
+    largest_TP = largest_of_parts(tokens, width, part, x_TX)
+    launch(
+        _shared_kernel, (largest_TP.numel(),),
+        x_TX, out.values_TI, out.scale, largest_TP, counters(x_TX.device), x_TX.stride(0), bound, WIDTH=width, BLOCK=part,
+        LANES=power_of_2(largest_TP.shape[1]), GATED=gated, num_warps=PARTS[part], **DEPENDENT,
+    )  # fmt: skip

@@ -63,8 +63,8 @@ _GROUP = tl.constexpr(16)  # a thread's load: its products are added up before t
 
 
 @triton.jit
-def _weights(at: tl.tensor, inside: tl.tensor, EVEN: tl.constexpr) -> tl.tensor:
-    """Return a block of the weight, zeros beyond its edges; nothing is read twice, so the caches need not keep it."""
+def load_weights(at: tl.tensor, inside: tl.tensor, EVEN: tl.constexpr) -> tl.tensor:
+    """Return a block of an FP8 weight, zeros beyond its edges; nothing is read twice, so the caches need not keep it."""
     if EVEN:
         block = tl.load(at, eviction_policy="evict_first")
     else:
@@ -95,12 +95,12 @@ def _one_kernel(
     at_GBV = weight_ptr + o_B.to(tl.int64)[None, :, None] * IN + j_GV[:, None, :]
     inside_B = (o_B < OUT)[None, :, None]
     even: tl.constexpr = OUT % BLOCK_B == 0 and IN % BLOCK_J == 0
-    first_GBV = _weights(at_GBV, inside_B & (j_GV < IN)[:, None, :], even)
+    first_GBV = load_weights(at_GBV, inside_B & (j_GV < IN)[:, None, :], even)
     scale_B = tl.load(scale_ptr + o_B, mask=o_B < OUT, other=0.0)
     wait()
     sum_GB = _products(first_GBV, x_ptr, 0, j_GV, IN)
     for start in range(BLOCK_J, IN, BLOCK_J):
-        weight_GBV = _weights(at_GBV + start, inside_B & (start + j_GV < IN)[:, None, :], even)
+        weight_GBV = load_weights(at_GBV + start, inside_B & (start + j_GV < IN)[:, None, :], even)
         sum_GB += _products(weight_GBV, x_ptr, start, j_GV, IN)
     y_B = tl.sum(sum_GB, 0) * (tl.load(x_scale_ptr) * scale_B)
     tl.store(out_ptr + o_B, y_B.to(out_ptr.dtype.element_ty), mask=o_B < OUT)
@@ -128,7 +128,7 @@ def _few_kernel(
     sum_BM = tl.zeros([BLOCK_B, BLOCK_M], tl.float32)
     for start in tl.range(0, IN, BLOCK_J, num_stages=STAGES):
         at_J = start + j_J
-        weight_BJ = _weights(weight_B1 + at_J[None, :], inside_B1 & (at_J < IN)[None, :], even)
+        weight_BJ = load_weights(weight_B1 + at_J[None, :], inside_B1 & (at_J < IN)[None, :], even)
         x_MJ = tl.load(x_M1 + at_J[None, :], mask=inside_M[:, None] & (at_J < IN)[None, :], other=0.0)
         sum_BM += tl.dot(weight_BJ, tl.trans(x_MJ))
     x_scale_M = tl.load(x_scale_ptr + m_M * PER_TOKEN, mask=inside_M, other=0.0)

@@ -43,6 +43,7 @@ def _rms_norm_kernel(
     x_ptr: tl.tensor, delta_ptr: tl.tensor, weight_ptr: tl.tensor, sum_ptr: tl.tensor, out_ptr: tl.tensor,
     scale_ptr: tl.tensor, token_scale_ptr: tl.tensor, bound: tl.tensor,
     x_stride: tl.tensor, delta_stride: tl.tensor, eps: tl.tensor, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write the sum, if there is a delta, and its norm, rounded before and after the weight; then in FP8, if there is a scale."""
     start_next()
@@ -55,7 +56,7 @@ def _rms_norm_kernel(
     scale = tl.rsqrt(tl.sum(x_B * x_B) / WIDTH + eps)
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     h_B = ((x_B * scale).to(dtype).to(tl.float32) * weight_B.to(tl.float32)).to(dtype)
-    store_row(out_ptr, scale_ptr, token_scale_ptr, bound, row, h_B, WIDTH, BLOCK)
+    store_row(out_ptr, scale_ptr, token_scale_ptr, bound, row, h_B, WIDTH, BLOCK, GROUP)
 
 
 @triton.jit
@@ -63,6 +64,7 @@ def _layer_norm_kernel(
     x_ptr: tl.tensor, delta_ptr: tl.tensor, weight_ptr: tl.tensor, bias_ptr: tl.tensor, sum_ptr: tl.tensor, out_ptr: tl.tensor,
     scale_ptr: tl.tensor, token_scale_ptr: tl.tensor, bound: tl.tensor,
     x_stride: tl.tensor, delta_stride: tl.tensor, eps: tl.tensor, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write the sum, if there is a delta, and its norm, rounded once; then in FP8, if there is a scale."""
     start_next()
@@ -77,7 +79,7 @@ def _layer_norm_kernel(
     h_B = centred_B * scale * weight_B.to(tl.float32)
     if bias_ptr is not None:
         h_B += tl.load(bias_ptr + column_B, mask=inside_B, other=0.0).to(tl.float32)
-    store_row(out_ptr, scale_ptr, token_scale_ptr, bound, row, h_B.to(x_ptr.dtype.element_ty), WIDTH, BLOCK)
+    store_row(out_ptr, scale_ptr, token_scale_ptr, bound, row, h_B.to(x_ptr.dtype.element_ty), WIDTH, BLOCK, GROUP)
 
 
 @named("rms_norm")
@@ -94,10 +96,16 @@ def add_rms_norm(x_TE: Tensor, delta_TE: Tensor, weight_E: Tensor, eps: float) -
 
 @named("rms_norm_fp8")
 def rms_norm_fp8(
-    x_TE: Tensor, delta_TE: Tensor | None, weight_E: Tensor, eps: float, scale: Tensor | None, bound: float | None
+    x_TE: Tensor,
+    delta_TE: Tensor | None,
+    weight_E: Tensor,
+    eps: float,
+    scale: Tensor | None,
+    bound: float | None,
+    group: int | None = None,
 ) -> tuple[Tensor, QuantizedActivation]:
     """Return (x + delta, its rms_norm in FP8), rounded to x's dtype in between."""
-    return _fp8(_rms_norm_kernel, x_TE, delta_TE, (weight_E,), eps, scale, bound)
+    return _fp8(_rms_norm_kernel, x_TE, delta_TE, (weight_E,), eps, scale, bound, group)
 
 
 @named("layer_norm")
@@ -121,9 +129,10 @@ def layer_norm_fp8(
     eps: float,
     scale: Tensor | None,
     bound: float | None,
+    group: int | None = None,
 ) -> tuple[Tensor, QuantizedActivation]:
     """Return (x + delta, its layer_norm in FP8), rounded to x's dtype in between."""
-    return _fp8(_layer_norm_kernel, x_TE, delta_TE, (weight_E, bias_E), eps, scale, bound)
+    return _fp8(_layer_norm_kernel, x_TE, delta_TE, (weight_E, bias_E), eps, scale, bound, group)
 
 
 def _plain(
@@ -144,11 +153,13 @@ def _fp8(
     eps: float,
     scale: Tensor | None,
     bound: float | None,
+    group: int | None,
 ) -> tuple[Tensor, QuantizedActivation]:
     """Return (sum, norm in FP8); without a delta the sum is x."""
     x_TE = unit_stride(x_TE)
-    sum_TE, h = x_TE if delta_TE is None else torch.empty_like(x_TE), empty_fp8(x_TE, x_TE.shape[1], scale)
-    _launch(kernel, x_TE, delta_TE, vectors, sum_TE, h.values_TI, scale_arguments(h, scale, bound), eps)
+    sum_TE, h = x_TE if delta_TE is None else torch.empty_like(x_TE), empty_fp8(x_TE, x_TE.shape[1], scale, group)
+    scales = scale_arguments(h, scale, bound)
+    _launch(kernel, x_TE, delta_TE, vectors, sum_TE, h.values_TI, scales, eps, None if scale is not None else group)
     return sum_TE, h
 
 
@@ -161,6 +172,7 @@ def _launch(
     h_TE: Tensor,
     scales: tuple[Tensor | None, Tensor | None, float | None],
     eps: float,
+    group: int | None = None,
 ) -> None:
     delta_TE, written_TE = (None, None) if delta_TE is None else (unit_stride(delta_TE), sum_TE)
     tokens, width = x_TE.shape
@@ -169,6 +181,6 @@ def _launch(
     if tokens:
         launch(
             kernel, (tokens,),
-            x_TE, delta_TE, *vectors, written_TE, h_TE, *scales, *strides, eps, WIDTH=width, BLOCK=block,
+            x_TE, delta_TE, *vectors, written_TE, h_TE, *scales, *strides, eps, WIDTH=width, BLOCK=block, GROUP=group,
             num_warps=row_warps(block), **DEPENDENT,
         )  # fmt: skip

@@ -12,8 +12,9 @@ from torch import Tensor
 from paddock.layers import QuantizedActivation
 from paddock_triton.dependence import DEPENDENT, start_next, wait
 from paddock_triton.failures import named
-from paddock_triton.fp8 import empty_fp8, to_fp8, token_scale
+from paddock_triton.fp8 import empty_fp8, in_groups, to_fp8, token_scale
 from paddock_triton.launch import launch
+from paddock_triton.meeting import PARTS, SHARED, counters, largest_of_parts, part_of, shared_scale
 from paddock_triton.rows import blocks_of, power_of_2, row_warps, unit_stride
 
 # Percent of 4.3 TB/s on an H200 for 4096 tokens of 8192, 14848 and 28672. Static: blocks of 1024 on 4 warps 88, 91, 95; 2048 on 4
@@ -43,6 +44,21 @@ def _static_kernel(
 
 
 @triton.jit
+def _group_kernel(
+    x_ptr: tl.tensor, out_ptr: tl.tensor, scale_ptr: tl.tensor, stride: tl.tensor, bound: tl.tensor, WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr, GROUP: tl.constexpr,
+) -> None:  # fmt: skip
+    """Write a block of a row, and a scale for each of its groups."""
+    start_next()
+    blocks: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
+    row, start = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks * BLOCK
+    column_B = start + tl.arange(0, BLOCK)
+    wait()
+    x_B = in_groups(scale_ptr, bound, row, start, _load(x_ptr + row * stride, column_B, WIDTH), WIDTH, BLOCK, GROUP)
+    tl.store(out_ptr + row * WIDTH + column_B, x_B, mask=column_B < WIDTH)
+
+
+@triton.jit
 def _token_kernel(
     x_ptr: tl.tensor, out_ptr: tl.tensor, scale_ptr: tl.tensor, stride: tl.tensor, bound: tl.tensor,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr,
@@ -65,6 +81,23 @@ def _token_kernel(
             x_B = _load(x_ptr + row * stride, start + column_B, WIDTH)
             tl.store(out_ptr + row * WIDTH + start + column_B, to_fp8(x_B, scale), mask=start + column_B < WIDTH)
     tl.store(scale_ptr + row, scale)
+
+
+@triton.jit
+def _shared_kernel(
+    x_ptr: tl.tensor, out_ptr: tl.tensor, scale_ptr: tl.tensor, largest_ptr: tl.tensor, counters_ptr: tl.tensor,
+    stride: tl.tensor, bound: tl.tensor, WIDTH: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
+) -> None:  # fmt: skip
+    """Write a part of a row by the row's own scale, which its programs find together."""
+    start_next()
+    parts: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
+    row, part = (tl.program_id(0) // parts).to(tl.int64), tl.program_id(0) % parts
+    column_B = part * BLOCK + tl.arange(0, BLOCK)
+    wait()
+    x_B = _load(x_ptr + row * stride, column_B, WIDTH)
+    scale = shared_scale(x_B, largest_ptr, counters_ptr, row, part, bound, parts, LANES)
+    tl.store(scale_ptr + row, scale, mask=part == 0)
+    tl.store(out_ptr + row * WIDTH + column_B, to_fp8(x_B, scale), mask=column_B < WIDTH)
 
 
 @named("quantize_fp8_static")
@@ -90,15 +123,47 @@ def quantize_fp8_static(x_TI: Tensor, scale: Tensor) -> QuantizedActivation:
 
 
 @named("quantize_fp8_token")
-def quantize_fp8_token(x_TI: Tensor, bound: float | None = None) -> QuantizedActivation:
-    """Return x in FP8 with a scale [T, 1] that maps each token's largest magnitude, at most `bound`, to 448."""
+def quantize_fp8_token(x_TI: Tensor, bound: float | None = None, group: int | None = None) -> QuantizedActivation:
+    """Return x in FP8 with a scale [T, 1] that maps each token's largest magnitude, at most `bound`, to 448.
+
+    With a group, a power of two, the scale is [T, G], one for each run of so many features.
+    """
     x_TI = unit_stride(x_TI)
-    (tokens, width), out = x_TI.shape, empty_fp8(x_TI, x_TI.shape[1], None)
+    (tokens, width), out = x_TI.shape, empty_fp8(x_TI, x_TI.shape[1], None, group)
+    if not tokens:
+        return out
+    if group is not None:
+        launch(
+            _group_kernel, (tokens * blocks_of(width, _BLOCK),),
+            x_TI, out.values_TI, out.scale, x_TI.stride(0), bound, WIDTH=width, BLOCK=_BLOCK, GROUP=group, num_warps=_WARPS,
+            **DEPENDENT,
+        )  # fmt: skip
+        return out
+    part = part_of(tokens, width, x_TI.device) if SHARED else None
+    if part is None:
+        launch_rows(out, x_TI, bound)
+    else:
+        launch_shared(out, x_TI, bound, part)
+    return out
+
+
+def launch_rows(out: QuantizedActivation, x_TI: Tensor, bound: float | None) -> None:
+    """Let one program take a row."""
+    tokens, width = x_TI.shape
     block = min(power_of_2(width), _IN_REGISTERS)
     warps = row_warps(block) if width <= block else _LOOP_WARPS
-    if tokens:
-        launch(
-            _token_kernel, (tokens,),
-            x_TI, out.values_TI, out.scale, x_TI.stride(0), bound, WIDTH=width, BLOCK=block, num_warps=warps, **DEPENDENT
-        )  # fmt: skip
-    return out
+    launch(
+        _token_kernel, (tokens,),
+        x_TI, out.values_TI, out.scale, x_TI.stride(0), bound, WIDTH=width, BLOCK=block, num_warps=warps, **DEPENDENT
+    )  # fmt: skip
+
+
+def launch_shared(out: QuantizedActivation, x_TI: Tensor, bound: float | None, part: int) -> None:
+    """Let programs share a row, each `part` of its features."""
+    tokens, width = x_TI.shape
+    largest_TP = largest_of_parts(tokens, width, part, x_TI)
+    launch(
+        _shared_kernel, (largest_TP.numel(),),
+        x_TI, out.values_TI, out.scale, largest_TP, counters(x_TI.device), x_TI.stride(0), bound, WIDTH=width, BLOCK=part,
+        LANES=power_of_2(largest_TP.shape[1]), num_warps=PARTS[part], **DEPENDENT,
+    )  # fmt: skip

@@ -20,6 +20,7 @@ OPS = {
     "quantize_fp8_static": "ops_quantize",
     "quantize_fp8_token": "ops_quantize",
     "linear_fp8": "ops_linear_fp8",
+    "linear_fp8_blocks": "ops_linear_fp8_blocks",
     "linear_int4": "ops_linear_int4",
     "linear_int4_fp8": "ops_linear_int4",
     "int4_to_fp8": "ops_int4",
@@ -33,7 +34,7 @@ OPS = {
 }  # op: module
 
 HALVES = ("bfloat16", "float16")
-OPS_OF_HALVES = frozenset({"linear_fp8", "linear_int4", "linear_int4_fp8"})  # not exact enough for float32
+OPS_OF_HALVES = frozenset({"linear_fp8", "linear_fp8_blocks", "linear_int4", "linear_int4_fp8"})  # not exact enough for float32
 
 
 @hookimpl
@@ -49,6 +50,7 @@ def paddock_attention_backends() -> list[AttentionSpec]:
             page_sizes=(64, 128, 32, 16),
             head_dims=(16, 32, 48, 64, 80, 96, 128, 256),
             features=("alibi", "sliding_window", "softcap"),
+            computes=("plain", "fp8"),
             graph_capturable=True,
             min_compute_capability=HOPPER,
             requires=("triton",),

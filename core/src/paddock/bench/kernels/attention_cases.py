@@ -23,13 +23,17 @@ RAGGED = tuple(random.Random(0).choices(range(100, 4097), k=64))
 
 @frozen(kw_only=True)
 class Step:
-    """Sequences that decode, by their lengths, then prompts, by theirs; `page` where it is not the backend's choice."""
+    """Sequences that decode, by their lengths, then prompts, by theirs; `page` where it is not the backend's choice.
+
+    With `in_fp8` attention multiplies in FP8, over FP8 pages alone.
+    """
 
     name: str
     heads: tuple[int, int, int]
     decodes: tuple[int, ...] = ()
     prompts: tuple[int, ...] = ()
     page: int | None = None
+    in_fp8: bool = False
 
     @property
     def lens(self) -> tuple[int, ...]:
@@ -71,12 +75,17 @@ STEPS = (
     Step(name="prefill 4 x 2k", heads=LLAMA_70B, prompts=(2048,) * 4),
     Step(name="prefill 1 x 8k, pages of 128", heads=LLAMA_70B, prompts=(8192,), page=128),
     Step(name="prefill 1 x 4k, Falcon-180B heads", heads=FALCON_180B, prompts=(4096,)),
+    Step(name="decode 64 x 2k, FP8 products", heads=LLAMA_70B, decodes=(2048,) * 64, in_fp8=True),
+    Step(name="prefill 1 x 8k, FP8 products", heads=LLAMA_70B, prompts=(8192,), in_fp8=True),
+    Step(name="prefill 4 x 2k, FP8 products", heads=LLAMA_70B, prompts=(2048,) * 4, in_fp8=True),
     Step(name="mixed 32 x 2k decode, 1 x 2k prefill", heads=LLAMA_70B, decodes=(2048,) * 32, prompts=(2048,)),
 )
 SMALL_STEPS = (
     Step(name="decode 3 x 20", heads=(4, 2, 16), decodes=(20,) * 3),
     Step(name="decode 17, 40, 1", heads=(4, 2, 16), decodes=(17, 40, 1)),
     Step(name="prefill 2 x 33", heads=(4, 2, 16), prompts=(33, 33)),
+    Step(name="decode 17, 40, 1, FP8 products", heads=(4, 2, 16), decodes=(17, 40, 1), in_fp8=True),
+    Step(name="prefill 2 x 33, FP8 products", heads=(4, 2, 16), prompts=(33, 33), in_fp8=True),
     Step(name="mixed 2 x 20 decode, 1 x 33 prefill", heads=(4, 2, 16), decodes=(20, 20), prompts=(33,)),
 )
 
@@ -115,7 +124,7 @@ def laid_out(step: Step, *, page_size: int, kv_dtype: torch.dtype, draw: Draw) -
     return Laid(
         step=step,
         inputs=_inputs(step, counts, page_size, draw),
-        params=AttentionParams(scale=step.heads[2] ** -0.5, k_scale=scale, v_scale=scale),
+        params=AttentionParams(scale=step.heads[2] ** -0.5, k_scale=scale, v_scale=scale, in_fp8=step.in_fp8),
         case=Case(
             name=case_name(step, page_size=page_size, fp8_pages=kv_dtype == FP8),
             make=layer,

@@ -1,6 +1,6 @@
 """The sizes at which FP8 products and the producers of FP8 are measured.
 
-T tokens, E model size, I, O input and output features, F feed-forward size.
+T tokens, E model size, I, O input and output features, F feed-forward size, G groups of inputs, Q runs of outputs.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ _EPS, _SCALE, _BOUND = 1e-5, 0.01, 1200.0
 _DEVIATION = 100.0  # of stored values: most of FP8's range is used
 _WEIGHT_SCALE = 1e-4
 _FLOAT32_BYTES = 4
+BLOCK = 128  # outputs, and inputs, to a scale of blocks, as every published checkpoint has them
+PRODUCTS = ("linear_fp8", "linear_fp8_blocks")
+_SCALINGS = (("static", _SCALE, None), ("a scale a token", None, None), (f"a scale a token and {BLOCK}", None, BLOCK))
 # Op: how many activations it takes, how many features it reads for one it writes, and whether as wide as the feed-forward.
 PRODUCERS = {
     "rms_norm_fp8": (2, 1, False),
@@ -42,7 +45,7 @@ class Fp8Size:
 
 @frozen(eq=False, kw_only=True)
 class Fp8Cases:
-    """Makes the cases of the ops whose names end in `_fp8`."""
+    """Makes the cases of FP8 products and of the ops whose names end in `_fp8`."""
 
     sizes: tuple[Fp8Size, ...]
     tokens: tuple[int, ...]
@@ -51,33 +54,38 @@ class Fp8Cases:
 
     def of(self, op: str) -> list[Case]:
         """Return the cases of an op, none for one that is not of these."""
-        if op == "linear_fp8":
-            return list(self._products())
+        if op in PRODUCTS:
+            return list(self._products(op))
         return list(self._rows(op)) if op in PRODUCERS else []
 
-    def _products(self) -> Iterator[Case]:
+    def _products(self, op: str) -> Iterator[Case]:
+        blocks = op == "linear_fp8_blocks"
         for size in self.sizes:
             for (rows, columns), tokens in ((shape, t) for shape in size.linears for t in self.product_tokens):
-                nbytes = rows * columns + tokens * (columns + self._item * rows) + _FLOAT32_BYTES * (tokens + rows)
+                groups, runs = (-(-columns // BLOCK), -(-rows // BLOCK)) if blocks else (1, rows)
+                nbytes = rows * columns + tokens * (columns + self._item * rows) + _FLOAT32_BYTES * groups * (tokens + runs)
                 yield Case(
                     name=f"{size.name} {tokens} x {columns} -> {rows}",
-                    make=self._product(rows, columns, tokens),
+                    make=self._product(rows, columns, tokens, blocks=blocks),
                     nbytes=nbytes,
                     flops=2.0 * tokens * rows * columns,
                     kind=FP8_PRODUCTS,
                 )
 
-    def _product(self, rows: int, columns: int, tokens: int) -> Make:
+    def _product(self, rows: int, columns: int, tokens: int, *, blocks: bool) -> Make:
+        groups, runs = (-(-columns // BLOCK), -(-rows // BLOCK)) if blocks else (1, rows)
+        rest = ((BLOCK, BLOCK), self.draw.dtype) if blocks else (self.draw.dtype,)
+
         def values(seed: int, *shape: int) -> Tensor:
             return (self.draw.normal(seed, *shape) * _DEVIATION).clamp(-FP8_MAX, FP8_MAX).to(FP8)
 
         def scales(seed: int, count: int, size: float) -> Tensor:
-            return (self.draw.normal(seed, count, 1).float().abs() + 1.0) * size
+            return (self.draw.normal(seed, count, groups).float().abs() + 1.0) * size
 
         def make(seed: int) -> tuple[Any, ...]:
             x_TI, weight_OI = values(4 * seed, tokens, columns), values(4 * seed + 1, rows, columns)
-            weight_scale_O1 = scales(4 * seed + 3, rows, _WEIGHT_SCALE)
-            return x_TI, scales(4 * seed + 2, tokens, _SCALE), weight_OI, weight_scale_O1, self.draw.dtype
+            weight_scale_QG = scales(4 * seed + 3, runs, _WEIGHT_SCALE)
+            return x_TI, scales(4 * seed + 2, tokens, _SCALE), weight_OI, weight_scale_QG, *rest
 
         return make
 
@@ -86,15 +94,15 @@ class Fp8Cases:
         for size, tokens in ((size, t) for size in self.sizes for t in self.tokens):
             width = size.feed if fed else size.embed
             moved = self._item * (inputs * wide + (1 if inputs == 2 else 0)) + 1  # a sum is written too
-            for name, scale in (("static", _SCALE), ("a scale a token", None)):
+            for name, scale, group in _SCALINGS:
                 yield Case(
                     name=f"{size.name} {tokens} x {width}, {name}",
-                    make=self._producer(op, tokens, width, scale),
+                    make=self._producer(op, tokens, width, scale, group),
                     nbytes=moved * tokens * width,
                     kind=NO_TENSOR_CORES,
                 )
 
-    def _producer(self, op: str, tokens: int, width: int, scale: float | None) -> Make:
+    def _producer(self, op: str, tokens: int, width: int, scale: float | None, group: int | None) -> Make:
         inputs, wide, _ = PRODUCERS[op]
         static = None if scale is None else torch.tensor(scale, device=self.draw.device)
         vectors = {"rms_norm_fp8": 1, "layer_norm_fp8": 2}.get(op, 0)
@@ -102,7 +110,7 @@ class Fp8Cases:
 
         def make(seed: int) -> tuple[Any, ...]:
             rows = (self.draw.normal(10 + 2 * seed + i, tokens, wide * width) for i in range(inputs))
-            return (*rows, *rest, static, None if scale is not None else _BOUND)
+            return (*rows, *rest, static, None if scale is not None else _BOUND, group)
 
         return make
 

@@ -25,6 +25,7 @@ from paddock.bench.kernels.op_cases import FULL, SMALL, OpCases
 from paddock.bench.kernels.rows import Planned, Row
 from paddock.bench.kernels.timing import FEW, Sets, argument_sets, seconds
 from paddock.bench.kernels.verdict import Verdict, attention_verdict, op_verdict
+from paddock.config import FP8_ATTENTION, PLAIN_ATTENTION
 from paddock.errors import OptionError, did_you_mean
 from paddock.layers import torch_dtype
 from paddock.layers.reference import FP8
@@ -102,8 +103,9 @@ class Bench:
         planned = []
         for step, kv in itertools.product(SMALL_STEPS if self.quick else STEPS, (self.dtype, "fp8")):
             page = step.page or spec.page_sizes[0]
-            question = Question(hardware=self.hardware, dtype=self.dtype, needs=step.needs(), block_size=page)
-            if not question.why_not(spec, kv):
+            compute = FP8_ATTENTION if step.in_fp8 else PLAIN_ATTENTION
+            question = Question(hardware=self.hardware, dtype=self.dtype, needs=step.needs(), block_size=page, compute=compute)
+            if not question.why_not(spec, kv) and (kv == "fp8" or not step.in_fp8):
                 name = case_name(step, page_size=page, fp8_pages=kv == "fp8")
                 laid = partial(self._laid, step, spec, page, kv)
                 planned.append(Planned(row=row(case=name), measure=partial(self._row, laid)))

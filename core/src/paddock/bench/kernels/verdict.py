@@ -15,6 +15,7 @@ from torch import Tensor
 from paddock.bench.kernels.attention_cases import Laid, rows_of
 from paddock.bench.kernels.case import Make
 from paddock.layers import LayerKV, QuantizedActivation
+from paddock.layers.fp8_attention import attend_in_fp8
 from paddock.layers.reference import FP8
 from paddock.testing.kernels import Comparison, comparisons, page_comparisons, widened
 from paddock.testing.oracle import ROUNDINGS, UNIT_ROUNDOFF, bound, dense_attention, poisoned, relative_rms
@@ -52,14 +53,18 @@ def op_verdict(op: str, implementation: Callable[..., Any], twin: Callable[..., 
 
 
 def attention_verdict(attend: Callable[[Tensor, LayerKV], Tensor], laid: Laid) -> Verdict:
-    """Return how attention compares with dense float64 attention: every decode, and queries of every prompt."""
+    """Return how attention compares with dense float64 attention: every decode, and queries of every prompt.
+
+    FP8 products are held to their definition.
+    """
     q_THD, kv = laid.case.make(0)
     with poisoned():
         out_THD = attend(q_THD, kv)
     found, expected = zip(*_attention_parts(laid, q_THD, kv, out_THD), strict=True)
     whole = bool(out_THD.isfinite().all())
     error = relative_rms(torch.cat(found), torch.cat(expected)) if whole else float("inf")
-    return Verdict(what="relative RMS error", error=error, allowed=bound("attention", q_THD.dtype))
+    allowed = bound("attention_fp8", torch.bfloat16) if laid.params.in_fp8 else bound("attention", q_THD.dtype)
+    return Verdict(what="relative RMS error", error=error, allowed=allowed)
 
 
 def _compared(
@@ -114,7 +119,10 @@ def _attention_parts(laid: Laid, q_THD: Tensor, kv: LayerKV, out_THD: Tensor) ->
         k_LKD, v_LKD = (rows_of(laid, pages_NPKD, s) for pages_NPKD in (kv.k_pages_NPKD, kv.v_pages_NPKD))
         for first, last in _spans(new):
             here, seen = slice(start + first, start + last), length - new + last
-            yield out_THD[here], _dense(q_THD[here], k_LKD[:seen], v_LKD[:seen], scale=laid.params.scale)
+            if laid.params.in_fp8:
+                yield out_THD[here], attend_in_fp8(q_THD[here].float(), k_LKD[:seen], v_LKD[:seen], laid.params)
+            else:
+                yield out_THD[here], _dense(q_THD[here], k_LKD[:seen], v_LKD[:seen], scale=laid.params.scale)
         start += new
 
 

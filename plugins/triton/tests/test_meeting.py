@@ -1,0 +1,135 @@
+"""Rows that several programs share, against rows by one program.
+
+T tokens, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+import triton
+import triton.language as tl
+
+from paddock.layers import QuantizedActivation
+from paddock.testing.oracle import poisoned
+from paddock_triton import meeting, ops_activation_fp8, ops_quantize
+from paddock_triton.fp8 import empty_fp8
+
+ON_GPU = torch.cuda.is_available()
+WIDTHS = (12288, 14848, 28672, 53248, 59392) if ON_GPU else (6200,)
+Launch = Callable[[QuantizedActivation, Tensor, float | None], None]
+SHARED = {
+    "quantize": ops_quantize.launch_shared,
+    "silu_mul": partial(ops_activation_fp8.launch_shared, gated=True),
+    "gelu": partial(ops_activation_fp8.launch_shared, gated=False),
+}
+ALONE: dict[str, Launch] = {
+    "quantize": ops_quantize.launch_rows,
+    "silu_mul": partial(ops_activation_fp8.launch_rows, gated=True),
+    "gelu": partial(ops_activation_fp8.launch_rows, gated=False),
+}
+OPS: dict[str, Callable[[Tensor], QuantizedActivation]] = {
+    "quantize": ops_quantize.quantize_fp8_token,
+    "silu_mul": lambda x_TX: ops_activation_fp8.silu_mul_fp8(x_TX, None, None),
+    "gelu": lambda x_TX: ops_activation_fp8.gelu_fp8(x_TX, None, None),
+}
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def wait_for_none(counter_ptr: tl.tensor, PARTS: tl.constexpr) -> None:
+    """Return at once: the interpreter runs one program after the other."""
+    return
+
+
+@pytest.fixture
+def _in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not ON_GPU:
+        monkeypatch.setattr(meeting, "wait_for_all", wait_for_none)
+
+
+def _given(name: str, tokens: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    wide = 2 * width if name == "silu_mul" else width
+    x_TX = torch.randn(tokens, wide, generator=torch.Generator().manual_seed(width))
+    x_TX[1:2] = 0.0
+    x_TX[2:3, -1] = 5e3  # the largest in the last part
+    return x_TX.to(device, dtype)
+
+
+@pytest.mark.usefixtures("_in_turns")
+@pytest.mark.parametrize("part", meeting.PARTS)
+@pytest.mark.parametrize("name", SHARED)
+def test_a_shared_row_has_the_bits_of_one_program_s(
+    name: str, part: int, device: torch.device, dtypes: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values and scales, bounded or not, whatever the width; counters are zero afterwards.
+
+    In the interpreter, where nobody waits, all parts are written down in a first launch and read in a second.
+    """
+    largest = Tensor()
+    kept = meeting.largest_of_parts
+
+    def remembered(*given: object) -> Tensor:
+        nonlocal largest
+        largest = largest if largest.numel() else kept(*given)  # type: ignore[arg-type]
+        return largest
+
+    for turn, width in enumerate(WIDTHS):
+        for bound in (None, 0.75):
+            x_TX = _given(name, 3, width, dtypes[turn % len(dtypes)], device)
+            found, expected = empty_fp8(x_TX, width, None), empty_fp8(x_TX, width, None)
+            largest = Tensor()
+            for module in () if ON_GPU else (ops_activation_fp8, ops_quantize):
+                monkeypatch.setattr(module, "largest_of_parts", remembered)
+            with poisoned():
+                for _ in range(2):
+                    SHARED[name](found, x_TX, bound, part)  # type: ignore[operator]
+            ALONE[name](expected, x_TX, bound)
+            assert torch.equal(found.scale, expected.scale), (width, bound)
+            assert torch.equal(found.values_TI.float(), expected.values_TI.float()), (width, bound)
+            assert not meeting.counters(device).any()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", SHARED)
+def test_a_graph_can_replay_rows_that_are_shared(name: str, device: torch.device) -> None:
+    """One launch behind the other, each early, over and over: the bits stay those of one program a row."""
+    for tokens in (1, 2, 8):
+        given = [_given(name, tokens, width, torch.bfloat16, device) for width in (14848, 28672, 59392)]
+        OPS[name](given[0])
+        torch.cuda.synchronize()
+        graph, found = torch.cuda.CUDAGraph(), list[QuantizedActivation]()
+        with torch.cuda.graph(graph):
+            found += [OPS[name](x_TX) for _ in range(10) for x_TX in given]
+        for _ in range(20):
+            graph.replay()
+        for number, each in enumerate(found):
+            x_TX = given[number % len(given)]
+            expected = empty_fp8(x_TX, each.values_TI.shape[1], None)
+            ALONE[name](expected, x_TX, None)
+            assert torch.equal(each.scale, expected.scale)
+            assert torch.equal(each.values_TI.float(), expected.values_TI.float())
+    assert not meeting.counters(device).any()
+
+
+def test_rows_are_shared_while_every_program_can_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few tokens of wide rows, in the smallest parts that fit; the interpreter shares none, nor do narrow rows."""
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(meeting, "processors", lambda device: 132)
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    chosen = {tokens: meeting.part_of(tokens, 28672, cuda) for tokens in (1, 9, 10, 33, 34, 4096)}
+    assert chosen == {1: 2048, 9: 2048, 10: 8192, 33: 8192, 34: None, 4096: None}
+    assert meeting.part_of(1, 8192, cuda) is None
+    for width in range(meeting.LEAST_WIDTH, 60000, 1000):
+        for tokens in range(1, 140):
+            part = meeting.part_of(tokens, width, cuda)
+            assert part is None or tokens * -(-width // part) <= 132
+    assert meeting.part_of(1, 28672, torch.device("cpu")) is None
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", True)
+    assert meeting.part_of(1, 28672, cuda) is None
