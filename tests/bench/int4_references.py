@@ -27,20 +27,23 @@ from torch import Tensor
 
 from paddock.errors import PaddockError
 
+AUTOAWQ_CLIP_TOKENS = 512  # its own choice
+_CLIP_OUTPUTS = 64
 _BATCH = 4  # calibration sequences at once, of ModelOpt
 _DEFAULT_GROUP = 128  # of ModelOpt's configurations
 
 
-def autoawq(folder: Path, out: Path, calibration_NL: Tensor, group: int) -> Path:
+def autoawq(folder: Path, out: Path, calibration_NL: Tensor, group: int, *, clip_tokens: int = AUTOAWQ_CLIP_TOKENS) -> Path:
     """Return `out` with the weights of AutoAWQ's search: scales, clipping, zero points, rounded in float16 as it packs.
 
-    Its quantizer runs as it is, but for the text, for which it would ask a hub. Raises PaddockError where it is not installed.
+    Its quantizer runs as it is, but for the text, for which it would ask a hub; clipping is searched on `clip_tokens` tokens or
+    a few more. Raises PaddockError where it is not installed.
     """
     with _quiet():
         quantizer = _imported("autoawq", "awq.quantize.quantizer")
         llama = _imported("autoawq", "awq.models.llama").LlamaAWQForCausalLM
         modules = _imported("autoawq", "awq.utils.module")
-        model = _loaded(folder)
+        model = loaded(folder)
         # a class of functions but for the name of the model; its constructor wants a model of its own loading
         family = SimpleNamespace(
             model_type="llama",
@@ -64,7 +67,7 @@ def autoawq(folder: Path, out: Path, calibration_NL: Tensor, group: int) -> Path
                 duo_scaling=True,
                 export_compatible=True,
             )
-            search._compute_best_clip = _any_outputs(search._compute_best_clip)
+            search._compute_best_clip = _any_outputs(search._compute_best_clip, clip_tokens)
             search._compute_best_scale = _with_copies(search._compute_best_scale)
             search.quantize()
         for layer in model.model.layers:
@@ -85,28 +88,35 @@ def modelopt(folder: Path, out: Path, calibration_NL: Tensor, group: int) -> Pat
             for name, module in model.named_modules()
             if hasattr(module, "weight_quantizer") and module.weight_quantizer.is_enabled
         }
-    return _saved(_loaded(folder), folder, out, weights)
+    return _saved(loaded(folder), folder, out, weights)
 
 
 def modelopt_simulated(folder: Path, calibration_NL: Tensor, group: int, config: str) -> Any:
     """Return a model of transformers that computes by one of ModelOpt's configurations, its groups of 128 now of `group`."""
     with _quiet(), torch.inference_mode():
         quantization = _imported("nvidia-modelopt", "modelopt.torch.quantization")
-        model = _loaded(folder)
+        model = loaded(folder)
         chosen = _with_group(copy.deepcopy(getattr(quantization, config)), group)
         quantization.quantize(model, chosen, lambda each: _run(each, calibration_NL))
     return model
 
 
-MAKERS: dict[str, Callable[[Path, Path, Tensor, int], Path]] = {"autoawq": autoawq, "modelopt": modelopt}
+MAKERS: dict[str, Callable[..., Path]] = {"autoawq": autoawq, "modelopt": modelopt}
 
 
-def _any_outputs(clip: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return AutoAWQ's search of clipping for any number of outputs: it takes multiples of 64, so zeros fill them up."""
+def _any_outputs(clip: Callable[..., Tensor], tokens: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return AutoAWQ's search of clipping for any number of outputs: it takes multiples of 64, so zeros fill them up.
+
+    Outputs are searched each for itself: 64 at a time are as many at once, and take less memory.
+    """
 
     def filled(weight_OI: Tensor, x_NLI: Tensor) -> Tensor:
         outputs = len(weight_OI)
-        return clip(torch.nn.functional.pad(weight_OI, (0, 0, 0, -outputs % 64)), x_NLI)[:outputs]
+        padded_OI = torch.nn.functional.pad(weight_OI, (0, 0, 0, -outputs % _CLIP_OUTPUTS))
+        limits = [
+            clip(part_OI, x_NLI, n_sample_token=tokens) for part_OI in padded_OI.view(-1, _CLIP_OUTPUTS, padded_OI.shape[1])
+        ]
+        return torch.cat(limits)[:outputs]
 
     return filled
 
@@ -134,7 +144,8 @@ def _run(model: Any, calibration_NL: Tensor) -> None:
         model(calibration_NL[start : start + _BATCH], use_cache=False)
 
 
-def _loaded(folder: Path) -> Any:
+def loaded(folder: Path) -> Any:
+    """Return a model of transformers in float32."""
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
