@@ -289,6 +289,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[PaddockError], str, str]] = {
         "no word for",
         "compressed-tensors",
     ),
+    "zero points": ({"recipe": "awq", "zero_points": "no"}, OptionError, "zero_points is 'no'", "give True or False"),
     "autoawq without zero points": (
         {"recipe": "awq", "format": "autoawq", "zero_points": False},
         OptionError,
