@@ -123,7 +123,7 @@ def test_groups_that_ranks_would_slice_are_refused(config: dict[str, Any], asked
     ("layout", "scheme", "default"),
     [
         ("compressed-tensors", "w4a16", True),
-        ("compressed-tensors", "w4a8", False),
+        ("compressed-tensors", "w4a8", True),
         ("autoawq", "w4a16", True),
         ("modelopt", "w4a16", False),
     ],

@@ -21,7 +21,7 @@ from tests.quantize.test_awq import GROUP, PATHS
 
 
 @pytest.mark.parametrize("family", ["llama", "falcon"])
-@pytest.mark.parametrize(("scheme", "zero_points"), [("w4a16", None), ("w4a16", False), ("w4a8", None), ("w4a8", True)])
+@pytest.mark.parametrize(("scheme", "zero_points"), [("w4a16", None), ("w4a16", False), ("w4a8", None), ("w4a8", False)])
 def test_transformers_runs_it_by_compressed_tensors(tmp_path: Path, family: str, scheme: str, zero_points: bool | None) -> None:
     """It finds every tensor it wants and no other, and its decompressed weights are those the definition gives."""
     pytest.importorskip("compressed_tensors")
@@ -44,7 +44,7 @@ def test_transformers_runs_it_by_compressed_tensors(tmp_path: Path, family: str,
 
 
 @pytest.mark.parametrize(
-    ("scheme", "zero_points", "preset"), [("w4a16", None, "W4A16_ASYM"), ("w4a16", False, "W4A16"), ("w4a8", None, "W4AFP8")]
+    ("scheme", "zero_points", "preset"), [("w4a16", None, "W4A16_ASYM"), ("w4a16", False, "W4A16"), ("w4a8", False, "W4AFP8")]
 )
 def test_compressed_tensors_knows_its_presets(
     llama: Path, tmp_path: Path, scheme: str, zero_points: bool | None, preset: str

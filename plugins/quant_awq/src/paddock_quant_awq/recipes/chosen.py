@@ -32,7 +32,7 @@ class Chosen:
 def chosen(inputs: RecipeInputs) -> Chosen:
     """Return what to make: w4a16 in compressed-tensors' layout with groups of 128, unless something else was asked for.
 
-    It has zero points where the layout can have them; for w4a8 in compressed-tensors' only where asked for: W4AFP8 has none.
+    It has zero points where the layout can have them, unless they are declined, as the preset W4AFP8 of compressed-tensors does.
     Raises OptionError for an unknown name, for FP8 activations in AutoAWQ's layout, which has no word for them, for zero points
     where a layout always or never has them, and for groups that do not divide a linear's inputs, or a rank's share of them.
     """
@@ -43,14 +43,14 @@ def chosen(inputs: RecipeInputs) -> Chosen:
             fix=f"use --format {COMPRESSED} or --format {MODELOPT}, or --scheme {W4A16}",
         )
     shares = _shares(inputs.table, inputs.tp_compatible or 1)
-    zero_points = _zero_points(layout, scheme, inputs.zero_points)
+    zero_points = _zero_points(layout, inputs.zero_points)
     _check_outputs(shares, layout, zero_points, inputs.tp_compatible)
     return Chosen(format=layout, scheme=scheme, group_size=_group_size(shares, inputs), zero_points=zero_points)
 
 
-def _zero_points(layout: str, scheme: str, given: bool | None) -> bool:
+def _zero_points(layout: str, given: bool | None) -> bool:
     if layout == COMPRESSED:
-        return scheme == W4A16 if given is None else given
+        return given is not False
     able = layout == AUTOAWQ
     if given not in (None, able):
         name = {AUTOAWQ: "AutoAWQ", MODELOPT: "ModelOpt"}[layout]
