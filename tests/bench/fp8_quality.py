@@ -7,9 +7,10 @@ is held to the plain model over the same windows of text that calibration never 
 first choice, mean KL(plain || quantised). Both run through Paddock, computing in `--dtype`. What is calibrated reads all but the
 last fifth of `--calibration`, computing in the checkpoint's own dtype.
 
-`--text` is what is evaluated: `held-out`, the last fifth of the calibration text; `generated`, each window sampled from the plain
-model itself at temperature 1, seeded with the window's number; or a UTF-8 file. With `--reference modelopt` NVIDIA ModelOpt's
-simulation of FP8 runs through transformers on the same weights, sequences and windows, and is held to transformers' plain model.
+`--recipes` and `--kv` name fewer of the rows. `--text` is what is evaluated: `held-out`, the last fifth of the calibration text;
+`generated`, each window sampled from the plain model itself at temperature 1, seeded with the window's number; or a UTF-8 file.
+With `--reference modelopt` NVIDIA ModelOpt's simulation of FP8 runs through transformers on the same weights, sequences and
+windows, and is held to transformers' plain model.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from tests.bench import modelopt_simulation
 from tests.bench.quality_rows import Row, line, printed
 
 RECIPES = ("fp8-static", "fp8-dynamic", "fp8-official")
+PLAIN_KV, FP8_KV = "plain", "fp8"
 HELD_OUT, GENERATED = "held-out", "generated"
 WINDOW = 512  # tokens, where the model's context is no shorter
 SHARED_RUN = 32  # tokens: a run of so many that calibration also read is an overlap
@@ -60,6 +62,8 @@ class Settings:
     dtype: str = "float32"
     device: str = "cpu"
     reference: str | None = None
+    recipes: Sequence[str] = RECIPES
+    kv: Sequence[str] = (PLAIN_KV, FP8_KV)
 
 
 @frozen(kw_only=True)
@@ -77,7 +81,8 @@ def table(model: Path, settings: Settings) -> Iterator[Row]:
     """
     with opened(model, settings) as plain:
         texts = read(plain, settings)
-        for recipe, kv in [("plain", False), *((recipe, kv) for recipe in RECIPES for kv in (False, True))]:
+        rows = [(recipe, kv == FP8_KV) for recipe in settings.recipes for kv in settings.kv]
+        for recipe, kv in [("plain", False), *rows]:
             yield ours(model, plain, texts, settings, recipe=recipe, kv=kv)
     if settings.reference is not None:
         yield from modelopt_simulation.table(
@@ -191,7 +196,7 @@ def context_of(model: Path) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table and then JSON, or write the JSON to a file; return the exit code."""
     options = parsed(arguments)
-    names = ("calibration", "text", "windows", "samples", "dtype", "device", "reference")
+    names = ("calibration", "text", "windows", "samples", "dtype", "device", "reference", "recipes", "kv")
     rows: list[Row] = []
     used = {}
     try:
@@ -225,6 +230,8 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=16, metavar="N", help="sequences of a window's length to calibrate on")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in (%(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=RECIPES, help="those to measure (all)")
+    parser.add_argument("--kv", nargs="+", choices=(PLAIN_KV, FP8_KV), default=(PLAIN_KV, FP8_KV), help="keys and values (both)")
     parser.add_argument("--reference", choices=("modelopt",), help="also measure this library's own simulation")
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser.parse_args(arguments)

@@ -42,7 +42,7 @@ def table(folder: Path, calibration_NL: Tensor, windows: Sequence[Sequence[int]]
     """
     quantization, name = _modelopt(), folder.name
     plain = _loaded(folder, dtype, device)
-    yield _row(plain, plain, windows, name=name, library="transformers", recipe="plain", kv=dtype)
+    yield row(plain, plain, windows, name=name, library="transformers", recipe="plain", kv=dtype)
     for kv in (False, True):
         model = _loaded(folder, dtype, device)
         with contextlib.redirect_stdout(sys.stderr), torch.inference_mode():
@@ -50,7 +50,7 @@ def table(folder: Path, calibration_NL: Tensor, windows: Sequence[Sequence[int]]
         if kv and not _keys_are_quantised(model):
             print("modelopt finds no keys and values in this model: no row for FP8_KV_CFG", file=sys.stderr)
             continue
-        yield _row(plain, model, windows, name=name, library="modelopt", recipe="FP8_DEFAULT_CFG", kv="fp8" if kv else dtype)
+        yield row(plain, model, windows, name=name, library="modelopt", recipe="FP8_DEFAULT_CFG", kv="fp8" if kv else dtype)
 
 
 def _modelopt() -> Any:
@@ -88,7 +88,8 @@ def _keys_are_quantised(model: Any) -> bool:
 
 
 @torch.inference_mode()
-def _row(plain: Any, model: Any, windows: Sequence[Sequence[int]], *, name: str, library: str, recipe: str, kv: str) -> Row:
+def row(plain: Any, model: Any, windows: Sequence[Sequence[int]], *, name: str, library: str, recipe: str, kv: str) -> Row:
+    """Return how far a model of transformers is from the plain one over the windows."""
     sums = _Sums()
     for ids in windows:
         ids_T = torch.tensor(ids, device=model.device)

@@ -13,7 +13,17 @@ from torch import Tensor
 Tensors = dict[str, Tensor]
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the number that each nibble of a word holds
 _ENDINGS = {"compressed-tensors": ".weight_packed", "autoawq": ".qweight", "modelopt": ".weight_scale"}
-_PARTS = ("weight_packed", "weight_scale", "weight_shape", "qweight", "qzeros", "scales", "pre_quant_scale", "weight_scale_2")
+_PARTS = (
+    "weight_packed",
+    "weight_scale",
+    "weight_shape",
+    "weight_zero_point",
+    "qweight",
+    "qzeros",
+    "scales",
+    "pre_quant_scale",
+    "weight_scale_2",
+)
 
 
 def decoded(tensors: Tensors, format_: str) -> Tensors:
@@ -36,8 +46,13 @@ def _spread(scales_OG: Tensor, inputs: int) -> Tensor:
 
 def _compressed(tensors: Tensors, path: str) -> Tensor:
     outputs, inputs = tensors[f"{path}.weight_shape"].tolist()
-    numbers_OI = torch.stack(nibbles(tensors[f"{path}.weight_packed"]), dim=-1).view(outputs, -1)[:, :inputs] - 8
-    return numbers_OI * _spread(tensors[f"{path}.weight_scale"], inputs)
+    codes_OI = torch.stack(nibbles(tensors[f"{path}.weight_packed"]), dim=-1).view(outputs, -1)[:, :inputs]
+    words_WG = tensors.get(f"{path}.weight_zero_point")
+    if words_WG is None:
+        zeros_OG = torch.full_like(tensors[f"{path}.weight_scale"], 8)
+    else:
+        zeros_OG = torch.stack(nibbles(words_WG), dim=1).flatten(0, 1)[:outputs]
+    return (codes_OI - _spread(zeros_OG, inputs)) * _spread(tensors[f"{path}.weight_scale"], inputs)
 
 
 def _autoawq(tensors: Tensors, path: str) -> Tensor:

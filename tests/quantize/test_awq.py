@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ FORMATS = ("compressed-tensors", "autoawq", "modelopt")
 GROUP = 32
 PATHS = [f"model.layers.{i}.{linear}" for i in range(LAYERS) for linear in LINEARS]
 SUFFIXES = {
-    "compressed-tensors": {"weight_packed", "weight_scale", "weight_shape"},
+    "compressed-tensors": {"weight_packed", "weight_scale", "weight_shape", "weight_zero_point"},
     "autoawq": {"qweight", "qzeros", "scales"},
     "modelopt": {"weight", "weight_scale"},
 }
@@ -100,12 +101,14 @@ def layer_outputs(model: Any, changed: Any = None) -> list[Tensor]:
 
 
 def rounded_plainly(model: Any) -> Any:
-    """Return the model with every linear of its layers rounded to -8..7 with a scale of largest magnitude / 7.5 a group."""
+    """Return the model with every linear of its layers rounded to 0..15 over the range of a group, 0 within it."""
     for path in PATHS:
         weight = model.get_submodule(path).weight
         grouped = weight.view(len(weight), -1, GROUP)
-        scale = grouped.abs().amax(-1, keepdim=True) / 7.5
-        weight.copy_(((grouped / scale).round().clamp(-8, 7) * scale).view_as(weight))
+        low, high = grouped.amin(-1, keepdim=True).clamp(max=0), grouped.amax(-1, keepdim=True).clamp(min=0)
+        scale = (high - low) / 15
+        zero = (-low / scale).round()
+        weight.copy_((((grouped / scale).round() + zero).clamp(0, 15) - zero).mul(scale).view_as(weight))
     return model
 
 
@@ -173,11 +176,13 @@ def test_paddock_gives_the_logits_of_the_dequantised_weights(tmp_path: Path, fam
     assert 1e-2 < relative_rms(meant, plain) < 1
 
 
-@pytest.mark.parametrize("format_", ["compressed-tensors", "modelopt"])
-def test_w4a8_is_w4a16_with_activations_in_fp8(llama: Path, tmp_path: Path, format_: str) -> None:
+@pytest.mark.parametrize(
+    ("format_", "zero_points"), [("compressed-tensors", False), ("compressed-tensors", True), ("modelopt", None)]
+)
+def test_w4a8_is_w4a16_with_activations_in_fp8(llama: Path, tmp_path: Path, format_: str, zero_points: bool | None) -> None:
     """The weights are the same; activations differ by their rounding alone."""
-    run(llama, tmp_path / "w4a8", "awq", format=format_, scheme="w4a8")
-    run(llama, tmp_path / "w4a16", "awq", format=format_)
+    run(llama, tmp_path / "w4a8", "awq", format=format_, scheme="w4a8", zero_points=zero_points)
+    run(llama, tmp_path / "w4a16", "awq", format=format_, zero_points=zero_points)
     found, without = tensors_of(tmp_path / "w4a8"), tensors_of(tmp_path / "w4a16")
     assert all(torch.equal(found[name], tensor) for name, tensor in without.items())
     extra = {"input_scale", "weight_scale_2"} if format_ == "modelopt" else set()
@@ -212,6 +217,21 @@ def test_the_static_scales_of_w4a8_are_those_of_its_inputs_and_weights(llama: Pa
         assert found[f"{path}.weight_scale_2"].item() == pytest.approx(largest / 448, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("scheme", "zero_points", "written"),
+    [("w4a16", None, True), ("w4a16", False, False), ("w4a8", None, True), ("w4a8", False, False)],
+)
+def test_compressed_tensors_has_zero_points_unless_they_are_declined(
+    llama: Path, tmp_path: Path, scheme: str, zero_points: bool | None, written: bool
+) -> None:
+    """In the tensors and in the description alike."""
+    run(llama, tmp_path / "out", "awq", scheme=scheme, zero_points=zero_points)
+    found = tensors_of(tmp_path / "out")
+    assert {f"{path}.weight_zero_point" in found for path in PATHS} == {written}
+    section = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]
+    assert section["config_groups"]["group_0"]["weights"]["symmetric"] is not written
+
+
 @pytest.mark.parametrize("format_", FORMATS)
 def test_the_tensors_are_those_of_the_format(llama: Path, tmp_path: Path, format_: str) -> None:
     """Names and shapes; embeddings, the head and the last norm are the source's, bit for bit."""
@@ -224,6 +244,7 @@ def test_the_tensors_are_those_of_the_format(llama: Path, tmp_path: Path, format
         if format_ == "compressed-tensors":
             assert tuple(found[f"{path}.weight_packed"].shape) == (outputs, inputs // 8)
             assert found[f"{path}.weight_shape"].tolist() == [outputs, inputs]
+            assert tuple(found[f"{path}.weight_zero_point"].shape) == (outputs // 8, inputs // GROUP)
         elif format_ == "autoawq":
             assert tuple(found[f"{path}.qweight"].shape) == (inputs, outputs // 8)
             assert tuple(found[f"{path}.qzeros"].shape) == (inputs // GROUP, outputs // 8)

@@ -50,7 +50,7 @@ def settled(config: dict[str, Any], **asked: Any) -> Chosen:
 def test_without_options_it_is_w4a16_in_compressed_tensors_with_groups_of_128() -> None:
     """Where that divides every linear's inputs."""
     for config in (FALCON_40B, FALCON_180B, FALCON_RW, LLAMA_7B, LLAMA_70B):
-        assert settled(config) == Chosen(format="compressed-tensors", scheme="w4a16", group_size=128)
+        assert settled(config) == Chosen(format="compressed-tensors", scheme="w4a16", group_size=128, zero_points=True)
 
 
 @pytest.mark.parametrize(
@@ -119,13 +119,41 @@ def test_groups_that_ranks_would_slice_are_refused(config: dict[str, Any], asked
     assert fix in raised.value.fix
 
 
+@pytest.mark.parametrize(
+    ("layout", "scheme", "default"),
+    [
+        ("compressed-tensors", "w4a16", True),
+        ("compressed-tensors", "w4a8", True),
+        ("autoawq", "w4a16", True),
+        ("modelopt", "w4a16", False),
+    ],
+)
+def test_zero_points_are_chosen_where_a_layout_leaves_them_open(layout: str, scheme: str, default: bool) -> None:
+    """compressed-tensors' does; AutoAWQ's always has them, ModelOpt's never, and the other choice is refused."""
+    assert settled(LLAMA_7B, format=layout, scheme=scheme).zero_points is default
+    assert settled(LLAMA_7B, format=layout, scheme=scheme, zero_points=default).zero_points is default
+    if layout == "compressed-tensors":
+        assert settled(LLAMA_7B, format=layout, scheme=scheme, zero_points=not default).zero_points is not default
+        return
+    with pytest.raises(OptionError, match=f"zero_points is {not default}, and") as raised:
+        settled(LLAMA_7B, format=layout, scheme=scheme, zero_points=not default)
+    assert raised.value.fix.endswith("or use --format compressed-tensors")
+
+
 def test_outputs_that_do_not_fill_a_word_are_refused() -> None:
-    """AutoAWQ packs eight outputs together, on every rank."""
+    """AutoAWQ packs eight outputs together, on every rank, and compressed-tensors eight zero points."""
     config = LLAMA_70B | {"num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 4, "hidden_size": 64}
     config |= {"intermediate_size": 64 * 16}
-    with pytest.raises(OptionError, match=r"stores 8 outputs together; self_attn\.q_proj has 4 on each of 16 ranks") as raised:
+    with pytest.raises(
+        OptionError, match=r"which with zero points stores 8 outputs together; self_attn\.q_proj has 4 on each of 16 ranks"
+    ) as raised:
         settled(config, format="autoawq", tp_compatible=16)
-    assert raised.value.fix == "use --format compressed-tensors, or fewer ranks"
+    assert raised.value.fix == "use --format compressed-tensors --no-zero-points, or fewer ranks"
+    with pytest.raises(OptionError, match="compressed-tensors', which with zero points stores 8 outputs together") as raised:
+        settled(config, tp_compatible=16)
+    assert raised.value.fix == "use --format compressed-tensors --no-zero-points, or fewer ranks"
+    with pytest.raises(OptionError, match="no group size of"):  # its outputs are let pass
+        settled(config, tp_compatible=16, zero_points=False)
 
 
 def folds(config: dict[str, Any]) -> list[tuple[tuple[str, ...], str, str]]:

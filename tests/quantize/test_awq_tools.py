@@ -21,14 +21,14 @@ from tests.quantize.test_awq import GROUP, PATHS
 
 
 @pytest.mark.parametrize("family", ["llama", "falcon"])
-@pytest.mark.parametrize("scheme", ["w4a16", "w4a8"])
-def test_transformers_runs_it_by_compressed_tensors(tmp_path: Path, family: str, scheme: str) -> None:
+@pytest.mark.parametrize(("scheme", "zero_points"), [("w4a16", None), ("w4a16", False), ("w4a8", None), ("w4a8", False)])
+def test_transformers_runs_it_by_compressed_tensors(tmp_path: Path, family: str, scheme: str, zero_points: bool | None) -> None:
     """It finds every tensor it wants and no other, and its decompressed weights are those the definition gives."""
     pytest.importorskip("compressed_tensors")
     from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
     source = write_model(tmp_path / "plain" / family, {"llama": random_llama, "falcon": random_falcon}[family]())
-    run(source, tmp_path / "out", "awq", format="compressed-tensors", scheme=scheme)
+    run(source, tmp_path / "out", "awq", format="compressed-tensors", scheme=scheme, zero_points=zero_points)
     loading: Any = AutoModelForCausalLM.from_pretrained
     loaded, report = loading(
         tmp_path / "out",
@@ -43,11 +43,15 @@ def test_transformers_runs_it_by_compressed_tensors(tmp_path: Path, family: str,
         torch.testing.assert_close(state[name].float(), tensor, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize(("scheme", "preset"), [("w4a16", "W4A16"), ("w4a8", "W4AFP8")])
-def test_compressed_tensors_knows_its_presets(llama: Path, tmp_path: Path, scheme: str, preset: str) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "zero_points", "preset"), [("w4a16", None, "W4A16_ASYM"), ("w4a16", False, "W4A16"), ("w4a8", False, "W4AFP8")]
+)
+def test_compressed_tensors_knows_its_presets(
+    llama: Path, tmp_path: Path, scheme: str, zero_points: bool | None, preset: str
+) -> None:
     """Its own classes accept the description, and it is their preset but for the group size."""
     library = pytest.importorskip("compressed_tensors.quantization")
-    run(llama, tmp_path / "out", "awq", scheme=scheme)
+    run(llama, tmp_path / "out", "awq", scheme=scheme, zero_points=zero_points)
     section = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]
     (ours,) = library.QuantizationConfig.model_validate(section).config_groups.values()
     theirs = library.preset_name_to_scheme(preset, ["Linear"])

@@ -127,6 +127,18 @@ def test_the_command_makes_4_bit_models_as_asked(llama: Path, tmp_path: Path, ca
     assert (described["quant_algo"], described["group_size"]) == ("W4A8_AWQ", 32)
 
 
+@pytest.mark.parametrize("written", [True, False])
+def test_the_command_writes_zero_points_or_leaves_them_out(llama: Path, tmp_path: Path, written: bool) -> None:
+    """As asked, whatever the scheme's default is, and the manifest says so."""
+    words = ["quantize", str(llama), "--recipe", "awq", "--out", str(tmp_path / "out"), "--device", "cpu", "--group-size", "32"]
+    words += ["--scheme", "w4a8" if written else "w4a16", "--zero-points" if written else "--no-zero-points"]
+    words += ["--calibration", str(llama.parent / "text.txt"), "--samples", "3", "--sequence-length", "24"]
+    assert main(words) == 0
+    weights = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]["config_groups"]["group_0"]["weights"]
+    assert weights["symmetric"] is not written
+    assert json.loads((tmp_path / "out" / MANIFEST).read_text())["made_from"]["zero_points"] is written
+
+
 def test_a_4_bit_model_that_loses_too_much_fails(llama: Path, tmp_path: Path) -> None:
     """A gate of nothing at all: the figures are said, and the folder is kept, marked failed."""
     text = str(llama.parent / "text.txt")

@@ -53,12 +53,14 @@ def test_a_text_that_calibration_read_is_refused(llama: Path, capsys: pytest.Cap
 
 
 def test_the_command_prints_a_table_and_json(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The table holds a line a row; the JSON says settings and versions too."""
+    """The table holds a line a row of those asked for; the JSON says settings and versions too."""
     asked = ["--calibration", str(llama.parent / "text.txt"), "--text", "generated", "--samples", "6", "--device", "cpu"]
+    asked += ["--recipes", "fp8-dynamic", "fp8-official", "--kv", "fp8"]
     assert main([str(llama), *asked, "--windows", "2", "--window", "24", "--json", str(tmp_path / "found.json")]) == 0
     found = json.loads((tmp_path / "found.json").read_text())
     lines = capsys.readouterr().out.splitlines()[2:]
     assert [line.split(" | ")[2] for line in lines] == [row["recipe"] for row in found["rows"]]
+    assert [(row["recipe"], row["kv"]) for row in found["rows"][1:]] == [("fp8-dynamic", "fp8"), ("fp8-official", "fp8")]
     assert found["settings"]["llama"]["windows"] == 2
     assert {"paddock", "torch"} <= found["machine"]["versions"].keys()
 

@@ -38,6 +38,13 @@ REFUSED: dict[str, tuple[dict[str, Any], type[PaddockError], str, str]] = {
         "no word for",
         "compressed-tensors",
     ),
+    "zero points": ({"recipe": "awq", "zero_points": "no"}, OptionError, "zero_points is 'no'", "give True or False"),
+    "autoawq without zero points": (
+        {"recipe": "awq", "format": "autoawq", "zero_points": False},
+        OptionError,
+        "zero_points is False, and AutoAWQ's layout always has them",
+        "leave --no-zero-points out, or use --format compressed-tensors",
+    ),
     "too many ranks": (
         {"recipe": "awq", "tp_compatible": 3},
         OptionError,

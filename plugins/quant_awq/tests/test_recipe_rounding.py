@@ -8,7 +8,7 @@ import pytest
 import torch
 from plugins.quant_awq.tests.made import linear, made, scheme_of, weight
 
-from paddock_quant_awq.recipes.chosen import FORMATS, Chosen
+from paddock_quant_awq.recipes.chosen import Chosen
 from paddock_quant_awq.recipes.descriptions import description
 from paddock_quant_awq.recipes.layouts import layout
 from paddock_quant_awq.recipes.rounding import Rounded, Rounding
@@ -65,7 +65,7 @@ def test_clipped_groups_have_smaller_steps(name: str) -> None:
 def test_compressed_tensors_words() -> None:
     """-8..7 in order are 0x76543210 and 0xfedcba98."""
     codes_OI = torch.arange(16, dtype=torch.uint8)[None]
-    store = layout(Chosen(format="compressed-tensors", scheme="w4a16", group_size=GROUP), torch.bfloat16).store
+    store = layout(Chosen(format="compressed-tensors", scheme="w4a16", group_size=GROUP, zero_points=False), torch.bfloat16).store
     stored = store("p", Rounded(codes_OI=codes_OI, scales_OG=torch.ones(1, 1), zeros_OG=None))
     words = stored["p.weight_packed"]
     assert words is not None
@@ -76,10 +76,20 @@ def test_compressed_tensors_words() -> None:
     assert stored["p.weight"] is None
 
 
+def test_compressed_tensors_words_of_zero_points() -> None:
+    """Outputs 0..7 in order are 0x76543210, a word a group."""
+    zeros_OG = torch.arange(8, dtype=torch.uint8)[:, None].expand(8, 3)
+    store = layout(Chosen(format="compressed-tensors", scheme="w4a16", group_size=GROUP, zero_points=True), torch.bfloat16).store
+    codes_OI = torch.zeros(8, 3 * GROUP, dtype=torch.uint8)
+    words = store("p", Rounded(codes_OI=codes_OI, scales_OG=torch.ones(8, 3), zeros_OG=zeros_OG))["p.weight_zero_point"]
+    assert words is not None
+    assert words.tolist() == [[0x76543210] * 3]
+
+
 def test_autoawq_words() -> None:
     """Outputs 0..7 in order are 0x75316420, of weights and of zero points alike."""
     codes_OI, zeros_OG = torch.arange(8, dtype=torch.uint8)[:, None].expand(8, 32), torch.arange(8, dtype=torch.uint8)[:, None]
-    store = layout(Chosen(format="autoawq", scheme="w4a16", group_size=GROUP), torch.bfloat16).store
+    store = layout(Chosen(format="autoawq", scheme="w4a16", group_size=GROUP, zero_points=True), torch.bfloat16).store
     stored = store("p", Rounded(codes_OI=codes_OI, scales_OG=torch.ones(8, 1), zeros_OG=zeros_OG))
     for name, count in (("qweight", 32), ("qzeros", 1)):
         words = stored[f"p.{name}"]
@@ -90,19 +100,27 @@ def test_autoawq_words() -> None:
 def test_modelopt_bytes() -> None:
     """The even output is in the low nibble, in two's complement: -8, 7 is 0x78 and 1, -1 is 0xf1."""
     codes_OI = torch.tensor([[0, 9], [15, 7]], dtype=torch.uint8)
-    store = layout(Chosen(format="modelopt", scheme="w4a16", group_size=GROUP), torch.bfloat16).store
+    store = layout(Chosen(format="modelopt", scheme="w4a16", group_size=GROUP, zero_points=False), torch.bfloat16).store
     stored = store("p", Rounded(codes_OI=codes_OI, scales_OG=torch.ones(2, 1), zeros_OG=None))["p.weight"]
     assert stored is not None
     assert stored.tolist() == [[0x78, 0xF1]]
 
 
-@pytest.mark.parametrize("scheme", ["w4a16", "w4a8"])
-@pytest.mark.parametrize("format_", FORMATS)
-def test_what_is_stored_means_the_rounded_weight(format_: str, scheme: str) -> None:
+@pytest.mark.parametrize(
+    ("format_", "scheme", "zero_points"),
+    [
+        ("compressed-tensors", "w4a16", True),
+        ("compressed-tensors", "w4a16", False),
+        ("compressed-tensors", "w4a8", True),
+        ("compressed-tensors", "w4a8", False),
+        ("autoawq", "w4a16", True),
+        ("modelopt", "w4a16", False),
+        ("modelopt", "w4a8", False),
+    ],
+)
+def test_what_is_stored_means_the_rounded_weight(format_: str, scheme: str, zero_points: bool) -> None:
     """The description is recognised as what was chosen, and its method gives the weight to the last bit."""
-    if (format_, scheme) == ("autoawq", "w4a8"):
-        pytest.skip("refused: AutoAWQ has no word for FP8")
-    chosen = Chosen(format=format_, scheme=scheme, group_size=GROUP)
+    chosen = Chosen(format=format_, scheme=scheme, group_size=GROUP, zero_points=zero_points)
     how = layout(chosen, torch.float32)
     r = how.rounding.rounded(weight(16, 96))
     stored = {name: tensor for name, tensor in how.store("down", r).items() if tensor is not None}

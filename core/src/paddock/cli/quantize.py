@@ -24,6 +24,7 @@ def _gate(_: click.Context, __: click.Parameter, text: str | None) -> float | No
 @click.option("--scheme", metavar="NAME", help="Bits of weights and activations, such as w4a16, where a recipe has several.")
 @click.option("--format", metavar="NAME", help="Whose layout to write, where a recipe has several.")
 @click.option("--group-size", type=int, metavar="N", help="Inputs that share a scale, where a recipe groups them.")
+@click.option("--zero-points/--no-zero-points", default=None, help="Let a group's range lie unevenly about 0, or not.")
 @click.option("--tp-compatible", type=int, metavar="N", help="Choose groups that no share of N tensor-parallel ranks slices.")
 @click.option("--calibration", metavar="FILE", help="A text in UTF-8, or `default`; its last fifth is kept for the gate.")
 @click.option("--samples", type=int, metavar="N", help="Sequences of the text to run [as many as it gives, at most 128].")

@@ -18,7 +18,8 @@ from paddock.config import ATTENTION_COMPUTES, AUTO, DEVICES, DTYPES, KV_CACHE_D
 from paddock.errors import PluginError, did_you_mean
 
 LEVELS = ("error", "warning", "info")
-RECIPE_OPTIONS = ("format", "group_size", "scheme", "tp_compatible")  # those of `paddock quantize` that not every recipe reads
+# Those of `paddock quantize` that not every recipe reads.
+RECIPE_OPTIONS = ("format", "group_size", "scheme", "tp_compatible", "zero_points")
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*\Z")
 
 

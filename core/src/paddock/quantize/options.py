@@ -25,6 +25,11 @@ def _at_least(low: int) -> Any:
     return validate
 
 
+def _true_or_false(_: object, attribute: Attribute[Any], value: object) -> None:
+    if value is not None and not isinstance(value, bool):
+        raise OptionError(f"{attribute.name} is {value!r}", fix="give True or False")
+
+
 def parse_gate(text: str) -> float:
     """Return how much a perplexity may grow, as a share: 0.01 for `ppl<=1%`; raise OptionError for any other form."""
     match = _GATE.fullmatch(text)
@@ -40,8 +45,9 @@ class QuantizeOptions:
     `samples` None takes as many sequences as the text gives, at most 128; `sequence_length` None is 512 tokens. `gate` is the
     share by which perplexity may grow, None for no gate, measured on `gate_text` or else on the last fifth of the calibration
     text, which calibration never reads. A shard has at most `max_shard_bytes`, unless one tensor alone has more.
-    `group_size`, `scheme`, `format` and `tp_compatible` (ranks whose shares must not slice a group) are for recipes that read
-    them; None leaves them to the recipe. Raises OptionError for a value out of range.
+    `group_size`, `scheme`, `format`, `tp_compatible` (ranks whose shares must not slice a group) and `zero_points` (whether a
+    group's range may lie unevenly about 0) are for recipes that read them; None leaves them to the recipe.
+    Raises OptionError for a value out of range.
     """
 
     recipe: str
@@ -57,6 +63,7 @@ class QuantizeOptions:
     scheme: str | None = None
     format: str | None = None
     tp_compatible: int | None = field(default=None, validator=_at_least(1))
+    zero_points: bool | None = field(default=None, validator=_true_or_false)
 
     def __attrs_post_init__(self) -> None:
         """Refuse a text that nothing would read."""

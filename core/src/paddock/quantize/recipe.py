@@ -68,6 +68,7 @@ class RecipeInputs:
     scheme: str | None = None
     format: str | None = None
     tp_compatible: int | None = None
+    zero_points: bool | None = None
 
 
 class LayerWork(Protocol):

@@ -69,7 +69,7 @@ def paddock_recipes() -> Iterable[RecipeSpec]:
         RecipeSpec(
             name="awq",
             create="paddock_quant_awq.recipes.awq:create",
-            options={"format", "group_size", "scheme", "tp_compatible"},
+            options={"format", "group_size", "scheme", "tp_compatible", "zero_points"},
             summary="4-bit weights, scaled and clipped by what a text shows them (compressed-tensors, AutoAWQ, ModelOpt)",
         ),
     )

@@ -16,24 +16,25 @@ FORMATS = (COMPRESSED, AUTOAWQ, MODELOPT)
 W4A16, W4A8 = "w4a16", "w4a8"
 SCHEMES = (W4A16, W4A8)
 GROUP_SIZES = (128, 64, 32)  # common among 4-bit kernels; not every one takes 32
-_TOGETHER = {AUTOAWQ: 8, MODELOPT: 2, COMPRESSED: 1}  # outputs that lie in one word or byte
 _CUTS = frozenset({HEADS, KV_HEADS, FFN})
 
 
 @frozen(kw_only=True)
 class Chosen:
-    """One of `FORMATS`, one of `SCHEMES`, one of `GROUP_SIZES`."""
+    """One of `FORMATS`, one of `SCHEMES`, one of `GROUP_SIZES`, and whether groups have zero points."""
 
     format: str
     scheme: str
     group_size: int
+    zero_points: bool
 
 
 def chosen(inputs: RecipeInputs) -> Chosen:
     """Return what to make: w4a16 in compressed-tensors' layout with groups of 128, unless something else was asked for.
 
-    Raises OptionError for an unknown name, for FP8 activations in AutoAWQ's layout, which has no word for them, and for groups
-    that do not divide a linear's inputs, or a rank's share of them.
+    It has zero points where the layout can have them, unless they are declined, as the preset W4AFP8 of compressed-tensors does.
+    Raises OptionError for an unknown name, for FP8 activations in AutoAWQ's layout, which has no word for them, for zero points
+    where a layout always or never has them, and for groups that do not divide a linear's inputs, or a rank's share of them.
     """
     layout, scheme = _one_of("format", inputs.format, FORMATS), _one_of("scheme", inputs.scheme, SCHEMES)
     if (layout, scheme) == (AUTOAWQ, W4A8):
@@ -42,8 +43,23 @@ def chosen(inputs: RecipeInputs) -> Chosen:
             fix=f"use --format {COMPRESSED} or --format {MODELOPT}, or --scheme {W4A16}",
         )
     shares = _shares(inputs.table, inputs.tp_compatible or 1)
-    _check_outputs(shares, layout, inputs.tp_compatible)
-    return Chosen(format=layout, scheme=scheme, group_size=_group_size(shares, inputs))
+    zero_points = _zero_points(layout, inputs.zero_points)
+    _check_outputs(shares, layout, zero_points, inputs.tp_compatible)
+    return Chosen(format=layout, scheme=scheme, group_size=_group_size(shares, inputs), zero_points=zero_points)
+
+
+def _zero_points(layout: str, given: bool | None) -> bool:
+    if layout == COMPRESSED:
+        return given is not False
+    able = layout == AUTOAWQ
+    if given not in (None, able):
+        name = {AUTOAWQ: "AutoAWQ", MODELOPT: "ModelOpt"}[layout]
+        option = "--zero-points" if given else "--no-zero-points"
+        raise OptionError(
+            f"zero_points is {given}, and {name}'s layout {'always' if able else 'never'} has them",
+            fix=f"leave {option} out, or use --format {COMPRESSED}",
+        )
+    return able
 
 
 def _one_of(name: str, given: str | None, known: tuple[str, ...]) -> str:
@@ -63,15 +79,17 @@ def _shares(table: WeightTable, ranks: int) -> tuple[Linear, ...]:
         raise OptionError(f"tp_compatible is {ranks}: {error.message}", fix=error.fix) from error
 
 
-def _check_outputs(shares: tuple[Linear, ...], layout: str, ranks: int | None) -> None:
-    together = _TOGETHER[layout]
+def _check_outputs(shares: tuple[Linear, ...], layout: str, zero_points: bool, ranks: int | None) -> None:
+    together = 2 if layout == MODELOPT else 8 if zero_points else 1  # outputs in a byte or a word, of weights or of zero points
     for linear in shares:
         for part in linear.out:
             if part.size % together:
                 where = f" on each of {ranks} ranks" if ranks else ""
+                with_zeros = " with zero points" if zero_points else ""
                 raise OptionError(
-                    f"format is {layout!r}, which stores {together} outputs together; {part.source} has {part.size}{where}",
-                    fix=f"use --format {COMPRESSED}" + (", or fewer ranks" if ranks else ""),
+                    f"format is {layout!r}, which{with_zeros} stores {together} outputs together; "
+                    f"{part.source} has {part.size}{where}",
+                    fix=f"use --format {COMPRESSED} --no-zero-points" + (", or fewer ranks" if ranks else ""),
                 )
 
 

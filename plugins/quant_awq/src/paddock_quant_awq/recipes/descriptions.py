@@ -39,7 +39,7 @@ def _compressed(chosen: Chosen, heads: tuple[str, ...]) -> dict[str, Any]:
     weights = {
         "num_bits": 4,
         "type": "int",
-        "symmetric": True,
+        "symmetric": not chosen.zero_points,
         "strategy": "group",
         "group_size": chosen.group_size,
         "dynamic": False,

@@ -43,7 +43,7 @@ def layout(chosen: Chosen, dtype: torch.dtype) -> Layout:
     if chosen.format == AUTOAWQ:
         return Layout(rounding=rounding(None, torch.float16), store=_autoawq)
     if chosen.format == COMPRESSED:
-        return Layout(rounding=rounding(7.5, dtype), store=_compressed)
+        return Layout(rounding=rounding(None if chosen.zero_points else 7.5, dtype), store=_compressed)
     assert chosen.format == MODELOPT, chosen.format
     static = chosen.scheme == W4A8
     return Layout(rounding=rounding(7.0, torch.float32), store=_modelopt, keeps_factors=True, static_inputs=static)
@@ -68,13 +68,15 @@ def _autoawq(path: str, r: Rounded) -> Stored:
 
 
 def _compressed(path: str, r: Rounded) -> Stored:
-    assert r.zeros_OG is None, "symmetric weights have no zero points"
-    return {
+    stored: Stored = {
         f"{path}.weight": None,
         f"{path}.weight_packed": pack(r.codes_OI, IN_ORDER),
         f"{path}.weight_scale": r.scales_OG,
         f"{path}.weight_shape": torch.tensor(r.codes_OI.shape),
     }
+    if r.zeros_OG is not None:  # words along the outputs
+        stored[f"{path}.weight_zero_point"] = pack(r.zeros_OG.T, IN_ORDER).T.contiguous()
+    return stored
 
 
 def _modelopt(path: str, r: Rounded) -> Stored:
