@@ -10,6 +10,7 @@ from paddock.cli.tables import show_table
 from paddock.planning.hardware import GIB
 from paddock.planning.plan import Ledger, Plan
 
+_IN_FP8 = "a weight in FP8"  # beside a large step with w8a8 alone
 _LINES: tuple[tuple[str, Callable[[Ledger], int]], ...] = (
     ("embeddings", lambda ledger: ledger.weights.embeddings),
     ("layers", lambda ledger: ledger.weights.layers),
@@ -19,6 +20,7 @@ _LINES: tuple[tuple[str, Callable[[Ledger], int]], ...] = (
     ("activations", lambda ledger: ledger.workspace.activations),
     ("logits and sampling", lambda ledger: ledger.workspace.logits),
     ("attention workspace", lambda ledger: ledger.workspace.attention),
+    (_IN_FP8, lambda ledger: ledger.workspace.weights),
     ("graphs", lambda ledger: ledger.graph_bytes),
     ("KV pages", lambda ledger: ledger.kv_bytes),
     ("free", lambda ledger: ledger.free_bytes),
@@ -54,7 +56,8 @@ def _show_ledger(plan: Plan) -> None:
     each = "each GPU" if plan.num_gpus > 1 else "memory"
     stages = [f"{each}, layers {s.first_layer}-{s.end_layer - 1}, GiB" for s in plan.ledgers]
     heads = stages if len(plan.ledgers) > 1 else [f"{each}, GiB"]
-    rows = [(name, *(f"{size(ledger) / GIB:10.3f}" for ledger in plan.ledgers)) for name, size in _LINES]
+    lines = [line for line in _LINES if line[0] != _IN_FP8 or any(ledger.workspace.weights for ledger in plan.ledgers)]
+    rows = [(name, *(f"{size(ledger) / GIB:10.3f}" for ledger in plan.ledgers)) for name, size in lines]
     missing = [ledger.missing_bytes for ledger in plan.ledgers]
     if any(missing):
         rows.append(("missing", *(f"{size / GIB:10.3f}" for size in missing)))
