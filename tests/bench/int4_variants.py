@@ -62,10 +62,9 @@ class Candidate:
         """Return what the tile is, a star where it is what runs now."""
         tile = self.tile
         marks = "".join(f" {word}" for word in ("shared", "late", "deep", "inside") if getattr(tile, word))
-        steps = f" x{tile.steps}" if tile.steps > 1 else ""
         star = "*" if tile in _running(self.fp8) else ""
         kind = "fp8" if self.fp8 else "bf16"
-        return f"{star}{kind} n{tile.tokens} h{tile.halves} t{tile.teams} c{tile.cuts} s{tile.slots}{steps}{marks}"
+        return f"{star}{kind} n{tile.tokens} h{tile.halves} t{tile.teams} c{tile.cuts} s{tile.slots}{marks}"
 
 
 def _running(fp8: bool) -> list[Int4Tile]:
@@ -100,7 +99,6 @@ def _candidates() -> Iterator[Candidate]:
         yield Candidate(tile=tile, fp8=True, fewest=tile.tokens // 2 + 1, most=4096 if tile.tokens == 256 else tile.tokens)
     many = [
         Int4Tile(tokens=128, teams=2, slots=6, late=True, shared=False),
-        Int4Tile(tokens=128, teams=2, slots=6, late=True, shared=False, steps=2),
         Int4Tile(tokens=128, teams=3, slots=5, late=True, shared=False),
         Int4Tile(tokens=128, teams=2, halves=2, slots=4, late=True),
         Int4Tile(tokens=256, teams=2, cuts=2, slots=4, late=True, shared=False),
@@ -171,7 +169,7 @@ def measure(shape: str, tokens: int, chosen: list[Candidate]) -> None:
 def print_compiled(chosen: list[Candidate]) -> None:
     """Compile for compute capability 9.0 at one shape and print what came of each."""
     made = compile_only()
-    setattr(ops_linear_int4, "_processors", lambda device: 132)  # noqa: B010  there is no device to ask
+    setattr(ops_linear_int4, "processors", lambda device: 132)  # noqa: B010  there is no device to ask
     groups_GO = torch.zeros(4, 256, dtype=torch.uint8)
     weight = int4_weight(torch.zeros(256, 512, dtype=torch.uint8), groups_GO.to(HALF), groups_GO)
     for each in chosen:

@@ -352,7 +352,7 @@ def main() -> None:
     driver.set_active(Hopper())
     torch.Tensor.is_cuda = property(lambda self: True)  # type: ignore[assignment]
     attention.runs_on = ops_linear_int4.runs_on = lambda device: True  # type: ignore[attr-defined]
-    ops_linear_int4._processors = lambda device: 132  # type: ignore[assignment]
+    ops_linear_int4.processors = lambda device: 132  # type: ignore[assignment, attr-defined]
     others = {"ahead": _compile_ahead, "turns": _turns, "orders": _orders, "int4": _int4}
     if sys.argv[1:]:
         others[sys.argv[1]]()

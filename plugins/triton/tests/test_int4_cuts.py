@@ -21,6 +21,7 @@ from paddock.layers.int4 import Int4Weight, int4_weight
 from paddock.layers.reference import FP8
 from paddock.testing.oracle import poisoned
 from paddock_triton import int4_bringing, ops_linear_int4
+from paddock_triton.counters import counters
 from paddock_triton.int4_spec import Int4Spec, Int4Tile
 from paddock_triton.ops_linear_int4 import linear_int4, linear_int4_fp8
 
@@ -32,7 +33,6 @@ FP8_TILES = [
     ops_linear_int4._FP8_MANY_NARROW,
     Int4Tile(tokens=16, teams=4, slots=4, deep=True),
     Int4Tile(tokens=128, teams=3, slots=5, late=True),
-    Int4Tile(tokens=128, teams=2, slots=4, steps=2, shared=False, late=True),
 ]
 FP8_GROUPS = [ops_linear_int4._FP8_OTHER_GROUPS, *(evolve(ops_linear_int4._FP8[most], deep=False) for most in (8, 16, 32))]
 # (tile, whether inputs are FP8, group): each that a product is cut by.
@@ -76,7 +76,7 @@ def _grids(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     grids: list[tuple[int, ...]] = []
     monkeypatch.setattr(ops_linear_int4, "launch", lambda _kernel, grid, *_args, **_options: grids.append(grid))
     monkeypatch.setattr(ops_linear_int4, "runs_on", lambda _device: True)
-    monkeypatch.setattr(ops_linear_int4, "_processors", lambda _device: 132)
+    monkeypatch.setattr(ops_linear_int4, "processors", lambda _device: 132)
     return grids
 
 
@@ -145,7 +145,6 @@ def test_rows_begin_where_the_copy_engine_can(tokens: int, dtype: torch.dtype) -
         (True, 256, {"deep": True}),
         (True, 128, {"deep": True, "late": True}),
         (True, 128, {"deep": True, "tokens": 32}),
-        (True, 128, {"steps": 2, "halves": 2}),
     ],
 )
 def test_no_tile_is_cut_as_the_kernel_cannot(fp8: bool, group: int, cut: dict[str, Any]) -> None:
@@ -194,10 +193,10 @@ def test_as_many_parts_of_a_tile_are_kept_as_are_waited_for(tiles: int, span: in
 
 def test_counters_that_a_graph_may_use_are_never_replaced(device: torch.device) -> None:
     """A product with more tiles than they count leaves them where they are: a captured step goes on counting there."""
-    kept = ops_linear_int4._counters(device, 1)
-    more = ops_linear_int4._counters(device, 2 * len(kept))
+    kept = counters(device, 1)
+    more = counters(device, 2 * len(kept))
     assert (len(more), int(more.count_nonzero())) == (2 * len(kept), 0)
-    assert ops_linear_int4._counters(device, len(kept)).data_ptr() == kept.data_ptr() != more.data_ptr()
+    assert counters(device, len(kept)).data_ptr() == kept.data_ptr() != more.data_ptr()
 
 
 def test_plain_torch_computes_nothing_while_kernels_are_compiled_ahead(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ import triton.language as tl
 from paddock.layers import QuantizedActivation
 from paddock.testing.oracle import poisoned
 from paddock_triton import meeting, ops_activation_fp8, ops_quantize
+from paddock_triton.counters import counters
 from paddock_triton.fp8 import empty_fp8
 
 ON_GPU = torch.cuda.is_available()
@@ -93,7 +94,7 @@ def test_a_shared_row_has_the_bits_of_one_program_s(
             ALONE[name](expected, x_TX, bound)
             assert torch.equal(found.scale, expected.scale), (width, bound)
             assert torch.equal(found.values_TI.float(), expected.values_TI.float()), (width, bound)
-            assert not meeting.counters(device).any()
+            assert not counters(device, 1).any()
 
 
 @pytest.mark.gpu
@@ -115,7 +116,7 @@ def test_a_graph_can_replay_rows_that_are_shared(name: str, device: torch.device
             ALONE[name](expected, x_TX, None)
             assert torch.equal(each.scale, expected.scale)
             assert torch.equal(each.values_TI.float(), expected.values_TI.float())
-    assert not meeting.counters(device).any()
+    assert not counters(device, 1).any()
 
 
 def test_rows_are_shared_while_every_program_can_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

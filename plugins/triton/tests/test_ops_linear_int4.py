@@ -47,7 +47,6 @@ TILES = [
     ops_linear_int4._FP8_MANY_NARROW,
     evolve(ops_linear_int4._FP8_MANY_NARROW, shared=True),
     Int4Tile(tokens=128, teams=3, slots=5, late=True),
-    Int4Tile(tokens=128, teams=2, slots=4, steps=2, shared=False, late=True),
     Int4Tile(tokens=64, teams=2, slots=6),
 ]
 
@@ -242,7 +241,7 @@ def test_a_graph_may_be_captured_before_anything_has_counted(device: torch.devic
     weight = _weight((2048, 8192, 128), device, zeros=True, dtype=BF16)
     x_TI = _tokens(4, 8192, device, BF16)
     expected = linear_int4(x_TI, weight)
-    monkeypatch.setattr(ops_linear_int4, "_counters_of", {})
+    monkeypatch.setattr("paddock_triton.counters._counters_of", {})
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

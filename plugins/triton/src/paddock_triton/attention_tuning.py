@@ -19,6 +19,8 @@ Not taken: torch's cuDNN attention on gathered pages, 646, for it plans 39 to 51
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -29,6 +31,7 @@ from paddock_triton.attention_tile import Tile
 _CPU_PROCESSORS = 8  # the interpreter runs one program after the other; enough that sequences are split
 
 
+@cache
 def processors(device: torch.device) -> int:
     """Return how many multiprocessors are to be kept busy."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else _CPU_PROCESSORS

@@ -53,7 +53,9 @@ def _scales_of(ring: gl.tuple, slot: gl.tensor, group: gl.constexpr, half: gl.co
 @gluon.jit
 def _zeros_of(ring: gl.tuple, slot: gl.tensor, group: gl.constexpr, half: gl.constexpr, spec: gl.constexpr) -> gl.tensor:
     """Return the zero points of a half's rows in a group, two a byte [32]."""
-    if spec.deep:
+    if not spec.zeros:
+        zero_C = gl.full([32], MIDDLE * 17, gl.uint8, gl.SliceLayout(1, spec.bytes_layout))
+    elif spec.deep:
         zero_C = zero_bytes(ring[2].index(slot), half, 0)
     else:
         box_GC = ring[2].index(slot * spec.row_boxes + half // spec.halves_of_box)
@@ -114,10 +116,7 @@ def _without_zeros(
 ) -> gl.tensor:  # fmt: skip
     """Return products under way with those of zero points taken off, where that is done inside a step."""
     if spec.inside:
-        if spec.zeros:
-            zero_C = _zeros_of(ring, slot, group, half, spec)
-        else:
-            zero_C = gl.full([32], MIDDLE * 17, gl.uint8, gl.SliceLayout(1, spec.bytes_layout))
+        zero_C = _zeros_of(ring, slot, group, half, spec)
         minus_RK = part_of(minus_zeros_fp8(zero_C, spec), group, spec)
         products_RN = warpgroup_mma(minus_RK, x_KN, products_RN, is_async=True)
     return products_RN
@@ -162,44 +161,6 @@ def _step_fp8(accs: gl.tuple, ring: gl.tuple, m: gl.tensor, INDEX: gl.constexpr,
 
 
 @gluon.jit
-def _started(ring: gl.tuple, m: gl.tensor, INDEX: gl.constexpr, spec: gl.constexpr) -> gl.tensor:
-    """Start step m's products, once its operands are there."""
-    _packed, _scales, _zeros, x_BNK, _sums, full_B, _free, _added_B = ring
-    slot = m % spec.slots
-    mbarrier.wait(full_B.index(slot), m // spec.slots & 1)
-    codes_RK = part_of(codes_fp8(_packed_of(ring, slot, INDEX, spec)), 0, spec)
-    return _start(codes_RK, x_BNK.index(slot).permute((1, 0)), 0, spec)
-
-
-@gluon.jit
-def _taken(
-    acc_RN: gl.tensor, products_RN: gl.tensor, ring: gl.tuple, m: gl.tensor, INDEX: gl.constexpr, spec: gl.constexpr
-) -> gl.tensor:
-    """Return the sums with step m's products, and free its slot."""
-    slot = m % spec.slots
-    acc_RN = _add_fp8(acc_RN, products_RN, _factors(ring, slot, 0, INDEX, spec), ring, m, 0, spec)
-    _barrier()
-    mbarrier.arrive(ring[6].index(slot))
-    return acc_RN
-
-
-@gluon.jit
-def _steps_fp8(accs: gl.tuple, ring: gl.tuple, m: gl.tensor, INDEX: gl.constexpr, spec: gl.constexpr) -> gl.tuple:
-    """Return the sums after several steps; a step's codes are made while the products of the one before run."""
-    acc_RN, b_RN, c_RN, d_RN = accs
-    steps: gl.constexpr = spec.steps
-    running_RN = _started(ring, m, INDEX, spec)
-    for i in gl.static_range(1, steps):
-        next_RN = _started(ring, m + i, INDEX, spec)
-        products_RN = warpgroup_mma_wait(1, deps=[running_RN])
-        acc_RN = _taken(acc_RN, products_RN, ring, m + (i - 1), INDEX, spec)
-        running_RN = next_RN
-    products_RN = warpgroup_mma_wait(0, deps=[running_RN])
-    acc_RN = _taken(acc_RN, products_RN, ring, m + (steps - 1), INDEX, spec)
-    return acc_RN, b_RN, c_RN, d_RN
-
-
-@gluon.jit
 def _step_groups(accs: gl.tuple, ring: gl.tuple, m: gl.tensor, INDEX: gl.constexpr, spec: gl.constexpr) -> gl.tuple:
     """Return the sums after step m: in 16 bits, or in FP8 with several groups a step."""
     _packed, _scales, _zeros, x_BNK, _sums, full_B, free_B, _added_B = ring
@@ -216,10 +177,7 @@ def _step_groups(accs: gl.tuple, ring: gl.tuple, m: gl.tensor, INDEX: gl.constex
             products_RN = warpgroup_mma_wait(0, deps=[products_RN])
             acc_RN = _add_fp8(acc_RN, products_RN, _factors(ring, slot, group, INDEX, spec), ring, m, group, spec)
         else:
-            if spec.zeros:
-                zero_C = _zeros_of(ring, slot, group, INDEX, spec)
-            else:
-                zero_C = gl.full([32], MIDDLE * 17, gl.uint8, gl.SliceLayout(1, spec.bytes_layout))
+            zero_C = _zeros_of(ring, slot, group, INDEX, spec)
             codes_RK = part_of(numbers(packed_CJ, zero_C, x_BNK.dtype, spec), group, spec)
             if spec.wide:
                 products_RN = warpgroup_mma(codes_RK, x_KN, _nothing(spec), use_acc=False, is_async=True)
@@ -305,11 +263,6 @@ def multiplier(
         nothing_RN = _nothing(spec)
         accs = (nothing_RN, nothing_RN, nothing_RN, nothing_RN)
         late_stop = u + taken - (stop - m)
-        if spec.steps > 1:
-            several = m + (stop - m) // spec.steps * spec.steps
-            for step in range(m, several, spec.steps):
-                accs = _steps_fp8(accs, ring, step, INDEX, spec)
-            m = several
         for step in range(m, stop):
             if spec.fp8 and spec.groups == 1:
                 accs = _step_fp8(accs, ring, step, INDEX, spec)

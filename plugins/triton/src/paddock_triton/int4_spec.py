@@ -23,7 +23,7 @@ class Int4Tile:
     """How a product is cut: `tokens` of a tile in `cuts`, `halves` of 64 rows for each of `teams` of four warps, `slots` steps.
 
     `shared`: programs take equal parts of all steps, so that tiles are shared; else whole tiles. `late`: zero points are taken
-    off after a tile's steps, in a product of their own. `steps` are in flight at once. `deep`: a tile has 64 rows, and each team
+    off after a tile's steps, in a product of their own. `deep`: a tile has 64 rows, and each team
     takes another 128 inputs of a step, so that few tiles are shared where outputs are few. `inside`: zero points are taken off in
     each step, in products with x of their own.
     """
@@ -35,7 +35,6 @@ class Int4Tile:
     cuts: int = 1
     shared: bool = True
     late: bool = False
-    steps: int = 1
     deep: bool = False
     inside: bool = False
 
@@ -55,7 +54,6 @@ class Int4Spec:
         tile, one_group = self.tile, self.fp8 and self.groups == 1
         assert tile.tokens % tile.cuts == 0, tile
         assert one_group or (tile.halves, tile.cuts) == (1, 1), (tile, "has halves or cuts", self.group)
-        assert tile.steps == 1 or (one_group and (tile.halves, tile.cuts, tile.deep) == (1, 1, False)), (tile, "has steps")
         assert not tile.late or (self.fp8 and self.group == _STEP and not tile.deep), (tile, "is late", self.group)
         assert not tile.deep or (self.group == _STEP and (tile.halves, tile.cuts) == (1, 1)), (tile, "is deep", self.group)
         assert not (tile.deep and self.copies_sums), (tile, "is deep and wide")
@@ -99,11 +97,6 @@ class Int4Spec:
     def late(self) -> bool:
         """Return whether zero points are taken off after a tile's steps."""
         return self.tile.late
-
-    @property
-    def steps(self) -> int:
-        """Return how many steps are in flight at once."""
-        return self.tile.steps
 
     @property
     def deep(self) -> bool:

@@ -27,7 +27,6 @@ from paddock_triton.rows import blocks_of
 PARTS = {2048: 4, 8192: 8}
 SHARED = False  # whether ops share rows: not before `python -m tests.bench.shared_rows` has run on a GPU
 LEAST_WIDTH = 12288  # a shorter row is read by one program while others would still be meeting
-_COUNTERS = 1024  # more than any GPU has multiprocessors, so that there is one tensor a device for good
 
 
 def part_of(tokens: int, width: int, device: torch.device) -> int | None:
@@ -36,19 +35,6 @@ def part_of(tokens: int, width: int, device: torch.device) -> int | None:
         return None
     most = processors(device)
     return next((part for part in PARTS if tokens * blocks_of(width, part) <= most), None)
-
-
-_counters_of: dict[torch.device, Tensor] = {}
-
-
-def counters(device: torch.device) -> Tensor:
-    """Return zeros [_COUNTERS], which every kernel leaves so: kernels that share them run one after another."""
-    found = _counters_of.get(device)
-    if found is None:
-        found = torch.zeros(_COUNTERS, dtype=torch.int32, device=device)
-        if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():  # a graph's memory is its own
-            _counters_of[device] = found
-    return found
 
 
 def largest_of_parts(tokens: int, width: int, part: int, like: Tensor) -> Tensor:

@@ -10,11 +10,12 @@ import triton.language as tl
 from torch import Tensor
 
 from paddock.layers import QuantizedActivation
+from paddock_triton.counters import counters
 from paddock_triton.dependence import DEPENDENT, start_next, wait
 from paddock_triton.failures import named
 from paddock_triton.fp8 import empty_fp8, in_groups, store_row, to_fp8, token_scale
 from paddock_triton.launch import launch
-from paddock_triton.meeting import PARTS, SHARED, counters, largest_of_parts, part_of, shared_scale
+from paddock_triton.meeting import PARTS, SHARED, largest_of_parts, part_of, shared_scale
 from paddock_triton.ops_activation import GELU_BLOCK, SILU_BLOCK, WARPS, gelu_at, place, silu_mul_at
 from paddock_triton.rows import blocks_of, power_of_2, unit_stride
 
@@ -160,6 +161,6 @@ def launch_shared(out: QuantizedActivation, x_TX: Tensor, bound: float | None, p
     largest_TP = largest_of_parts(tokens, width, part, x_TX)
     launch(
         _shared_kernel, (largest_TP.numel(),),
-        x_TX, out.values_TI, out.scale, largest_TP, counters(x_TX.device), x_TX.stride(0), bound, WIDTH=width, BLOCK=part,
+        x_TX, out.values_TI, out.scale, largest_TP, counters(x_TX.device, tokens), x_TX.stride(0), bound, WIDTH=width, BLOCK=part,
         LANES=power_of_2(largest_TP.shape[1]), GATED=gated, num_warps=PARTS[part], **DEPENDENT,
     )  # fmt: skip

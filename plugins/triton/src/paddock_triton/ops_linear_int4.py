@@ -9,7 +9,6 @@ T tokens, I input and O output features, G groups of inputs; B, S, N, F, P as `p
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -26,6 +25,8 @@ from triton.language.extra.cuda import gdc_launch_dependents
 from paddock.layers import reference
 from paddock.layers.int4 import Int4Weight
 from paddock_triton.attention_async import runs_on
+from paddock_triton.attention_tuning import processors
+from paddock_triton.counters import counters
 from paddock_triton.dependence import DEPENDENT, start_next, wait
 from paddock_triton.failures import named
 from paddock_triton.int4_bringing import adder, barriers, token_copier, weight_copier
@@ -36,14 +37,13 @@ from paddock_triton.rows import blocks_of, unit_stride
 
 _FEW_ROWS = 16384  # outputs below which a tile has fewer rows, so that there are enough tiles
 _LINE = 16  # bytes: where rows may begin that the copy engine brings
-_COUNTERS = 1 << 16
 _JOIN_BYTES = 12e6  # of codes that are read while parts of a tile meet: 3 us
 # By the most tokens. `python -m tests.bench.int4_variants` times them; on an H200, microseconds with zero points, groups of 128:
 # 1 token, 8192 -> 57344: 63.5 with 6 slots, 63.7 with 8, 103.9 deep, where one warp's sums do not keep up.
 # 64 tokens, 8192 -> 57344: 91.5, 4 teams 95.1, 3 teams 99.0, 1 half 104.9; 8192 -> 8192: 33.6, 34.0, 29.3, 28.1.
 # 128 tokens, 14848 -> 59392: 234.4, 1 half 244.9, 3 teams 287.5.
 # 256 tokens, 59392 -> 14848: 417.5, 128 at a time in 2 halves 460.2, in 1 487.0, that not shared 554.6, by 3 teams 663.8.
-# 4,096 tokens, 8192 -> 57344: 3,623; shared 3,719; 128 at a time by 3 teams 3,852 to 3,975, by 2 4,095; steps overlapped 4,529.
+# 4,096 tokens, 8192 -> 57344: 3,623; shared 3,719; 128 at a time by 3 teams 3,852 to 3,975, by 2 4,095.
 # Zero points taken off group by group cost 10 to 20 percent from 64 tokens on: 64 96.9, 128 at a time 4,968.
 _FP8 = {
     8: Int4Tile(tokens=8, teams=4, slots=6),
@@ -118,7 +118,7 @@ def _suited(tile: Int4Tile, weight: Int4Weight) -> Int4Tile:
     """Return a deep tile as it suits a weight: not deep where groups are others, shared only where that is the quicker."""
     if not tile.deep or weight.form.group != STEP.value:
         return evolve(tile, deep=False)
-    tiles, programs = blocks_of(weight.form.outputs, ROWS.value), _processors(weight.packed.device)
+    tiles, programs = blocks_of(weight.form.outputs, ROWS.value), processors(weight.packed.device)
     idle = blocks_of(tiles, programs) * programs / tiles - 1  # of the time, where programs take whole tiles
     return evolve(tile, shared=idle * weight.packed.nbytes > _JOIN_BYTES)
 
@@ -133,7 +133,7 @@ def launch_int4(out_TO: Tensor, x_TI: Tensor, scale_T1: Tensor | None, weight: I
     tiles = token_tiles * blocks_of(form.outputs, spec.rows)
     steps = blocks_of(form.blocks, spec.pieces)
     span = steps + (blocks_of(form.group_rows, LATE_GROUPS.value) if spec.late else 0)
-    programs = min(_processors(x_TI.device), tiles * (span if spec.shared else 1))
+    programs = min(processors(x_TI.device), tiles * (span if spec.shared else 1))
     parts = x_TI.new_empty(2 * programs * spec.rows * spec.tokens if spec.shared else 1, dtype=torch.float32)
     if spec.wide:
         x_TI = _turned(x_TI)
@@ -141,7 +141,7 @@ def launch_int4(out_TO: Tensor, x_TI: Tensor, scale_T1: Tensor | None, weight: I
     launch(
         _int4_kernel, (programs,),
         out_TO, *_described(weight, x_TI, sums, spec), out_TO if scale_T1 is None else scale_T1, parts,
-        _counters(x_TI.device, tiles * spec.teams if spec.shared else 1), tokens, form.outputs, steps, span, tiles,
+        counters(x_TI.device, tiles * spec.teams if spec.shared else 1), tokens, form.outputs, steps, span, tiles,
         token_tiles, spec=spec, num_warps=4, **DEPENDENT,
     )  # fmt: skip
 
@@ -157,30 +157,6 @@ def _aligned(x_TI: Tensor) -> Tensor:
     if x_TI.stride(0) * x_TI.element_size() % _LINE or x_TI.data_ptr() % _LINE:
         return x_TI.clone(memory_format=torch.contiguous_format)  # of a single row any other copy keeps the stride
     return x_TI
-
-
-@cache
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-_counters_of: dict[torch.device, Tensor] = {}
-
-
-def _counters(device: torch.device, count: int) -> Tensor:
-    """Return zeros, which every kernel leaves so: kernels that share them run one after another.
-
-    A captured graph goes on using those that were kept when it was captured, so these are never replaced; a product with more
-    tiles than they count has its own, made anew each time.
-    """
-    kept = _counters_of.get(device)
-    if kept is not None and count <= _COUNTERS:
-        return kept
-    made = torch.zeros(max(count, _COUNTERS), dtype=torch.int32, device=device)
-    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()  # what is made then is the graph's own
-    if kept is None and not capturing and count <= _COUNTERS:
-        _counters_of[device] = made
-    return made
 
 
 def _described(weight: Int4Weight, x_TI: Tensor, sums: Tensor | None, spec: Int4Spec) -> tuple[TensorDescriptor, ...]:

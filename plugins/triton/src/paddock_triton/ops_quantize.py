@@ -10,11 +10,12 @@ import triton.language as tl
 from torch import Tensor
 
 from paddock.layers import QuantizedActivation
+from paddock_triton.counters import counters
 from paddock_triton.dependence import DEPENDENT, start_next, wait
 from paddock_triton.failures import named
 from paddock_triton.fp8 import empty_fp8, in_groups, to_fp8, token_scale
 from paddock_triton.launch import launch
-from paddock_triton.meeting import PARTS, SHARED, counters, largest_of_parts, part_of, shared_scale
+from paddock_triton.meeting import PARTS, SHARED, largest_of_parts, part_of, shared_scale
 from paddock_triton.rows import blocks_of, power_of_2, row_warps, unit_stride
 
 # Percent of 4.3 TB/s on an H200 for 4096 tokens of 8192, 14848 and 28672. Static: blocks of 1024 on 4 warps 88, 91, 95; 2048 on 4
@@ -164,6 +165,6 @@ def launch_shared(out: QuantizedActivation, x_TI: Tensor, bound: float | None, p
     largest_TP = largest_of_parts(tokens, width, part, x_TI)
     launch(
         _shared_kernel, (largest_TP.numel(),),
-        x_TI, out.values_TI, out.scale, largest_TP, counters(x_TI.device), x_TI.stride(0), bound, WIDTH=width, BLOCK=part,
+        x_TI, out.values_TI, out.scale, largest_TP, counters(x_TI.device, tokens), x_TI.stride(0), bound, WIDTH=width, BLOCK=part,
         LANES=power_of_2(largest_TP.shape[1]), num_warps=PARTS[part], **DEPENDENT,
     )  # fmt: skip
