@@ -4,7 +4,7 @@ Every tile is compiled first, on all cores, then held to the plain-torch twin on
 shapes of the layers of Llama-3.1-70B and Falcon-180B (O x I, groups of 128). Times are those of one call in a captured graph of
 calls on weights that the L2 does not hold, sums of x included. A wrong result has no time. A line tells of all tiles for a
 shape, the quickest first, what runs now marked *: microseconds, TB/s of codes, scales and zero points, TFLOP/s. In names n is
-tokens of a tile, h halves of 64 rows for each of t teams, c cuts, s steps in shared memory.
+tokens of a tile, h halves of 64 rows for each of t teams, c cuts, s steps in shared memory, r registers of a lane.
 
 `--compile` needs no GPU: it compiles for compute capability 9.0 and prints registers, spills, shared memory and the instruction
 that multiplies.
@@ -61,10 +61,11 @@ class Candidate:
     def name(self) -> str:
         """Return what the tile is, a star where it is what runs now."""
         tile = self.tile
-        marks = "".join(f" {word}" for word in ("shared", "late", "deep", "inside") if getattr(tile, word))
+        marks = "".join(f" {word}" for word in ("shared", "late", "deep") if getattr(tile, word))
         star = "*" if tile in _running(self.fp8) else ""
         kind = "fp8" if self.fp8 else "bf16"
-        return f"{star}{kind} n{tile.tokens} h{tile.halves} t{tile.teams} c{tile.cuts} s{tile.slots}{marks}"
+        cut = f"n{tile.tokens} h{tile.halves} t{tile.teams} c{tile.cuts} s{tile.slots} r{tile.registers}"
+        return f"{star}{kind} {cut}{marks}"
 
 
 def _running(fp8: bool) -> list[Int4Tile]:
@@ -72,25 +73,23 @@ def _running(fp8: bool) -> list[Int4Tile]:
     if not fp8:
         return [*ops_linear_int4._HALVES.values(), ops_linear_int4._HALVES_MANY]
     more = [ops_linear_int4._FP8_MANY, ops_linear_int4._FP8_MANY_NARROW]
-    return [*ops_linear_int4._FP8.values(), *ops_linear_int4._FP8_FEW_ROWS.values(), *more]
+    return [*ops_linear_int4._FP8.values(), *ops_linear_int4._FP8_DEEP.values(), *more]
 
 
 def _candidates() -> Iterator[Candidate]:
     """Yield what may multiply, by tokens."""
-    for most in (8, 16):
-        wide = Int4Tile(tokens=most, teams=4, slots=6)
-        fewest = most // 2 + 1 if most > 8 else 1
-        deep = [evolve(wide, deep=True, shared=shared) for shared in (True, False)]
-        inside = [evolve(tile, inside=True) for tile in (wide, *deep)]
-        for tile in (wide, *deep, *inside, evolve(wide, inside=True, slots=8)):
-            yield Candidate(tile=tile, fp8=True, fewest=fewest, most=most)
-    for tile in (Int4Tile(tokens=8, teams=4, slots=8), *(evolve(ops_linear_int4._HALVES[8], shared=s) for s in (True, False))):
-        yield Candidate(tile=tile, fp8=False, fewest=1, most=8)
+    deep = [evolve(tile, shared=shared) for tile in ops_linear_int4._FP8_DEEP.values() for shared in (True, False)]
+    few = [ops_linear_int4._FP8[8], ops_linear_int4._FP8[16]]
+    for tile in (*few, *(evolve(tile, registers=2048) for tile in few), *deep, evolve(deep[0], registers=2048)):
+        yield Candidate(tile=tile, fp8=True, fewest=tile.tokens // 2 + 1 if tile.tokens > 8 else 1, most=tile.tokens)
+    for shared in (True, False):
+        yield Candidate(tile=evolve(ops_linear_int4._HALVES[8], shared=shared), fp8=False, fewest=1, most=8)
+    yield Candidate(tile=evolve(ops_linear_int4._HALVES[8], deep=False), fp8=False, fewest=1, most=8)
     between = [
-        *(Int4Tile(tokens=32, teams=4, slots=6, **kind) for kind in ({}, {"inside": True}, {"late": True})),
-        Int4Tile(tokens=64, teams=2, halves=2, slots=6, late=True),
-        Int4Tile(tokens=64, teams=2, slots=8, late=True),
-        Int4Tile(tokens=64, teams=4, slots=5, late=True),
+        ops_linear_int4._FP8[32],
+        evolve(ops_linear_int4._FP8[32], late=True),
+        *(Int4Tile(tokens=64, teams=2, halves=halves, slots=8 // halves + 2 * (halves == 2), late=True) for halves in (1, 2)),
+        ops_linear_int4._FP8[64],
         Int4Tile(tokens=128, teams=2, halves=2, slots=4, late=True),
         Int4Tile(tokens=128, teams=2, slots=6, late=True),
         Int4Tile(tokens=256, teams=2, cuts=2, slots=4, late=True),
@@ -99,7 +98,6 @@ def _candidates() -> Iterator[Candidate]:
         yield Candidate(tile=tile, fp8=True, fewest=tile.tokens // 2 + 1, most=4096 if tile.tokens == 256 else tile.tokens)
     many = [
         Int4Tile(tokens=128, teams=2, slots=6, late=True, shared=False),
-        Int4Tile(tokens=128, teams=3, slots=5, late=True, shared=False),
         Int4Tile(tokens=128, teams=2, halves=2, slots=4, late=True),
         Int4Tile(tokens=256, teams=2, cuts=2, slots=4, late=True, shared=False),
     ]

@@ -28,13 +28,11 @@ from paddock_triton.ops_linear_int4 import linear_int4, linear_int4_fp8
 BF16, FP16 = torch.bfloat16, torch.float16
 FP8_TILES = [
     *ops_linear_int4._FP8.values(),
-    *ops_linear_int4._FP8_FEW_ROWS.values(),
+    *ops_linear_int4._FP8_DEEP.values(),
     ops_linear_int4._FP8_MANY,
     ops_linear_int4._FP8_MANY_NARROW,
-    Int4Tile(tokens=16, teams=4, slots=4, deep=True),
-    Int4Tile(tokens=128, teams=3, slots=5, late=True),
 ]
-FP8_GROUPS = [ops_linear_int4._FP8_OTHER_GROUPS, *(evolve(ops_linear_int4._FP8[most], deep=False) for most in (8, 16, 32))]
+FP8_GROUPS = [ops_linear_int4._FP8_OTHER_GROUPS, *(ops_linear_int4._FP8[most] for most in (8, 16, 32))]
 # (tile, whether inputs are FP8, group): each that a product is cut by.
 CUTS = [
     *((tile, True, 128) for tile in FP8_TILES),
@@ -60,14 +58,13 @@ def test_a_step_waits_for_as_many_bytes_as_are_copied(
     weight = _weight(192, 1024, group, zeros=zeros, dtype=scale_dtype)
     x_TI = torch.zeros(3, 1024, dtype=FP8 if fp8 else BF16)
     spec = ops_linear_int4._spec(tile, weight, fp8=fp8)
-    sums = torch.zeros(16, 16, dtype=BF16 if spec.late else torch.float32)
-    described = ops_linear_int4._described(weight, x_TI, sums if spec.late or spec.copies_sums else None, spec)
+    sums = torch.zeros(16, 16, dtype=BF16) if spec.late else None
+    described = ops_linear_int4._described(weight, x_TI, sums, spec)
     packed, scales, zeros_of, x, sums_of, late_scales = (math.prod(d.block_shape) * d.base.element_size() for d in described)
-    per_step = spec.boxes * packed + spec.row_boxes * (scales + zeros_of * (zeros and not spec.late))
-    assert spec.weight_bytes == per_step
-    assert spec.token_bytes == spec.row_groups * x + sums_of * spec.copies_sums
+    assert spec.weight_bytes == spec.pieces * packed + scales + zeros_of * (zeros and not spec.late)
+    assert spec.token_bytes == spec.row_groups * x
     if spec.late:
-        assert spec.late_weight_bytes == spec.row_boxes * late_scales + spec.teams * spec.halves * zeros_of * zeros
+        assert spec.late_weight_bytes == late_scales + spec.teams * spec.halves * zeros_of * zeros
         assert spec.late_token_bytes == 2 * sums_of
 
 
@@ -88,7 +85,7 @@ def test_a_prompt_of_131072_tokens_fits_a_grid(group: int, monkeypatch: pytest.M
     x_TI = torch.zeros(131_072, 128, dtype=BF16)
     linear_int4(x_TI, weight)
     linear_int4_fp8(x_TI.to(FP8), torch.ones(131_072, 1), weight, BF16)
-    assert len(grids) == 4  # of each product, and of what it needs of x
+    assert len(grids) == (4 if group == 128 else 3)  # of each product, and of what it needs of x
     assert all(side <= 65_535 for grid in grids for side in grid[1:]), grids
 
 
@@ -102,22 +99,14 @@ def test_inputs_are_turned_as_the_codes_lie(inputs: int, device: torch.device) -
     assert torch.equal(found.view(3, -1, 16), x_TI.view(3, -1, 16)[:, :, order])
 
 
-@pytest.mark.parametrize(("group", "late"), [(128, True), (128, False), (32, False), (256, False)])
-def test_sums_of_values_are_those_of_groups_within_blocks(group: int, late: bool, device: torch.device) -> None:
-    """In float32, or as two bfloat16 of which the second is what the first leaves; groups that only fill up give 0."""
+def test_sums_of_values_are_those_of_groups(device: torch.device) -> None:
+    """As two bfloat16 of which the second is what the first leaves; groups that only fill up give 0."""
     values_TI = (torch.randn(5, 640, generator=torch.Generator(device).manual_seed(5), device=device) + 0.3).to(FP8)
-    tile = Int4Tile(tokens=64, teams=2, slots=4, late=late)
-    spec = ops_linear_int4._spec(tile, _weight(64, 768, group), fp8=True)
     with poisoned():
-        sums = ops_linear_int4._sums(values_TI, spec, blocks=6)
-    size = min(group, 128)
-    expected_TG = torch.nn.functional.pad(values_TI.float(), (0, 128)).view(5, -1, size).sum(2)
-    if late:
-        assert torch.equal(sums[:5, 6:], torch.zeros_like(sums[:5, 6:]))
-        found_TG, bound = (sums[:5].float() + sums[5:].float())[:, :6], 2.0**-16
-    else:
-        found_TG, bound = sums[:, :5].T, 2.0**-20
-    torch.testing.assert_close(found_TG, expected_TG, rtol=bound, atol=1e-4)
+        sums = ops_linear_int4._sums(values_TI, blocks=6)
+    expected_TG = torch.nn.functional.pad(values_TI.float(), (0, 128)).view(5, -1, 128).sum(2)
+    assert torch.equal(sums[:5, 6:], torch.zeros_like(sums[:5, 6:]))
+    torch.testing.assert_close((sums[:5].float() + sums[5:].float())[:, :6], expected_TG, rtol=2.0**-16, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP16, FP8], ids=str)
@@ -144,7 +133,8 @@ def test_rows_begin_where_the_copy_engine_can(tokens: int, dtype: torch.dtype) -
         (True, 256, {"late": True}),
         (True, 256, {"deep": True}),
         (True, 128, {"deep": True, "late": True}),
-        (True, 128, {"deep": True, "tokens": 32}),
+        (True, 128, {"teams": 3}),
+        (True, 128, {"halves": 2}),
     ],
 )
 def test_no_tile_is_cut_as_the_kernel_cannot(fp8: bool, group: int, cut: dict[str, Any]) -> None:
@@ -173,22 +163,26 @@ def test_programs_share_all_steps_evenly(programs: int, units: int) -> None:
     ("tiles", "span", "programs"), [(1, 4, 4), (3, 5, 4), (10, 7, 66), (5, 64, 132), (200, 3, 132), (7, 9, 1)]
 )
 def test_as_many_parts_of_a_tile_are_kept_as_are_waited_for(tiles: int, span: int, programs: int) -> None:
-    """A program keeps one part that begins a tile and one that goes on with another at most; the first of a tile begins it."""
+    """A program keeps one part at most, before it begins the tile that it may have to wait for; none waits for an earlier one."""
     first_unit, program_of = int4_bringing.first_unit.fn, int4_bringing.program_of.fn
-    kept: dict[int, list[tuple[int, bool]]] = {}  # by tile: each part's program, and whether it begins the tile
+    kept: dict[int, list[int]] = {}  # by tile: the programs that go on with it
+    waiting: dict[int, int] = {}  # by tile: the program that begins it
     for program in range(programs):
         unit, stop = (int(first_unit(each, programs, tiles * span)) for each in (program, program + 1))
         while unit < stop:
             tile, block = divmod(unit, span)
             taken = min(span - block, stop - unit)
-            if taken < span:
-                kept.setdefault(tile, []).append((program, block == 0))
+            if block > 0:
+                assert program not in waiting.values()
+                kept.setdefault(tile, []).append(program)
+            elif taken < span:
+                assert unit + taken == stop
+                waiting[tile] = program
             unit += taken
-    places = [place for parts in kept.values() for place in parts]
-    assert len(places) == len(set(places))
+    assert kept.keys() == waiting.keys()
     for tile, parts in kept.items():
-        first, last = (int(program_of(tile * span + at, programs, tiles * span)) for at in (0, span - 1))
-        assert parts == [(program, program == first) for program in range(first, last + 1)]
+        last = int(program_of(tile * span + span - 1, programs, tiles * span))
+        assert parts == [*range(waiting[tile] + 1, last + 1)]
 
 
 def test_counters_that_a_graph_may_use_are_never_replaced(device: torch.device) -> None:

@@ -40,14 +40,12 @@ WEIGHTS = [
 ]
 TILES = [
     *ops_linear_int4._FP8.values(),
-    *(evolve(ops_linear_int4._FP8[most], deep=True, shared=shared) for most in (8, 16) for shared in (False, True)),
-    *(evolve(ops_linear_int4._FP8[most], inside=True, deep=deep) for most in (8, 16) for deep in (False, True)),
-    *ops_linear_int4._FP8_FEW_ROWS.values(),
+    *(evolve(tile, shared=shared) for tile in ops_linear_int4._FP8_DEEP.values() for shared in (False, True)),
     ops_linear_int4._FP8_MANY,
     ops_linear_int4._FP8_MANY_NARROW,
     evolve(ops_linear_int4._FP8_MANY_NARROW, shared=True),
-    Int4Tile(tokens=128, teams=3, slots=5, late=True),
-    Int4Tile(tokens=64, teams=2, slots=6),
+    Int4Tile(tokens=64, teams=2, halves=2, slots=6, late=True),
+    ops_linear_int4._FP8_OTHER_GROUPS,
 ]
 
 

@@ -1,4 +1,4 @@
-"""The warps of `ops_linear_int4` that bring what is multiplied: one copies weights, one tokens, one may add up values.
+"""The warps of `ops_linear_int4` that bring what is multiplied: one copies weights, one tokens.
 
 A step is 128 inputs of a tile of outputs and tokens, or 128 for each team. What it needs lies in a slot of shared memory, with
 two barriers: one that says all of it is there (`full`), one that all its readers are done with it (`free`). Step m of a program
@@ -88,19 +88,15 @@ def _copy_weight(
 ) -> None:  # fmt: skip
     """Have a step's part of the weight copied; its codes begin at `line`, those of 128 inputs on `lines` later."""
     packed, scales, zeros, _x, _sums, _late_scales = sources
-    slot = _free_slot((ring[5], ring[6]), m, spec.slots, spec.weight_bytes)
-    full = ring[5].index(slot)
+    slot = _free_slot((ring[4], ring[5]), m, spec.slots, spec.weight_bytes)
+    full = ring[4].index(slot)
     group = block // spec.steps_of_group * spec.row_groups
-    boxes: gl.constexpr = spec.boxes
-    for i in gl.static_range(boxes):
-        place = [line + i * lines if spec.deep else line + i * (spec.box // 2), 0]
-        tma.async_copy_global_to_shared(packed, place, full, ring[0].index(slot * boxes + i))
-    row_boxes: gl.constexpr = spec.row_boxes
-    for i in gl.static_range(row_boxes):
-        at = slot * row_boxes + i
-        tma.async_copy_global_to_shared(scales, [group, row + i * spec.box], full, ring[1].index(at))
-        if spec.zeros and not spec.late:
-            tma.async_copy_global_to_shared(zeros, [group, (row + i * spec.box) // 2], full, ring[2].index(at))
+    pieces: gl.constexpr = spec.pieces
+    for i in gl.static_range(pieces):
+        tma.async_copy_global_to_shared(packed, [line + i * lines, 0], full, ring[0].index(slot * pieces + i))
+    tma.async_copy_global_to_shared(scales, [group, row], full, ring[1].index(slot))
+    if spec.zeros and not spec.late:
+        tma.async_copy_global_to_shared(zeros, [group, row // 2], full, ring[2].index(slot))
 
 
 @gluon.jit
@@ -111,10 +107,7 @@ def _copy_late_weight(
     _packed, _scales, zeros, _x, _sums, late_scales = sources
     slot = _free_slot((late[3], late[4]), u, LATE_SLOTS, spec.late_weight_bytes)
     full = late[3].index(slot)
-    row_boxes: gl.constexpr = spec.row_boxes
-    for i in gl.static_range(row_boxes):
-        place = [step * LATE_GROUPS, row + i * spec.box]
-        tma.async_copy_global_to_shared(late_scales, place, full, late[0].index(slot * row_boxes + i))
+    tma.async_copy_global_to_shared(late_scales, [step * LATE_GROUPS, row], full, late[0].index(slot))
     if spec.zeros:
         halves: gl.constexpr = spec.teams * spec.halves
         for half in gl.static_range(halves):
@@ -148,15 +141,13 @@ def weight_copier(sources: gl.tuple, ring: gl.tuple, late: gl.tuple, sizes: gl.t
 @gluon.jit
 def _copy_tokens(sources: gl.tuple, ring: gl.tuple, m: gl.tensor, token: gl.tensor, block: gl.tensor, spec: gl.constexpr) -> None:
     """Have a step's part of x copied into the slot that its weights go to."""
-    _packed, _scales, _zeros, x, sums, _late_scales = sources
-    slot = _free_slot((ring[5], ring[6]), m, spec.slots, spec.token_bytes)
-    full = ring[5].index(slot)
+    _packed, _scales, _zeros, x, _sums, _late_scales = sources
+    slot = _free_slot((ring[4], ring[5]), m, spec.slots, spec.token_bytes)
+    full = ring[4].index(slot)
     groups: gl.constexpr = spec.row_groups
     for group in gl.static_range(groups):
         place = [token, block * spec.pieces * STEP + group * spec.inputs]
         tma.async_copy_global_to_shared(x, place, full, ring[3].index(slot * groups + group))
-    if spec.copies_sums:
-        tma.async_copy_global_to_shared(sums, [block * spec.groups, token], full, ring[4].index(slot))
 
 
 @gluon.jit
@@ -172,7 +163,7 @@ def _copy_late_tokens(
 
 @gluon.jit
 def token_copier(sources: gl.tuple, ring: gl.tuple, late: gl.tuple, sizes: gl.tuple, spec: gl.constexpr) -> None:
-    """Copy every step's part of x, and of its sums, as slots become free: one warp."""
+    """Copy every step's part of x, and late steps' sums, as slots become free: one warp."""
     tokens, _outputs, blocks, span, _tiles, token_tiles = sizes
     gdc_wait()
     first, count = steps_of(sizes, spec)
@@ -189,21 +180,3 @@ def token_copier(sources: gl.tuple, ring: gl.tuple, late: gl.tuple, sizes: gl.tu
                 _copy_late_tokens(sources, late, u, tokens, token, step - blocks, spec)
                 u += 1
         t += taken
-
-
-@gluon.jit
-def adder(ring: gl.tuple, sizes: gl.tuple, spec: gl.constexpr) -> None:
-    """Add up each group's values of a few tokens as they come: one warp."""
-    _packed, _scales, _zeros, x_BNK, sums_BGN, full_B, _free_B, added_B = ring
-    _first, count = steps_of(sizes, spec)
-    tokens: gl.constexpr = spec.tokens
-    groups: gl.constexpr = spec.row_groups
-    layout: gl.constexpr = gl.BlockedLayout([16, 1], [4, 8], [1, 1], [0, 1])
-    for m in range(count):
-        slot = m % spec.slots
-        mbarrier.wait(full_B.index(slot), m // spec.slots & 1)
-        for group in gl.static_range(groups):
-            value_KN = x_BNK.index(slot * groups + group).permute((1, 0)).load(layout).to(gl.float32)
-            sum_1N = gl.expand_dims(gl.sum(value_KN, 0), 0)
-            sums_BGN.index(slot).slice(group, 1).slice(0, tokens, dim=1).store(sum_1N)
-        mbarrier.arrive(added_B.index(slot))

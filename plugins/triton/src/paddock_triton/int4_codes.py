@@ -129,13 +129,6 @@ def zero_bytes(zeros_GC: gl.shared_memory_descriptor, group: gl.constexpr, half:
 
 
 @gluon.jit
-def zeros_of_rows(zero_C: gl.tensor, spec: gl.constexpr) -> gl.tensor:
-    """Return zeros of two rows a byte [32] as those of rows [64], float32."""
-    both = gl.join(zero_C & 15, zero_C >> 4).reshape([4, 8, 2]).permute([0, 2, 1]).reshape([ROWS])
-    return gl.convert_layout(both, gl.SliceLayout(1, spec.mma)).to(gl.float32)
-
-
-@gluon.jit
 def part_of(codes_RK: gl.tensor, group: gl.constexpr, spec: gl.constexpr) -> gl.tensor:
     """Return a group's inputs of a half's codes as the matrix unit's operand."""
     part_RK = codes_RK

@@ -25,7 +25,6 @@ from paddock_triton.int4_codes import (
     row_values,
     shifts,
     zero_bytes,
-    zeros_of_rows,
 )
 from paddock_triton.int4_parts import finish
 from paddock_triton.int4_spec import LATE_SLOTS, ROWS
@@ -36,7 +35,11 @@ _barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # of a r
 @gluon.jit
 def _packed_of(ring: gl.tuple, slot: gl.tensor, half: gl.constexpr, spec: gl.constexpr) -> gl.shared_memory_descriptor:
     """Return the bytes of a step's half [32, 128]."""
-    return ring[0].index(slot * spec.boxes + half // spec.halves_of_box).slice(half % spec.halves_of_box * 32, 32)
+    if spec.deep:
+        packed_CJ = ring[0].index(slot * spec.pieces + half)
+    else:
+        packed_CJ = ring[0].index(slot).slice(half * 32, 32)
+    return packed_CJ
 
 
 @gluon.jit
@@ -45,8 +48,7 @@ def _scales_of(ring: gl.tuple, slot: gl.tensor, group: gl.constexpr, half: gl.co
     if spec.deep:
         scale_R = row_values(ring[1].index(slot), half, 0, spec)
     else:
-        box_GR = ring[1].index(slot * spec.row_boxes + half // spec.halves_of_box)
-        scale_R = row_values(box_GR, group, half % spec.halves_of_box, spec)
+        scale_R = row_values(ring[1].index(slot), group, half, spec)
     return scale_R.to(gl.float32)
 
 
@@ -58,8 +60,7 @@ def _zeros_of(ring: gl.tuple, slot: gl.tensor, group: gl.constexpr, half: gl.con
     elif spec.deep:
         zero_C = zero_bytes(ring[2].index(slot), half, 0)
     else:
-        box_GC = ring[2].index(slot * spec.row_boxes + half // spec.halves_of_box)
-        zero_C = zero_bytes(box_GC, group, half % spec.halves_of_box)
+        zero_C = zero_bytes(ring[2].index(slot), group, half)
     return zero_C
 
 
@@ -72,34 +73,9 @@ def _nothing(spec: gl.constexpr) -> gl.tensor:
 
 
 @gluon.jit
-def _factors(ring: gl.tuple, slot: gl.tensor, group: gl.constexpr, half: gl.constexpr, spec: gl.constexpr) -> gl.tuple:
-    """Return what a half's products with codes over 512, and the sums of x, are multiplied by [64]."""
-    scale_R = _scales_of(ring, slot, group, half, spec)
-    if not spec.shifts:
-        shift_R = scale_R
-    elif spec.zeros:
-        shift_R = -scale_R * zeros_of_rows(_zeros_of(ring, slot, group, half, spec), spec)
-    else:
-        shift_R = -scale_R * MIDDLE
-    return scale_R * 512.0, shift_R
-
-
-@gluon.jit
-def _add_fp8(
-    acc_RN: gl.tensor, products_RN: gl.tensor, factors: gl.tuple, ring: gl.tuple, m: gl.tensor, group: gl.constexpr,
-    spec: gl.constexpr,
-) -> gl.tensor:  # fmt: skip
-    """Return sums with a group's: scale * (products - zero * sum of x), the zero point's part perhaps late."""
-    scale_R, shift_R = factors
-    slot = m % spec.slots
-    if spec.adds:
-        mbarrier.wait(ring[7].index(slot), m // spec.slots & 1)
-    if spec.shifts:
-        columns: gl.constexpr = spec.columns
-        sum_1N = ring[4].index(slot).slice(group, 1).slice(0, columns, dim=1).load(spec.token_layout)
-        sum_N = gl.convert_layout(sum_1N.reshape([columns]), gl.SliceLayout(0, spec.mma))
-        acc_RN = shift_R[:, None] * sum_N[None, :] + acc_RN
-    return products_RN * scale_R[:, None] + acc_RN
+def _add_fp8(acc_RN: gl.tensor, products_RN: gl.tensor, scale_R: gl.tensor) -> gl.tensor:
+    """Return sums with a group's, of products with codes over 512."""
+    return products_RN * (scale_R * 512.0)[:, None] + acc_RN
 
 
 @gluon.jit
@@ -125,7 +101,7 @@ def _without_zeros(
 @gluon.jit
 def _step_fp8(accs: gl.tuple, ring: gl.tuple, m: gl.tensor, INDEX: gl.constexpr, spec: gl.constexpr) -> gl.tuple:
     """Return the sums after step m, whose inputs are of one group."""
-    _packed, _scales, _zeros, x_BNK, _sums, full_B, free_B, _added_B = ring
+    _packed, _scales, _zeros, x_BNK, full_B, free_B = ring
     slot = m % spec.slots
     piece: gl.constexpr = INDEX if spec.deep else 0
     x_KN = x_BNK.index(slot * spec.pieces + piece).permute((1, 0))
@@ -134,27 +110,27 @@ def _step_fp8(accs: gl.tuple, ring: gl.tuple, m: gl.tensor, INDEX: gl.constexpr,
     mbarrier.wait(full_B.index(slot), m // spec.slots & 1)
     codes_RK = part_of(codes_fp8(_packed_of(ring, slot, half, spec)), 0, spec)
     products_RN = _without_zeros(_start(codes_RK, x_KN, 0, spec), x_KN, ring, slot, 0, half, spec)
-    factors = _factors(ring, slot, 0, half, spec)
+    scale_R = _scales_of(ring, slot, 0, half, spec)
     products_RN = warpgroup_mma_wait(0, deps=[products_RN])
     if spec.cuts == 2:
         more_RN = _start(codes_RK, x_KN, 1, spec)
-        a_RN = _add_fp8(a_RN, products_RN, factors, ring, m, piece, spec)
+        a_RN = _add_fp8(a_RN, products_RN, scale_R)
         more_RN = warpgroup_mma_wait(0, deps=[more_RN])
-        b_RN = _add_fp8(b_RN, more_RN, factors, ring, m, piece, spec)
+        b_RN = _add_fp8(b_RN, more_RN, scale_R)
     else:
-        a_RN = _add_fp8(a_RN, products_RN, factors, ring, m, piece, spec)
+        a_RN = _add_fp8(a_RN, products_RN, scale_R)
     if spec.halves == 2:
         codes_RK = part_of(codes_fp8(_packed_of(ring, slot, half + 1, spec)), 0, spec)
         products_RN = _start(codes_RK, x_KN, 0, spec)
-        factors = _factors(ring, slot, 0, half + 1, spec)
+        scale_R = _scales_of(ring, slot, 0, half + 1, spec)
         products_RN = warpgroup_mma_wait(0, deps=[products_RN])
         if spec.cuts == 2:
             more_RN = _start(codes_RK, x_KN, 1, spec)
-            c_RN = _add_fp8(c_RN, products_RN, factors, ring, m, piece, spec)
+            c_RN = _add_fp8(c_RN, products_RN, scale_R)
             more_RN = warpgroup_mma_wait(0, deps=[more_RN])
-            d_RN = _add_fp8(d_RN, more_RN, factors, ring, m, piece, spec)
+            d_RN = _add_fp8(d_RN, more_RN, scale_R)
         else:
-            c_RN = _add_fp8(c_RN, products_RN, factors, ring, m, piece, spec)
+            c_RN = _add_fp8(c_RN, products_RN, scale_R)
     _barrier()
     mbarrier.arrive(free_B.index(slot))
     return a_RN, b_RN, c_RN, d_RN
@@ -163,7 +139,7 @@ def _step_fp8(accs: gl.tuple, ring: gl.tuple, m: gl.tensor, INDEX: gl.constexpr,
 @gluon.jit
 def _step_groups(accs: gl.tuple, ring: gl.tuple, m: gl.tensor, INDEX: gl.constexpr, spec: gl.constexpr) -> gl.tuple:
     """Return the sums after step m: in 16 bits, or in FP8 with several groups a step."""
-    _packed, _scales, _zeros, x_BNK, _sums, full_B, free_B, _added_B = ring
+    _packed, _scales, _zeros, x_BNK, full_B, free_B = ring
     slot = m % spec.slots
     mbarrier.wait(full_B.index(slot), m // spec.slots & 1)
     acc_RN, b_RN, c_RN, d_RN = accs
@@ -175,7 +151,7 @@ def _step_groups(accs: gl.tuple, ring: gl.tuple, m: gl.tensor, INDEX: gl.constex
             products_RN = _start(part_of(codes_fp8(packed_CJ), group, spec), x_KN, 0, spec)
             products_RN = _without_zeros(products_RN, x_KN, ring, slot, group, INDEX, spec)
             products_RN = warpgroup_mma_wait(0, deps=[products_RN])
-            acc_RN = _add_fp8(acc_RN, products_RN, _factors(ring, slot, group, INDEX, spec), ring, m, group, spec)
+            acc_RN = _add_fp8(acc_RN, products_RN, _scales_of(ring, slot, group, INDEX, spec))
         else:
             zero_C = _zeros_of(ring, slot, group, INDEX, spec)
             codes_RK = part_of(numbers(packed_CJ, zero_C, x_BNK.dtype, spec), group, spec)
@@ -197,8 +173,7 @@ def _shifted(
     """Return sums less the zero points' part of 16 groups."""
     scales_BGR, zeros_BGC, sums_PNG, _full, _free = late
     halves: gl.constexpr = spec.teams * spec.halves
-    box_GR = scales_BGR.index(slot * spec.row_boxes + half // spec.halves_of_box)
-    high_RG, low_RG = shifts(box_GR, zeros_BGC.index(slot * halves + half), half % spec.halves_of_box, spec)
+    high_RG, low_RG = shifts(scales_BGR.index(slot), zeros_BGC.index(slot * halves + half), half, spec)
     high_GN = sums_PNG.index(slot * 2).permute((1, 0)).slice(cut * spec.columns, spec.columns, dim=1)
     low_GN = sums_PNG.index(slot * 2 + 1).permute((1, 0)).slice(cut * spec.columns, spec.columns, dim=1)
     acc_RN = gl.convert_layout(acc_RN, spec.late_mma)

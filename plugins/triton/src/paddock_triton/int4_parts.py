@@ -1,7 +1,9 @@
 """What the teams of `ops_linear_int4` do with sums: write a tile's outputs, or keep a part of them for who is done last.
 
-Where programs share tiles, parts of one are added up in the order of their programs by the one that is done last: the same sum
-each time. R rows of a half, 64; N tokens of a cut.
+Where programs share tiles, parts of one are added up in the order of their programs by the one that begins it: the same sum each
+time. That part is the last of a program's work, what others go on with the first of theirs, so that it has mostly been kept by
+then; if not, the program waits. It may: a launch has no more programs than there are multiprocessors, and none waits before all
+have started (`meeting` says why). R rows of a half, 64; N tokens of a cut.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ from triton.experimental.gluon import language as gl
 from paddock_triton.int4_bringing import program_of
 from paddock_triton.int4_spec import ROWS
 
-_AT_ONCE = gl.constexpr(3)  # parts
 _barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # of a role's warps: Triton 3.7's name and 3.6's
 
 
@@ -38,15 +39,26 @@ def _store(
 
 
 @gluon.jit
+def _by_thread(sum_RN: gl.tensor, spec: gl.constexpr) -> gl.tensor:
+    """Return sums as a row in which a thread's lie side by side [64 N]: of one address each, read 16 bytes at once."""
+    parts = sum_RN.reshape([4, 2, 8, spec.columns // 8, 4, 2])  # warp, eight rows, row, eight columns, thread of four, column
+    return parts.permute([0, 2, 4, 3, 1, 5]).reshape([ROWS * spec.columns])
+
+
+@gluon.jit
+def _by_row(sum_F: gl.tensor, spec: gl.constexpr) -> gl.tensor:
+    """Return what `_by_thread` was given [64, N]."""
+    parts = sum_F.reshape([4, 8, 4, spec.columns // 8, 2, 2]).permute([0, 4, 1, 3, 2, 5])
+    return gl.convert_layout(parts.reshape([ROWS, spec.columns]), spec.mma, assert_trivial=True)
+
+
+@gluon.jit
 def _part_at(
-    parts_ptr: gl.tensor, program: gl.tensor, begins: gl.tensor, half: gl.constexpr, cut: gl.constexpr, spec: gl.constexpr
-) -> gl.tensor:
-    """Return where a program keeps a half of a cut of the part of a tile that it begins, or goes on with [64, N]."""
-    row_R = gl.arange(0, ROWS, gl.SliceLayout(1, spec.mma))
-    column_N = gl.arange(0, spec.columns, gl.SliceLayout(0, spec.mma))
-    pieces: gl.constexpr = spec.cuts if spec.deep else spec.teams * spec.halves * spec.cuts
-    first = ((program * 2 + begins) * pieces + half * spec.cuts + cut) * (ROWS * spec.columns)
-    return parts_ptr + first + row_R[:, None] * spec.columns + column_N[None, :]
+    parts_ptr: gl.tensor, program: gl.tensor, piece: gl.constexpr, like_F: gl.tensor, spec: gl.constexpr
+) -> gl.tensor:  # fmt: skip
+    """Return where a program keeps a piece (a half of a cut) of the part of a tile that it goes on with [64 N]."""
+    size: gl.constexpr = ROWS * spec.columns
+    return parts_ptr + (program * spec.part_size + piece * size) + gl.arange(0, size, like_F.type.layout)
 
 
 @gluon.jit
@@ -60,41 +72,56 @@ def _store_all(accs: gl.tuple, outs: gl.tuple, tile: gl.tensor, sizes: gl.tuple,
 
 
 @gluon.jit
-def _keep(accs: gl.tuple, parts_ptr: gl.tensor, begins: gl.tensor, INDEX: gl.constexpr, spec: gl.constexpr) -> None:
+def _keep(accs: gl.tuple, parts_ptr: gl.tensor, INDEX: gl.constexpr, spec: gl.constexpr) -> None:
     """Keep this team's halves of a part of a tile."""
     halves: gl.constexpr = spec.halves
     cuts: gl.constexpr = spec.cuts
     for which in gl.static_range(halves):
         for cut in gl.static_range(cuts):
-            at_RN = _part_at(parts_ptr, gl.program_id(0), begins, INDEX * spec.halves + which, cut, spec)
-            gl.store(at_RN, accs[which * 2 + cut])
+            sum_F = _by_thread(accs[which * 2 + cut], spec)
+            piece = (INDEX * spec.halves + which) * spec.cuts + cut
+            gl.store(_part_at(parts_ptr, gl.program_id(0), piece, sum_F, spec), sum_F)
 
 
 @gluon.jit
-def _with_parts(
-    sum_RN: gl.tensor, parts_ptr: gl.tensor, program: gl.tensor, last: gl.tensor, half: gl.constexpr, cut: gl.constexpr,
-    spec: gl.constexpr,
-) -> gl.tensor:  # fmt: skip
-    """Return a sum with the parts of some programs, asked for at once."""
-    a_RN = gl.load(_part_at(parts_ptr, program, 0, half, cut, spec))
-    b_RN = gl.load(_part_at(parts_ptr, program + 1, 0, half, cut, spec), mask=program + 1 <= last, other=0.0)
-    c_RN = gl.load(_part_at(parts_ptr, program + 2, 0, half, cut, spec), mask=program + 2 <= last, other=0.0)
-    return sum_RN + a_RN + b_RN + c_RN
+def _with_parts(sum_RN: gl.tensor, parts_ptr: gl.tensor, last: gl.tensor, piece: gl.constexpr, spec: gl.constexpr) -> gl.tensor:
+    """Return a piece's sum with the parts of the programs from the next one to `last`, in their order.
+
+    Small ones are asked for three at once. The nearest cache would not see what others write.
+    """
+    sum_F = _by_thread(sum_RN, spec)
+    for program in range(gl.program_id(0) + 1, last + 1, spec.parts_at_once):
+        at_F = _part_at(parts_ptr, program, piece, sum_F, spec)
+        part_F = gl.load(at_F, cache_modifier=".cg")
+        if spec.parts_at_once == 3:
+            second_F = gl.load(at_F + spec.part_size, mask=program + 1 <= last, other=0.0, cache_modifier=".cg")
+            third_F = gl.load(at_F + 2 * spec.part_size, mask=program + 2 <= last, other=0.0, cache_modifier=".cg")
+            sum_F = sum_F + part_F + second_F + third_F
+        else:
+            sum_F += part_F
+    return _by_row(sum_F, spec)
 
 
 @gluon.jit
 def _join(
-    outs: gl.tuple, tile: gl.tensor, first: gl.tensor, last: gl.tensor, sizes: gl.tuple, INDEX: gl.constexpr, spec: gl.constexpr
+    accs: gl.tuple, outs: gl.tuple, tile: gl.tensor, last: gl.tensor, sizes: gl.tuple, INDEX: gl.constexpr, spec: gl.constexpr
 ) -> None:  # fmt: skip
-    """Write this team's halves of a tile, of the parts of programs `first` to `last`."""
+    """Write this team's halves of a tile: what it has, and the parts of the programs up to `last`."""
     halves: gl.constexpr = spec.halves
     cuts: gl.constexpr = spec.cuts
     for which in gl.static_range(halves):
         for cut in gl.static_range(cuts):
-            sum_RN = gl.load(_part_at(outs[2], first, 1, INDEX * spec.halves + which, cut, spec))
-            for program in range(first + 1, last + 1, _AT_ONCE):
-                sum_RN = _with_parts(sum_RN, outs[2], program, last, INDEX * spec.halves + which, cut, spec)
+            piece = (INDEX * spec.halves + which) * spec.cuts + cut
+            sum_RN = _with_parts(accs[which * 2 + cut], outs[2], last, piece, spec)
             _store(sum_RN, outs, tile, INDEX * spec.halves + which, cut, sizes, spec)
+
+
+@gluon.jit
+def _wait_for(done_ptr: gl.tensor, parts: gl.tensor) -> None:
+    """Return once so many parts are kept, and forget them."""
+    while gl.atomic_add(done_ptr, 0, sem="acquire") < parts:
+        pass
+    gl.store(done_ptr, 0)
 
 
 @gluon.jit
@@ -102,17 +129,16 @@ def finish(
     accs: gl.tuple, outs: gl.tuple, tile: gl.tensor, block: gl.tensor, steps: gl.tensor, sizes: gl.tuple, INDEX: gl.constexpr,
     spec: gl.constexpr,
 ) -> None:  # fmt: skip
-    """Write a piece's outputs; where it is a part of a tile, keep it, and add up all parts if it is the last to be done."""
+    """Write a piece's outputs. Who begins a tile adds up its parts; who goes on with one keeps a part, and counts it."""
     _out_ptr, _x_scale_ptr, parts_ptr, done_ptr = outs
     _tokens, _outputs, _blocks, span, tiles, _token_tiles = sizes
     if not spec.shared or steps == span:
         _store_all(accs, outs, tile, sizes, INDEX, spec)
-    else:
-        _keep(accs, parts_ptr, (block == 0).to(gl.int32), INDEX, spec)
+    elif block > 0:
+        _keep(accs, parts_ptr, INDEX, spec)
         _barrier()
-        programs, units = gl.num_programs(0), tiles * span
-        first, last = program_of(tile * span, programs, units), program_of(tile * span + span - 1, programs, units)
-        done = gl.atomic_add(done_ptr + tile * spec.teams + INDEX, 1)
-        if done == last - first:
-            gl.store(done_ptr + tile * spec.teams + INDEX, 0)
-            _join(outs, tile, first, last, sizes, INDEX, spec)
+        gl.atomic_add(done_ptr + tile * spec.teams + INDEX, 1, sem="release")
+    else:
+        last = program_of(tile * span + span - 1, gl.num_programs(0), tiles * span)
+        _wait_for(done_ptr + tile * spec.teams + INDEX, last - gl.program_id(0))
+        _join(accs, outs, tile, last, sizes, INDEX, spec)

@@ -14,7 +14,7 @@ _STEP, _ROWS, _LATE_GROUPS = 128, 64, 16
 STEP = gl.constexpr(_STEP)  # inputs
 ROWS = gl.constexpr(_ROWS)  # of a half
 MOST_BY_WARPS = 8  # tokens of 16 bits
-MOST_ADDED = 16  # tokens whose values one warp adds up beside the products
+_TEAM_WARPS, _COPIER_REGISTERS, _MOST_ROWS = 4, 24, 256
 LATE_GROUPS, LATE_SLOTS = gl.constexpr(_LATE_GROUPS), gl.constexpr(2)
 
 
@@ -22,10 +22,10 @@ LATE_GROUPS, LATE_SLOTS = gl.constexpr(_LATE_GROUPS), gl.constexpr(2)
 class Int4Tile:
     """How a product is cut: `tokens` of a tile in `cuts`, `halves` of 64 rows for each of `teams` of four warps, `slots` steps.
 
-    `shared`: programs take equal parts of all steps, so that tiles are shared; else whole tiles. `late`: zero points are taken
-    off after a tile's steps, in a product of their own. `deep`: a tile has 64 rows, and each team
-    takes another 128 inputs of a step, so that few tiles are shared where outputs are few. `inside`: zero points are taken off in
-    each step, in products with x of their own.
+    `shared`: programs take equal parts of all steps, so that tiles are shared; else whole tiles. `late`: FP8's zero points are
+    taken off after a tile's steps, in a product of their own; else in each step. `deep`: a tile has 64 rows, and each team takes
+    another 128 inputs of a step, so that few tiles are shared where outputs are few. A program takes at most `registers` of each
+    lane of a multiprocessor, of its 2,048: what is left is for kernels between the product before and this one.
     """
 
     tokens: int
@@ -36,7 +36,7 @@ class Int4Tile:
     shared: bool = True
     late: bool = False
     deep: bool = False
-    inside: bool = False
+    registers: int = 2048
 
 
 @frozen(kw_only=True)
@@ -50,13 +50,14 @@ class Int4Spec:
     scale_bytes: int  # of a group's scale: 2, or 4 in float32, as ModelOpt's are
 
     def __attrs_post_init__(self) -> None:
-        """Hold the tile to what the kernel can do: it would leave out halves or cuts, or shift groups by others' sums."""
+        """Hold the tile to what the kernel can do: it would leave out halves or cuts, or groups' zero points."""
         tile, one_group = self.tile, self.fp8 and self.groups == 1
         assert tile.tokens % tile.cuts == 0, tile
         assert one_group or (tile.halves, tile.cuts) == (1, 1), (tile, "has halves or cuts", self.group)
         assert not tile.late or (self.fp8 and self.group == _STEP and not tile.deep), (tile, "is late", self.group)
         assert not tile.deep or (self.group == _STEP and (tile.halves, tile.cuts) == (1, 1)), (tile, "is deep", self.group)
-        assert not (tile.deep and self.copies_sums), (tile, "is deep and wide")
+        assert tile.teams in (2, 4), (tile, "has other roles")
+        assert self.rows <= _MOST_ROWS, (tile, "has more rows than are copied at once")
 
     @property
     def tokens(self) -> int:
@@ -114,26 +115,6 @@ class Int4Spec:
         return _ROWS if self.deep else _ROWS * self.teams * self.halves
 
     @property
-    def box(self) -> int:
-        """Return the outputs that are copied at once: all of a tile, or a team's where those are no power of two."""
-        return self.rows if self.rows & (self.rows - 1) == 0 else _ROWS * self.halves
-
-    @property
-    def boxes(self) -> int:
-        """Return how many boxes of codes a step has."""
-        return self.pieces * self.rows // self.box
-
-    @property
-    def halves_of_box(self) -> int:
-        """Return how many halves a box has."""
-        return self.box // _ROWS
-
-    @property
-    def row_boxes(self) -> int:
-        """Return how many boxes a tile's outputs are."""
-        return self.rows // self.box
-
-    @property
     def row_groups(self) -> int:
         """Return how many groups of scales are copied at once."""
         return self.groups * self.pieces
@@ -156,32 +137,12 @@ class Int4Spec:
     @property
     def zero_columns(self) -> int:
         """Return the bytes of zero points a step has copied of a group: at least what may begin in shared memory."""
-        return max(128, self.box // 2)
-
-    @property
-    def sum_columns(self) -> int:
-        """Return the sums of x a step has copied of a group: at least what may begin in shared memory."""
-        return max(32, self.tokens)
+        return max(128, self.rows // 2)
 
     @property
     def inside(self) -> bool:
         """Return whether zero points are taken off by products of their own in each step."""
-        return self.fp8 and self.tile.inside
-
-    @property
-    def shifts(self) -> bool:
-        """Return whether a step's sums of x are multiplied by zero points."""
-        return self.fp8 and not self.late and not self.inside
-
-    @property
-    def adds(self) -> bool:
-        """Return whether a warp adds up each group's values as they come: where tokens are few."""
-        return self.shifts and self.tokens <= MOST_ADDED
-
-    @property
-    def copies_sums(self) -> bool:
-        """Return whether a step has sums of x copied."""
-        return self.shifts and not self.adds
+        return self.fp8 and not self.tile.late
 
     @property
     def wide(self) -> bool:
@@ -194,16 +155,40 @@ class Int4Spec:
         return 2 if self.wide else 4
 
     @property
+    def part_size(self) -> int:
+        """Return the sums of a tile, or of a program's part of one."""
+        return self.rows * self.tokens
+
+    @property
+    def parts_at_once(self) -> int:
+        """Return how many parts of a tile are asked for at once: 1 or 3."""
+        return 1 if self.columns > 32 else 3
+
+    @property
+    def launch_registers(self) -> int:
+        """Return the registers of a thread as a program starts; its roles divide them anew."""
+        return _eights(self.tile.registers // self._warps)
+
+    @property
+    def team_registers(self) -> int:
+        """Return the registers of a thread that multiplies."""
+        left = self.launch_registers * self._warps - _COPIER_REGISTERS * _TEAM_WARPS
+        return min(240, _eights(left // (self.teams * _TEAM_WARPS)))
+
+    @property
+    def _warps(self) -> int:
+        return (self.teams + 1) * _TEAM_WARPS  # those that copy count as a team's
+
+    @property
     def weight_bytes(self) -> int:
         """Return the bytes copied of the weight for a step."""
         size = self.pieces * self.rows * _STEP // 2 + self.row_groups * self.rows * self.scale_bytes
-        return size + self.row_groups * self.row_boxes * self.zero_columns * (self.zeros and not self.late)
+        return size + self.row_groups * self.zero_columns * (self.zeros and not self.late)
 
     @property
     def token_bytes(self) -> int:
-        """Return the bytes copied of x and its sums for a step."""
-        size = self.pieces * self.tokens * _STEP * (1 if self.fp8 else 2)
-        return size + self.groups * self.sum_columns * 4 * self.copies_sums
+        """Return the bytes copied of x for a step."""
+        return self.pieces * self.tokens * _STEP * (1 if self.fp8 else 2)
 
     @property
     def late_weight_bytes(self) -> int:
@@ -236,13 +221,6 @@ class Int4Spec:
         return gl.DistributedLinearLayout(inputs, lanes, [[8, 0], [16, 0]], [], [32, _STEP])
 
     @property
-    def token_layout(self) -> Any:
-        """Return how sums of x lie in registers [1, N], as columns of `mma`."""
-        columns = [[0, 1]] + [[0, column] for column in (8, 16, 32, 64, 128) if column < self.columns]
-        lanes, warps = [[0, 2], [0, 4], [0, 0], [0, 0], [0, 0]], [[0, 0], [0, 0]]
-        return gl.DistributedLinearLayout(columns, lanes, warps, [], [1, self.columns])
-
-    @property
     def packed_shared(self) -> Any:
         """Return how codes lie in shared memory [32 a half, 128]."""
         return _swizzled(128, 8)
@@ -264,11 +242,6 @@ class Int4Spec:
         return _swizzled(0, 8)
 
     @property
-    def sums_shared(self) -> Any:
-        """Return how a step's sums of x lie there [groups, columns]."""
-        return _swizzled(0, 32)
-
-    @property
     def late_scales_shared(self) -> Any:
         """Return how a late step's scales lie there [16, rows]."""
         return _swizzled(128, 8 * self.scale_bytes)
@@ -282,6 +255,11 @@ class Int4Spec:
     def late_sums_shared(self) -> Any:
         """Return how a plane of a late step's sums lies there [N, 16]."""
         return _swizzled(32, 16)
+
+
+def _eights(registers: int) -> int:
+    """Return the most registers of no more than these that a thread can have."""
+    return registers // 8 * 8
 
 
 def _swizzled(width: int, bits: int) -> Any:

@@ -29,36 +29,46 @@ from paddock_triton.attention_tuning import processors
 from paddock_triton.counters import counters
 from paddock_triton.dependence import DEPENDENT, start_next, wait
 from paddock_triton.failures import named
-from paddock_triton.int4_bringing import adder, barriers, token_copier, weight_copier
+from paddock_triton.int4_bringing import barriers, token_copier, weight_copier
 from paddock_triton.int4_multiplying import multiplier
 from paddock_triton.int4_spec import LATE_GROUPS, LATE_SLOTS, ROWS, STEP, Int4Spec, Int4Tile
 from paddock_triton.launch import launch, launches_nothing
 from paddock_triton.rows import blocks_of, unit_stride
 
-_FEW_ROWS = 16384  # outputs below which a tile has fewer rows, so that there are enough tiles
 _LINE = 16  # bytes: where rows may begin that the copy engine brings
-_JOIN_BYTES = 12e6  # of codes that are read while parts of a tile meet: 3 us
+_JOIN_BYTES = 8e6  # of codes that are read while parts of a tile meet: 2 us
 # By the most tokens. `python -m tests.bench.int4_variants` times them; on an H200, microseconds with zero points, groups of 128:
-# 1 token, 8192 -> 57344: 63.5 with 6 slots, 63.7 with 8, 103.9 deep, where one warp's sums do not keep up.
-# 64 tokens, 8192 -> 57344: 91.5, 4 teams 95.1, 3 teams 99.0, 1 half 104.9; 8192 -> 8192: 33.6, 34.0, 29.3, 28.1.
-# 128 tokens, 14848 -> 59392: 234.4, 1 half 244.9, 3 teams 287.5.
-# 256 tokens, 59392 -> 14848: 417.5, 128 at a time in 2 halves 460.2, in 1 487.0, that not shared 554.6, by 3 teams 663.8.
-# 4,096 tokens, 8192 -> 57344: 3,623; shared 3,719; 128 at a time by 3 teams 3,852 to 3,975, by 2 4,095.
-# Zero points taken off group by group cost 10 to 20 percent from 64 tokens on: 64 96.9, 128 at a time 4,968.
+# 1 token, 8192 -> 8192: deep, whole tiles 11.8, shared 12.1; not deep 13.5. 8192 -> 57344: 61.6, 65.5, 63.8; 8192 -> 10240: 17.4,
+# 15.4, 15.9; 28672 -> 8192: 33.6, 35.7, 36.9; 14848 -> 59392: not deep 114.0, deep and shared 118.3.
+# 64 tokens, 8192 -> 8192: deep, whole tiles 17.9, shared 22.2, late 25.3; 28672 -> 8192: 51.9, 57.4, 58.4; 8192 -> 10240: 31.5,
+# 27.5, 28.3; 59392 -> 14848: 193.2, 185.5, 158.1.
+# 128 tokens, 14848 -> 59392: 234.4, 1 half 244.9.
+# 256 tokens, 59392 -> 14848: 417.5, 128 at a time in 2 halves 460.2, in 1 487.0, that not shared 554.6.
+# 4,096 tokens, 8192 -> 57344: 3,623; shared 3,719; 128 at a time by 2 teams 4,095.
+# Zero points taken off in each step cost 10 to 20 percent from 64 tokens on. Fewer registers are quicker by 2 percent among a
+# layer's other kernels, by nothing alone: a norm's program need not end before the next product's can begin beside it.
+_SPARING = 1536  # registers
 _FP8 = {
-    8: Int4Tile(tokens=8, teams=4, slots=6),
-    16: Int4Tile(tokens=16, teams=4, slots=6),
+    8: Int4Tile(tokens=8, teams=4, slots=6, registers=_SPARING),
+    16: Int4Tile(tokens=16, teams=4, slots=6, registers=_SPARING),
     32: Int4Tile(tokens=32, teams=4, slots=6),
-    64: Int4Tile(tokens=64, teams=2, halves=2, slots=6, late=True),
+    64: Int4Tile(tokens=64, teams=4, slots=5, late=True),
     128: Int4Tile(tokens=128, teams=2, halves=2, slots=4, late=True),
     256: Int4Tile(tokens=256, teams=2, cuts=2, slots=4, late=True),
 }
-_FP8_FEW_ROWS = {64: Int4Tile(tokens=64, teams=2, slots=8, late=True)}
+# Where whole tiles of 64 outputs keep all multiprocessors busy; of more than 16 tokens for few outputs only.
+_FP8_DEEP = {
+    8: Int4Tile(tokens=8, teams=4, slots=6, deep=True, shared=False, registers=_SPARING),
+    16: Int4Tile(tokens=16, teams=4, slots=6, deep=True, shared=False, registers=_SPARING),
+    32: Int4Tile(tokens=32, teams=4, slots=4, deep=True, shared=False),
+    64: Int4Tile(tokens=64, teams=4, slots=3, deep=True, shared=False),
+}
+_FEW_OUTPUTS = 16384
 _FP8_MANY = Int4Tile(tokens=256, teams=2, cuts=2, slots=4, shared=False, late=True)
 _FP8_MANY_NARROW = Int4Tile(tokens=128, teams=2, slots=6, shared=False, late=True)
 _MOST_FILLED = 1.06  # of the tokens that narrow tiles compute: wide ones are that much quicker
 _FP8_OTHER_GROUPS = Int4Tile(tokens=64, teams=2, slots=6)
-# 16-bit inputs, 8192 -> 57344: 1 token 70.5, not deep 72.2 (8192 -> 8192 15.1 and 18.2); 8 tokens 98.6, 16 107.5, 32 104.2,
+# 16-bit inputs, 8192 -> 57344: 1 token 70.5, not deep 72.2 (8192 -> 8192 13.9, 18.2); 8 tokens 98.6, 16 107.5, 32 104.2,
 # 64 135.8, 128 198.8, 4,096 6,133: 628 TFLOP/s.
 _HALVES = {
     8: Int4Tile(tokens=8, teams=4, slots=6, deep=True),
@@ -78,8 +88,7 @@ def linear_int4(x_TI: Tensor, weight: Int4Weight) -> Tensor:
     if not _serves(x_TI, weight):
         return out_TO if launches_nothing() else reference.linear_int4(x_TI, weight)
     if tokens:
-        tile = next((tile for most, tile in _HALVES.items() if tokens <= most), _HALVES_MANY)
-        launch_int4(out_TO, x_TI, None, weight, _suited(tile, weight))
+        launch_int4(out_TO, x_TI, None, weight, _halves_tile(tokens, weight))
     return out_TO
 
 
@@ -94,7 +103,7 @@ def linear_int4_fp8(values_TI: Tensor, scale_T1: Tensor, weight: Int4Weight, dty
     if not _serves(values_TI, weight):
         return out_TO if launches_nothing() else reference.linear_int4_fp8(values_TI, scale_T1, weight, dtype)
     if tokens:
-        launch_int4(out_TO, values_TI, scale_T1.contiguous(), weight, _suited(_fp8_tile(tokens, weight), weight))
+        launch_int4(out_TO, values_TI, scale_T1.contiguous(), weight, _fp8_tile(tokens, weight))
     return out_TO
 
 
@@ -104,23 +113,31 @@ def _serves(x_TI: Tensor, weight: Int4Weight) -> bool:
     return runs_on(x_TI.device) and (group in (32, 64) or group % STEP.value == 0)
 
 
+def _halves_tile(tokens: int, weight: Int4Weight) -> Int4Tile:
+    """Return the tile for 16-bit inputs; a deep one shares tiles only where that is the quicker."""
+    tile = next((tile for most, tile in _HALVES.items() if tokens <= most), _HALVES_MANY)
+    if weight.form.group != STEP.value:
+        return evolve(tile, deep=False)
+    return evolve(tile, shared=not _whole_tiles_are_quicker(weight)) if tile.deep else tile
+
+
 def _fp8_tile(tokens: int, weight: Int4Weight) -> Int4Tile:
+    """Return the tile for FP8 inputs."""
     most = next((most for most in _FP8 if tokens <= most), None)
     if weight.form.group != STEP.value:
         return _FP8[most] if most is not None and most < _FP8_OTHER_GROUPS.tokens else _FP8_OTHER_GROUPS
     if most is None:
         wide, narrow = (blocks_of(tokens, tile.tokens) * tile.tokens for tile in (_FP8_MANY, _FP8_MANY_NARROW))
         return _FP8_MANY if wide <= _MOST_FILLED * narrow else _FP8_MANY_NARROW
-    return _FP8_FEW_ROWS.get(most, _FP8[most]) if weight.form.outputs < _FEW_ROWS else _FP8[most]
+    deep = most in _FP8_DEEP and (most <= 16 or weight.form.outputs <= _FEW_OUTPUTS) and _whole_tiles_are_quicker(weight)
+    return _FP8_DEEP[most] if deep else _FP8[most]
 
 
-def _suited(tile: Int4Tile, weight: Int4Weight) -> Int4Tile:
-    """Return a deep tile as it suits a weight: not deep where groups are others, shared only where that is the quicker."""
-    if not tile.deep or weight.form.group != STEP.value:
-        return evolve(tile, deep=False)
+def _whole_tiles_are_quicker(weight: Int4Weight) -> bool:
+    """Return whether programs that take whole tiles of 64 outputs idle for less than it takes parts of tiles to meet."""
     tiles, programs = blocks_of(weight.form.outputs, ROWS.value), processors(weight.packed.device)
-    idle = blocks_of(tiles, programs) * programs / tiles - 1  # of the time, where programs take whole tiles
-    return evolve(tile, shared=idle * weight.packed.nbytes > _JOIN_BYTES)
+    idle = blocks_of(tiles, programs) * programs / tiles - 1
+    return idle * weight.packed.nbytes <= _JOIN_BYTES
 
 
 def launch_int4(out_TO: Tensor, x_TI: Tensor, scale_T1: Tensor | None, weight: Int4Weight, tile: Int4Tile) -> None:
@@ -134,15 +151,15 @@ def launch_int4(out_TO: Tensor, x_TI: Tensor, scale_T1: Tensor | None, weight: I
     steps = blocks_of(form.blocks, spec.pieces)
     span = steps + (blocks_of(form.group_rows, LATE_GROUPS.value) if spec.late else 0)
     programs = min(processors(x_TI.device), tiles * (span if spec.shared else 1))
-    parts = x_TI.new_empty(2 * programs * spec.rows * spec.tokens if spec.shared else 1, dtype=torch.float32)
+    parts = x_TI.new_empty(programs * spec.part_size if spec.shared else 1, dtype=torch.float32)
     if spec.wide:
         x_TI = _turned(x_TI)
-    sums = _sums(x_TI, spec, form.blocks) if spec.late or spec.copies_sums else None
+    sums = _sums(x_TI, form.blocks) if spec.late else None
     launch(
         _int4_kernel, (programs,),
         out_TO, *_described(weight, x_TI, sums, spec), out_TO if scale_T1 is None else scale_T1, parts,
         counters(x_TI.device, tiles * spec.teams if spec.shared else 1), tokens, form.outputs, steps, span, tiles,
-        token_tiles, spec=spec, num_warps=4, **DEPENDENT,
+        token_tiles, spec=spec, num_warps=4, maxnreg=spec.launch_registers, **DEPENDENT,
     )  # fmt: skip
 
 
@@ -161,18 +178,16 @@ def _aligned(x_TI: Tensor) -> Tensor:
 
 def _described(weight: Int4Weight, x_TI: Tensor, sums: Tensor | None, spec: Int4Spec) -> tuple[TensorDescriptor, ...]:
     """Return operands as the copy engine sees them: codes, scales, zeros, x, sums, and a late step's scales."""
-    packed = _descriptor(weight.packed.view(-1, STEP.value), (spec.box // 2, STEP.value), spec.packed_shared)
-    scales = _descriptor(weight.scales, (spec.row_groups, spec.box), spec.scales_shared)
+    packed = _descriptor(weight.packed.view(-1, STEP.value), (spec.rows // 2, STEP.value), spec.packed_shared)
+    scales = _descriptor(weight.scales, (spec.row_groups, spec.rows), spec.scales_shared)
     zeros = summed = late_scales = packed
     if weight.zeros is not None and spec.late:
         zeros = _descriptor(weight.zeros, (LATE_GROUPS.value, ROWS.value // 2), spec.late_zeros_shared)
     elif weight.zeros is not None:
         zeros = _descriptor(weight.zeros, (spec.row_groups, spec.zero_columns), spec.zeros_shared)
-    if sums is not None and spec.late:
+    if sums is not None:
         summed = _descriptor(sums, (spec.tokens, LATE_GROUPS.value), spec.late_sums_shared)
-        late_scales = _descriptor(weight.scales, (LATE_GROUPS.value, spec.box), spec.late_scales_shared)
-    elif sums is not None:
-        summed = _descriptor(sums, (spec.groups, spec.sum_columns), spec.sums_shared)
+        late_scales = _descriptor(weight.scales, (LATE_GROUPS.value, spec.rows), spec.late_scales_shared)
     return packed, scales, zeros, _descriptor(x_TI, (spec.tokens, spec.inputs), spec.x_shared), summed, late_scales
 
 
@@ -180,42 +195,34 @@ def _descriptor(tensor: Tensor, box: tuple[int, int], layout: Any) -> TensorDesc
     return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), list(box), layout)
 
 
-def _sums(values_TI: Tensor, spec: Int4Spec, blocks: int) -> Tensor:
-    """Return the sums of each group's values: [G, T] float32, or [2 T, G] as bfloat16 and, below it, what that leaves."""
+def _sums(values_TI: Tensor, blocks: int) -> Tensor:
+    """Return the sums of each group's values [2 T, G] as bfloat16 and, below it, what that leaves."""
     tokens, inputs = values_TI.shape
-    groups = blocks * spec.groups
-    if spec.late:
-        sums = values_TI.new_empty((2 * tokens, blocks_of(groups, LATE_GROUPS.value) * LATE_GROUPS.value), dtype=torch.bfloat16)
-    else:
-        sums = values_TI.new_empty((groups, blocks_of(tokens, 4) * 4), dtype=torch.float32)
-    block = 16
+    groups, block = blocks_of(blocks, LATE_GROUPS.value) * LATE_GROUPS.value, 16
+    sums = values_TI.new_empty((2 * tokens, groups), dtype=torch.bfloat16)
     launch(
-        _sums_kernel, (tokens, blocks_of(sums.shape[1] if spec.late else groups, block)),
-        values_TI, sums, inputs, groups, values_TI.stride(0), sums.stride(0), tokens, LATE=spec.late, BLOCK_G=block,
-        GROUP=spec.inputs, num_warps=4, **DEPENDENT,
+        _sums_kernel, (tokens, blocks_of(groups, block)), values_TI, sums, inputs, values_TI.stride(0), groups, tokens,
+        BLOCK_G=block, GROUP=STEP.value, num_warps=4, **DEPENDENT,
     )  # fmt: skip
     return sums
 
 
-@triton.jit(do_not_specialize=["inputs", "groups", "x_stride", "sum_stride", "tokens"])
+@triton.jit(do_not_specialize=["inputs", "x_stride", "groups", "tokens"])
 def _sums_kernel(
-    values_ptr: tl.tensor, sums_ptr: tl.tensor, inputs: tl.tensor, groups: tl.tensor, x_stride: tl.tensor, sum_stride: tl.tensor,
-    tokens: tl.tensor, LATE: tl.constexpr, BLOCK_G: tl.constexpr, GROUP: tl.constexpr,
+    values_ptr: tl.tensor, sums_ptr: tl.tensor, inputs: tl.tensor, x_stride: tl.tensor, groups: tl.tensor, tokens: tl.tensor,
+    BLOCK_G: tl.constexpr, GROUP: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write the sums of some groups of a token's values."""
     start_next()
-    token, group_G = tl.program_id(0), tl.program_id(1) * BLOCK_G + tl.arange(0, BLOCK_G)
+    token, group_G = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK_G + tl.arange(0, BLOCK_G)
     input_GK = group_G[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     wait()
-    value_GK = tl.load(values_ptr + token.to(tl.int64) * x_stride + input_GK, mask=input_GK < inputs, other=0.0)
+    value_GK = tl.load(values_ptr + token * x_stride + input_GK, mask=input_GK < inputs, other=0.0)
     sum_G = tl.sum(value_GK.to(tl.float32), 1)
-    if LATE:
-        high_G = sum_G.to(tl.bfloat16)
-        at_G = sums_ptr + token.to(tl.int64) * sum_stride + group_G
-        tl.store(at_G, high_G)
-        tl.store(at_G + tokens.to(tl.int64) * sum_stride, (sum_G - high_G.to(tl.float32)).to(tl.bfloat16))
-    else:
-        tl.store(sums_ptr + group_G.to(tl.int64) * sum_stride + token, sum_G, mask=group_G < groups)
+    high_G = sum_G.to(tl.bfloat16)
+    at_G = sums_ptr + token * groups + group_G
+    tl.store(at_G, high_G)
+    tl.store(at_G + tokens.to(tl.int64) * groups, (sum_G - high_G.to(tl.float32)).to(tl.bfloat16))
 
 
 def _turned(x_TI: Tensor) -> Tensor:
@@ -242,20 +249,15 @@ def _turn_kernel(x_ptr: tl.tensor, turned_ptr: tl.tensor, inputs: tl.tensor, x_s
 
 @gluon.jit
 def _ring(scales_dtype: gl.constexpr, x_dtype: gl.constexpr, spec: gl.constexpr) -> gl.tuple:
-    """Return the slots of steps: codes, scales, zero points, x, sums of x; barriers of those who copy, multiply and add up."""
-    packed_BCJ = gl.allocate_shared_memory(gl.uint8, [spec.slots * spec.boxes, spec.box // 2, STEP], spec.packed_shared)
-    scales_BGR = gl.allocate_shared_memory(
-        scales_dtype, [spec.slots * spec.row_boxes, spec.row_groups, spec.box], spec.scales_shared
-    )
-    zero_slots: gl.constexpr = spec.slots * spec.row_boxes if spec.zeros and not spec.late else 1
-    zeros_BGC = gl.allocate_shared_memory(gl.uint8, [zero_slots, spec.row_groups, spec.zero_columns], spec.zeros_shared)
-    x_BNK = gl.allocate_shared_memory(x_dtype, [spec.slots * spec.row_groups, spec.tokens, spec.inputs], spec.x_shared)
-    sum_slots: gl.constexpr = spec.slots if spec.shifts else 1
-    sums_BGN = gl.allocate_shared_memory(gl.float32, [sum_slots, spec.row_groups, spec.sum_columns], spec.sums_shared)
+    """Return the slots of steps: codes, scales, zero points, x; barriers of those who copy and multiply."""
     slots: gl.constexpr = spec.slots
     teams: gl.constexpr = spec.teams
-    full_B, free_B, added_B = barriers(slots, 2), barriers(slots, teams), barriers(slots, 1)
-    return packed_BCJ, scales_BGR, zeros_BGC, x_BNK, sums_BGN, full_B, free_B, added_B
+    zero_slots: gl.constexpr = slots if spec.zeros and not spec.late else 1
+    packed_BCJ = gl.allocate_shared_memory(gl.uint8, [slots * spec.pieces, spec.rows // 2, STEP], spec.packed_shared)
+    scales_BGR = gl.allocate_shared_memory(scales_dtype, [slots, spec.row_groups, spec.rows], spec.scales_shared)
+    zeros_BGC = gl.allocate_shared_memory(gl.uint8, [zero_slots, spec.row_groups, spec.zero_columns], spec.zeros_shared)
+    x_BNK = gl.allocate_shared_memory(x_dtype, [slots * spec.row_groups, spec.tokens, spec.inputs], spec.x_shared)
+    return packed_BCJ, scales_BGR, zeros_BGC, x_BNK, barriers(slots, 2), barriers(slots, teams)
 
 
 @gluon.jit
@@ -266,9 +268,7 @@ def _late_ring(scales_dtype: gl.constexpr, ring: gl.tuple, spec: gl.constexpr) -
         halves: gl.constexpr = spec.teams * spec.halves
         teams: gl.constexpr = spec.teams
         late = (
-            gl.allocate_shared_memory(
-                scales_dtype, [LATE_SLOTS * spec.row_boxes, LATE_GROUPS, spec.box], spec.late_scales_shared
-            ),
+            gl.allocate_shared_memory(scales_dtype, [LATE_SLOTS, LATE_GROUPS, spec.rows], spec.late_scales_shared),
             gl.allocate_shared_memory(gl.uint8, [LATE_SLOTS * halves, LATE_GROUPS, ROWS // 2], spec.late_zeros_shared),
             gl.allocate_shared_memory(gl.bfloat16, [LATE_SLOTS * 2, spec.tokens, LATE_GROUPS], spec.late_sums_shared),
             barriers(LATE_SLOTS, 2),
@@ -294,6 +294,7 @@ def _work(
     outs: gl.tuple, sources: gl.tuple, ring: gl.tuple, late: gl.tuple, gathering: gl.tuple, sizes: gl.tuple, spec: gl.constexpr
 ) -> None:
     """Give each warp its role."""
+    team: gl.constexpr = spec.team_registers
     if spec.teams == 2:
         gl.warp_specialize(
             [
@@ -303,33 +304,7 @@ def _work(
                 (token_copier, (sources, ring, late, sizes, spec)),
             ],
             [4, 1, 1],
-            [240, 24, 24],
-        )
-    elif spec.teams == 3:
-        gl.warp_specialize(
-            [
-                (multiplier, (outs, ring, late, gathering, sizes, 0, spec)),
-                (multiplier, (outs, ring, late, gathering, sizes, 1, spec)),
-                (multiplier, (outs, ring, late, gathering, sizes, 2, spec)),
-                (weight_copier, (sources, ring, late, sizes, spec)),
-                (token_copier, (sources, ring, late, sizes, spec)),
-            ],
-            [4, 4, 1, 1],
-            [160, 160, 24, 24],
-        )
-    elif spec.adds:
-        gl.warp_specialize(
-            [
-                (multiplier, (outs, ring, late, gathering, sizes, 0, spec)),
-                (multiplier, (outs, ring, late, gathering, sizes, 1, spec)),
-                (multiplier, (outs, ring, late, gathering, sizes, 2, spec)),
-                (multiplier, (outs, ring, late, gathering, sizes, 3, spec)),
-                (weight_copier, (sources, ring, late, sizes, spec)),
-                (token_copier, (sources, ring, late, sizes, spec)),
-                (adder, (ring, sizes, spec)),
-            ],
-            [4, 4, 4, 1, 1, 1],
-            [104, 104, 104, 48, 48, 48],
+            [team, 24, 24],
         )
     else:
         gl.warp_specialize(
@@ -342,7 +317,7 @@ def _work(
                 (token_copier, (sources, ring, late, sizes, spec)),
             ],
             [4, 4, 4, 1, 1],
-            [112, 112, 112, 24, 24],
+            [team, team, team, 24, 24],
         )
 
 
