@@ -30,8 +30,8 @@ _BLOCK, _SLAB, _PAIRS = tl.constexpr(128), tl.constexpr(16), tl.constexpr(8)
 _SLAB_WORDS, _BLOCK_WORDS, _PIECE_WORDS = tl.constexpr(256), tl.constexpr(32), tl.constexpr(4)
 _MIDDLES = tl.constexpr(0x88)  # the zeros of a pair where none are kept
 
-# A word of the codes of two outputs and the tables of their 16 values each, four to a word, to the values of four inputs each. The
-# lower three bits of a code choose one of eight bytes; the byte of its fourth, spread by `prmt`, chooses between two such eights.
+# From a word of the codes of two outputs, and a table of 16 bytes in four words for each, to the values of four inputs of either.
+# The lower three bits of a code choose one of eight bytes, its fourth, spread over a byte by `prmt`, the first or last eight.
 _LOOK_UP = tl.constexpr("""{
 .reg .b32 left, right, low, high, at, few, many, upper;
 shl.b32 left, $2, 4;
@@ -62,10 +62,14 @@ mov.b32 $0, {few, many};
 
 @frozen(kw_only=True)
 class Fp8Tile:
-    """How a weight is cut: `outputs` of a program, a multiple of 64, in each of `blocks` of inputs, one after the other."""
+    """How a weight is cut: `outputs` of a program, a multiple of 64, in each of `blocks` of inputs, one after the other.
+
+    `shared`: a warp reads bytes side by side, and threads tell each other their tables; else each reads all of its own pair's.
+    """
 
     outputs: int
     blocks: int
+    shared: bool = False
 
 
 _TILE = Fp8Tile(outputs=64, blocks=1)
@@ -90,6 +94,7 @@ def launch_to_fp8(weight: Int4Weight, row_scale_O1: Tensor, tile: Fp8Tile) -> Te
         weight.packed.view(torch.int32), weight.scales, weight.zeros, row_scale_O1.contiguous(), values_OI.view(torch.int32),
         form.inputs // _PIECE, form.outputs, form.slabs, form.blocks, GROUP=form.group,
         GROUPS=1 if form.groups == 1 else BLOCK // math.gcd(form.group, BLOCK), PAIRS=tile.outputs // 2, BLOCKS=tile.blocks,
+        SHARED=tile.shared,
         num_warps=tile.outputs // _WARP_OUTPUTS, **DEPENDENT,
     )  # fmt: skip
     return values_OI
@@ -99,7 +104,7 @@ def launch_to_fp8(weight: Int4Weight, row_scale_O1: Tensor, tile: Fp8Tile) -> Te
 def _fp8_kernel(
     packed_ptr: tl.tensor, scales_ptr: tl.tensor, zeros_ptr: tl.tensor, row_scale_ptr: tl.tensor, values_ptr: tl.tensor,
     pieces: tl.tensor, outputs: tl.tensor, slabs: tl.tensor, blocks: tl.tensor, GROUP: tl.constexpr, GROUPS: tl.constexpr,
-    PAIRS: tl.constexpr, BLOCKS: tl.constexpr,
+    PAIRS: tl.constexpr, BLOCKS: tl.constexpr, SHARED: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write some blocks of some outputs; the weight is nobody's to write, the values may be a reader's before."""
     start_next()
@@ -120,7 +125,12 @@ def _fp8_kernel(
             zero_RQ = tl.load(zeros_ptr + group_1Q * _PAIRS + pair_R[:, None], mask=held_R1, other=0).to(tl.int32)
         else:
             zero_RQ = tl.full([PAIRS, GROUPS], _MIDDLES, tl.int32)
-        codes_RW = _codes(packed_ptr + block.to(tl.int64) * slabs * _SLAB_WORDS, pair_R, held_R1)
+        first_ptr = packed_ptr + block.to(tl.int64) * slabs * _SLAB_WORDS
+        if SHARED:
+            first = tl.program_id(1) * (PAIRS * _BLOCK_WORDS)
+            codes_RW = _shared_codes(first_ptr + first, tl.where(block < blocks, slabs * _SLAB_WORDS - first, 0), PAIRS)
+        else:
+            codes_RW = _codes(first_ptr, pair_R, held_R1)
         low_RW, high_RW = _looked_up(
             codes_RW,
             _table((zero_RQ & 15).to(tl.float32), low_RQ, low_row_R1),
@@ -140,6 +150,15 @@ def _codes(block_ptr: tl.tensor, pair_R: tl.tensor, held_R1: tl.tensor) -> tl.te
     at_R4 = block_ptr + (pair_R // _PAIRS * _SLAB_WORDS + pair_R % _PAIRS * 16)[:, None] + tl.arange(0, 4)[None, :]
     halves_RX2 = tl.join(_half(at_R4, held_R1), _half(at_R4 + _SLAB_WORDS // 2, held_R1))
     return tl.reshape(tl.permute(halves_RX2, [0, 2, 1]), [pair_R.shape[0], _BLOCK_WORDS])
+
+
+@triton.jit
+def _shared_codes(ptr: tl.tensor, words: tl.tensor, PAIRS: tl.constexpr) -> tl.tensor:
+    """Return what `_codes` does, read side by side from `ptr` on, where `words` are left: by slab, half, pair, 4 by 4 words."""
+    word = tl.arange(0, PAIRS * _BLOCK_WORDS)
+    codes = tl.load(ptr + word, mask=word < words, other=0)
+    by_pair = tl.permute(tl.reshape(codes, [PAIRS // _PAIRS, 2, _PAIRS, 4, 4]), [0, 2, 1, 4, 3])
+    return tl.reshape(by_pair, [PAIRS, _BLOCK_WORDS])
 
 
 @triton.jit
