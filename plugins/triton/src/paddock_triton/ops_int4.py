@@ -1,5 +1,8 @@
 """A 4-bit weight in another form.
 
+Each of the sixteen codes of a group is divided and rounded once, into a table of sixteen bytes; codes are then looked up, four at a
+time. docs/decisions/0068-int4-at-speed.md says what that costs; `python -m tests.bench.int4_to_fp8_variants` times tiles.
+
 R pairs of outputs r and r + 8 of a slab, a thread each; Q groups of a block of 128 inputs, W words of four of a group's inputs,
 32 of a block's. The bytes of a weight are those of `paddock.layers.int4`.
 """
@@ -79,7 +82,7 @@ _TILE = Fp8Tile(outputs=64, blocks=1)
 def int4_to_fp8(weight: Int4Weight, row_scale_O1: Tensor) -> Tensor:
     """Return a 4-bit weight as FP8 e4m3 [O, I], each output divided by its scale: real = values * row_scale, and a rounding."""
     form = weight.form
-    if form.group % _PIECE:  # no published model's; products with such weights run in plain torch too
+    if form.group % _PIECE:  # products with such weights run in plain torch too
         nothing = torch.empty(form.outputs, form.inputs, dtype=torch.float8_e4m3fn, device=weight.packed.device)
         return nothing if launches_nothing() else reference.int4_to_fp8(weight, row_scale_O1)
     return launch_to_fp8(weight, row_scale_O1, _TILE)
@@ -94,8 +97,7 @@ def launch_to_fp8(weight: Int4Weight, row_scale_O1: Tensor, tile: Fp8Tile) -> Te
         weight.packed.view(torch.int32), weight.scales, weight.zeros, row_scale_O1.contiguous(), values_OI.view(torch.int32),
         form.inputs // _PIECE, form.outputs, form.slabs, form.blocks, GROUP=form.group,
         GROUPS=1 if form.groups == 1 else BLOCK // math.gcd(form.group, BLOCK), PAIRS=tile.outputs // 2, BLOCKS=tile.blocks,
-        SHARED=tile.shared,
-        num_warps=tile.outputs // _WARP_OUTPUTS, **DEPENDENT,
+        SHARED=tile.shared, num_warps=tile.outputs // _WARP_OUTPUTS, **DEPENDENT,
     )  # fmt: skip
     return values_OI
 
