@@ -1,7 +1,7 @@
 """A 4-bit weight in another form.
 
-Each of the sixteen codes of a group is divided and rounded once, into a table of sixteen bytes; codes are then looked up, four at a
-time. docs/decisions/0068-int4-at-speed.md says what that costs; `python -m tests.bench.int4_to_fp8_variants` times tiles.
+Each of the sixteen codes of a group is divided and rounded once, into a table of sixteen bytes; codes are then looked up, four
+at a time. docs/decisions/0068-int4-at-speed.md says what that costs; `python -m tests.bench.int4_to_fp8_variants` times tiles.
 
 R pairs of outputs r and r + 8 of a slab, a thread each; Q groups of a block of 128 inputs, W words of four of a group's inputs,
 32 of a block's. The bytes of a weight are those of `paddock.layers.int4`.
