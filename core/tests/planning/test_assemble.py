@@ -115,7 +115,8 @@ def test_another_process_builds_the_engine_from_json_alone(folder: Path) -> None
 def held_bytes(model: Any) -> int:
     """Return the bytes of every weight a model keeps, each once, in whatever layout; scales of the KV cache are none."""
     owners = [owner for module in model.modules() for owner in (module, getattr(module, "method", None)) if owner is not None]
-    tensors = [value for owner in owners for value in vars(owner).values() if isinstance(value, torch.Tensor) and value.is_mkldnn]
+    values = [value for owner in owners for value in getattr(owner, "__dict__", {}).values()]  # a 4-bit method has slots alone
+    tensors = [value for value in values if isinstance(value, torch.Tensor) and value.is_mkldnn]
     tensors += [value for name, value in model.named_parameters() if not name.endswith(("k_scale", "v_scale"))]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -131,6 +132,19 @@ def test_a_cpu_holds_the_weights_its_plan_counts(folder: Path, tied: bool, dtype
         pytest.skip("this CPU has no kernels to pack bfloat16 for")
     model = build_model(made, imported(made.attention.factory)(rebuild.attention_needs(made), CPU), CPU)
     fill_model(made, model, folder, CPU)
+    assert held_bytes(model) == made.weight_bytes
+
+
+@pytest.mark.parametrize("compute", ["w4a16", "w8a8"])
+def test_a_4_bit_model_holds_what_its_plan_counts(folder: Path, compute: Any) -> None:
+    """With the scales that weights of large steps are divided by, where they ever are."""
+    pytest.importorskip("paddock_quant_awq")
+    entry = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}
+    (folder / "config.json").write_text(json.dumps(TINY | {"quantization_config": entry}))
+    made = plan(tiny(folder, int4_compute=compute))
+    model = build_model(made, imported(made.attention.factory)(rebuild.attention_needs(made), CPU), CPU)
+    fill_model(made, model, folder, CPU)
+    assert any(name.endswith("row_scale") for name, _ in model.named_parameters()) == (compute == "w8a8")
     assert held_bytes(model) == made.weight_bytes
 
 

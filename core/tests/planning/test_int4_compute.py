@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from attrs import evolve, frozen
-from core.tests.planning.made import MLP, WIDTH, Grouped, cpu, gpus, planned
+from core.tests.planning.made import HEAD, LAYERS, MLP, NUM_KV, WIDTH, Grouped, cpu, gpus, planned
 
 from paddock.axes import Scheme
 from paddock.errors import OptionError, PlanError
@@ -17,6 +17,7 @@ from paddock.planning.serial import fingerprint, from_json, to_json
 from paddock.plugins import CheckpointFacts, QuantizationSpec, hookimpl
 
 HERE = __name__
+OUTPUTS = 3 * WIDTH + 2 * NUM_KV * HEAD + MLP  # of a layer's linears: q, o and down; k and v; up
 
 
 @frozen(kw_only=True)
@@ -132,6 +133,7 @@ def test_weights_of_large_steps_may_be_rounded_where_that_is_asked_for() -> None
     assert "docs/benchmarks/quality.md" in choice.reason
     assert plan.ledgers[0].workspace.weights == MLP * WIDTH
     assert w4a8.ledgers[0].workspace.weights == 0
+    assert plan.weight_bytes - w4a8.weight_bytes == 4 * LAYERS * OUTPUTS  # a float32 scale an output of 4 bits
     small = chosen(int4_compute="w8a8", max_num_batched_tokens=W8A8_FROM - 1)
     assert small.ledgers[0].workspace.weights == 0
     assert getattr(rebuild.scheme(from_json(to_json(plan))), "fp8_weights_from", 0) == W8A8_FROM

@@ -95,18 +95,42 @@ def test_few_tokens_are_taken_plain_and_many_rounded(name: str) -> None:
         assert layer.method.input_format_from == (border or 1)
 
 
-@pytest.mark.parametrize("name", ["awq", "modelopt", "packed-w4a8"])
-def test_weights_of_large_steps_are_rounded_too(name: str) -> None:
-    """From the scheme's number of tokens on the product is a plain FP8 one, near what it was."""
+def rounding_weights(name: str) -> LinearLayer:
+    """Return a layer whose weights are rounded to FP8 from 4 tokens on."""
     layer = empty(scheme_of(FORMATS[name].entry(32)).with_fp8_from(1, 4), linear(32, 64))
     layer.randomise(torch.Generator().manual_seed(1))
     layer.finalise()
+    return layer
+
+
+@pytest.mark.parametrize("name", ["awq", "modelopt", "packed-w4a8"])
+def test_weights_of_large_steps_are_rounded_too(name: str) -> None:
+    """From the scheme's number of tokens on the product is a plain FP8 one, near what it was."""
+    layer = rounding_weights(name)
     called: list[str] = []
     layer.ops = Ops.bind({op: partial(note, called, op) for op in ("linear_int4_fp8", "int4_to_fp8", "linear_fp8")})
     x_TI = torch.randn(9, 64, generator=torch.Generator().manual_seed(2))
     few, many = layer(x_TI[:3]), layer(x_TI)
     assert called == ["linear_int4_fp8", "int4_to_fp8", "linear_fp8"]
     assert 0 < relative_rms(many[:3], few) < 0.04
+
+
+@pytest.mark.parametrize("name", ["awq", "modelopt", "packed-w4a8"])
+def test_what_weights_are_divided_by_is_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worked out once, where weights are ever rounded, so that no step does: a scale an output, that of the layer's weight."""
+    assert "row_scale" not in dict(random(name, 32, 64, 32).named_parameters())
+    layer, given = rounding_weights(name), list[torch.Tensor]()
+
+    def divided(weight: Int4Weight, row_scale_O1: torch.Tensor) -> torch.Tensor:
+        assert torch.equal(row_scale_O1, row_scales(weight))
+        given.append(row_scale_O1)
+        return reference.int4_to_fp8(weight, row_scale_O1)
+
+    row_scales = Int4Weight.row_scales
+    monkeypatch.setattr(Int4Weight, "row_scales", None)
+    layer.ops = Ops.bind({"int4_to_fp8": divided})
+    layer(torch.ones(4, 64))
+    assert given == [layer.get_parameter("row_scale")]
 
 
 def test_the_tiles_that_are_counted_are_those_that_are_kept() -> None:

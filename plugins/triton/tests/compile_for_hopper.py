@@ -53,10 +53,11 @@ STEPS: dict[str, tuple[tuple[int, int, int], torch.dtype, int, dict[str, Any]]] 
     ),
     "attention, heads of 256, window": ((6, 2, 256), HALF, 64, {"window": 100}),
 }
-# What a kernel is for: it compiles to something slower where a tile's sides are not the unit's.
+# What a kernel is for: it compiles to something slower where a tile's sides are not the unit's, or addresses not multiples of 16.
 INSTRUCTIONS = {
     ("paddock_triton.ops_linear_fp8", "_few_kernel"): "wgmma.mma_async.sync.aligned.m64n32k32.f32.e4m3.e4m3",
     ("paddock_triton.ops_linear_fp8", "_one_kernel"): "cvt.rn.f16x2.e4m3x2",
+    ("paddock_triton.ops_int4", "_fp8_kernel"): "st.global.v4.b32",
     ("paddock_triton.ops_linear_fp8_blocks", "_block_few_kernel"): "wgmma.mma_async.sync.aligned.m64n32k32.f32.e4m3.e4m3",
     ("paddock_triton.ops_linear_fp8_blocks", "_block_one_kernel"): "cvt.rn.f16x2.e4m3x2",
 }

@@ -54,7 +54,14 @@ class Sized:
         """Return what each stage costs one of its devices."""
         table, dtype, shard = self.model.table, self.fmt.dtype, layout.shard
         copies = copies_tied_heads(self.device, dtype)
-        weigher = Weigher(table=table, tensors=self.model.tensors, dtype=dtype, shard=shard, copies_tied_heads=copies)
+        weigher = Weigher(
+            table=table,
+            tensors=self.model.tensors,
+            dtype=dtype,
+            shard=shard,
+            copies_tied_heads=copies,
+            row_scales=self.fp8_weights_from is not None,
+        )
         needs, spec, kv_dtype = self.model.needs, self.attention.spec, self.attention.kv_cache_dtype
         space = workspace(
             table=table, shard=shard, dtype=dtype, vocab_size=self.vocab_size, attention=spec, needs=needs, batch=self.batch

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from attrs import field, frozen
 
-from paddock.axes import Embedding, Linear, Module, Scheme, Shard, Tensor, Vector, WeightTable
+from paddock.axes import Embedding, Linear, Module, Scheme, Shard, Tensor, Unquantized, Vector, WeightTable
 from paddock.errors import PluginError, did_you_mean
 from paddock.planning.plan import WeightBytes
 
@@ -76,7 +76,8 @@ def stored_tensors(table: WeightTable, scheme: Scheme) -> Tensors:
 class Weigher:
     """Counts the parameters of a weight table whose linears `tensors` hold, norms and biases in `dtype`.
 
-    `copies_tied_heads`: a head tied to its embedding takes the table's bytes again.
+    `copies_tied_heads`: a head tied to its embedding takes the table's bytes again. `row_scales`: linears that are not stored
+    plainly keep a float32 scale an output beside what is stored.
     """
 
     table: WeightTable
@@ -84,6 +85,7 @@ class Weigher:
     dtype: str
     shard: Shard = field(factory=Shard)
     copies_tied_heads: bool = False
+    row_scales: bool = False
 
     def weigh(self, stage: Stage) -> WeightBytes:
         """Return the bytes one device of that stage holds."""
@@ -126,8 +128,12 @@ class Weigher:
         """Return the bytes of a linear over the scopes with these checkpoint prefixes; most are stored alike."""
         mine = self.shard.linear(whole)
         alike = Counter(self.tensors[source + whole.out[0].source] for source in sources)
-        stored = sum(times * _linear_bytes(tensors, mine) for tensors, times in alike.items())
+        stored = sum(times * (_linear_bytes(tensors, mine) + self._row_scales(tensors, mine)) for tensors, times in alike.items())
         return stored + (len(sources) * mine.out_size * dtype_bytes(self.dtype) if mine.bias else 0)
+
+    def _row_scales(self, tensors: tuple[Tensor, ...], mine: Linear) -> int:
+        plain = tensors == Unquantized(self.dtype).tensors("", mine)
+        return mine.out_size * dtype_bytes("float32") if self.row_scales and not plain else 0
 
     def _embedding_named(self, name: str) -> Embedding:
         found = [module for module in self.table.outer if isinstance(module, Embedding) and module.name == name]

@@ -40,7 +40,8 @@ class Int4Method:
 
     Before `finalise` the layer holds what the checkpoint does. After it, of every checkpoint: `packed` [B, S, N] uint8 and
     `group_scales` [G, F] in the form of `paddock.layers.int4`, whose sizes `form` says; `group_zeros` [G, P] uint8 where a zero
-    is not 8; `input_factor` [I] float32 where inputs are multiplied first, then `input_order` [I] where they are reordered.
+    is not 8; `input_factor` [I] float32 where inputs are multiplied first, then `input_order` [I] where they are reordered;
+    `row_scale` [O, 1] float32 where weights are rounded to FP8 in large steps.
     """
 
     path: str
@@ -77,6 +78,9 @@ class Int4Method:
         kept = {"packed": _repacked(stored, self.form, order_I), "group_scales": fill_groups(scales_GO[rows_G], self.form)}
         if zeros_GO is not None:
             kept["group_zeros"] = pack_zeros(fill_groups(zeros_GO[rows_G], self.form))
+        if self.scheme.fp8_weights_from is not None:
+            held = Int4Weight(form=self.form, packed=kept["packed"], scales=kept["group_scales"], zeros=kept.get("group_zeros"))
+            kept["row_scale"] = held.row_scales()
         kept |= {name: each for name, each in (("input_factor", factor_I), ("input_order", order_I)) if each is not None}
         for tensor in self.tensors:
             delattr(layer, tensor.name)
@@ -103,7 +107,7 @@ class Int4Method:
             x_TI = layer.ops.quantize_fp8_token(x_TI, None)
         border = self.scheme.fp8_weights_from
         if border is not None and len(x_TI.values_TI) >= border:
-            scale_O1 = weight.row_scales()
+            scale_O1 = layer.get_parameter("row_scale")
             weight_OI = layer.ops.int4_to_fp8(weight, scale_O1)
             return layer.ops.linear_fp8(x_TI.values_TI, x_TI.scale, weight_OI, scale_O1, self.dtype)
         return layer.ops.linear_int4_fp8(x_TI.values_TI, x_TI.scale, weight, self.dtype)
