@@ -1,7 +1,7 @@
 """The named ops a model is made of, bound once when it is built: which implementation runs is decided by planning.
 
 T tokens, V vocabulary, E, I model or input features, O output features, F feed-forward size, H query heads, K KV heads,
-D head size, L positions.
+G = H / K query heads of a KV head, D head size, L positions.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from paddock.layers import reference
 from paddock.layers.attention import LayerKV
 from paddock.layers.int4 import Int4Weight
+from paddock.layers.op_marks import completed
 from paddock.layers.quantized import QuantizedActivation
 from paddock.layers.unfused_fp8 import FUSED, parts_of
 
@@ -35,7 +36,10 @@ class RopeAndCache(Protocol):
         k_scale: Tensor | None,
         v_scale: Tensor | None,
     ) -> Tensor:
-        """Return the rotated q [T, H, D]. The scales ([] float32, real = stored * scale) matter to FP8 pages only."""
+        """Return the rotated q [T, H, D], contiguous. The scales ([] float32, real = stored * scale) matter to FP8 pages only.
+
+        Marked `HEADS_APART` it takes heads at any stride and q in groups [T, K, G, D] too; else heads come side by side.
+        """
 
 
 class CacheKV(Protocol):
@@ -44,7 +48,7 @@ class CacheKV(Protocol):
     def __call__(
         self, k_TKD: Tensor, v_TKD: Tensor, kv: LayerKV, slots_T: Tensor, k_scale: Tensor | None, v_scale: Tensor | None
     ) -> None:
-        """Return nothing; `kv` holds the tokens afterwards."""
+        """Return nothing; `kv` holds the tokens afterwards. Heads come side by side unless it is marked `HEADS_APART`."""
 
 
 class NormFp8(Protocol):
@@ -63,6 +67,22 @@ class NormFp8(Protocol):
         """Return (x + delta, its norm in FP8): by the static `scale` [] or, where that is None, one a token (and group)."""
 
 
+class AddLayerNorm(Protocol):
+    """Add, take the layer norm."""
+
+    def __call__(
+        self,
+        x_TE: Tensor,
+        delta_TE: Tensor,
+        weight_E: Tensor,
+        bias_E: Tensor | None,
+        eps: float,
+        *,
+        more_TE: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return (x + delta, its norm). Marked `TWO_DELTAS` it adds `more_TE` to the delta first; else it is not given any."""
+
+
 class LayerNormFp8(Protocol):
     """Add, take the layer norm, quantise."""
 
@@ -76,8 +96,13 @@ class LayerNormFp8(Protocol):
         scale: Tensor | None,
         bound: float | None,
         group: int | None = None,
+        *,
+        more_TE: Tensor | None = None,
     ) -> tuple[Tensor, QuantizedActivation]:
-        """Return (x + delta, its norm in FP8): by the static `scale` [] or, where that is None, one a token (and group)."""
+        """Return (x + delta, its norm in FP8): by the static `scale` [] or, where that is None, one a token (and group).
+
+        Marked `TWO_DELTAS` it adds `more_TE` to the delta first; else it is not given any.
+        """
 
 
 class Fp8Of(Protocol):
@@ -131,7 +156,7 @@ class Ops:
     rms_norm: Callable[[Tensor, Tensor, float], Tensor] = reference.rms_norm
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]] = reference.add_rms_norm
     layer_norm: Callable[[Tensor, Tensor, Tensor | None, float], Tensor] = reference.layer_norm
-    add_layer_norm: Callable[[Tensor, Tensor, Tensor, Tensor | None, float], tuple[Tensor, Tensor]] = reference.add_layer_norm
+    add_layer_norm: AddLayerNorm = reference.add_layer_norm
     silu_mul: Callable[[Tensor], Tensor] = reference.silu_mul
     gelu: Callable[[Tensor], Tensor] = reference.gelu
     rope_and_cache: RopeAndCache = reference.rope_and_cache
@@ -152,10 +177,11 @@ class Ops:
     def bind(cls, implementations: Mapping[str, Any]) -> Ops:
         """Return the ops with these implementations by name; an op not named runs its reference.
 
-        A producer of FP8 that nobody fuses runs the plain op bound here, then the quantisation bound here.
+        A producer of FP8 that nobody fuses runs the plain op bound here, then the quantisation bound here. What an
+        implementation is not marked to take is done before it: heads are laid side by side, two deltas summed.
         """
         assert implementations.keys() <= OP_NAMES, implementations.keys() - OP_NAMES
-        ops = cls(**implementations)
+        ops = cls(**{name: completed(name, op) for name, op in implementations.items()})
         apart = parts_of(ops)
         unfused = (name for name in FUSED if getattr(ops, name) is getattr(reference, name))
         brought = {name for name in unfused if any(getattr(ops, part) is not getattr(reference, part) for part in FUSED[name])}
