@@ -44,7 +44,8 @@ def completed(name: str, op: Callable[..., Any]) -> Callable[..., Any]:
 
 def side_by_side(x_THD: Tensor) -> Tensor:
     """Return heads [T, H, D], or [T, K, G, D], as [T, H, D] with a token's in one run: a view where they lie so, else a copy."""
-    return x_THD.flatten(1).unflatten(1, (-1, x_THD.shape[-1]))
+    x_TI, head_dim = x_THD.flatten(1), x_THD.shape[-1]
+    return x_TI.view(len(x_TI), x_TI.shape[1] // head_dim, head_dim)
 
 
 def _rope_and_cache(op: Callable[..., Tensor]) -> Callable[..., Tensor]:

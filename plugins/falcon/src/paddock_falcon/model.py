@@ -42,7 +42,7 @@ class Attention(nn.Module):
 
     def _split(self, qkv_TX: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries [T, K, Q, D], keys and values [T, K, D] as views of groups of Q queries, one key and one value."""
-        groups_TKGD = qkv_TX.unflatten(1, (-1, self.group_size, self.head_dim))
+        groups_TKGD = qkv_TX.view(len(qkv_TX), -1, self.group_size, self.head_dim)
         return groups_TKGD[:, :, :-2], groups_TKGD[:, :, -2], groups_TKGD[:, :, -1]
 
 
