@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from attrs import evolve
 from torch import Tensor
 
 from paddock.layers import HEADS_APART, TWO_DELTAS, LayerKV, Ops, reference, takes
@@ -99,7 +100,7 @@ OLD: dict[str, Callable[..., Any]] = {
 @pytest.mark.parametrize("brought", [(), *((name,) for name in OLD), tuple(OLD)], ids=str)
 def test_two_deltas_are_summed_before_an_op_that_takes_one(brought: tuple[str, ...], dtype: torch.dtype) -> None:
     """The reference, a plugin's plain op, its fused one, and what is fused of its parts: the same bits, two rounded sums."""
-    ops = Ops.bind({name: OLD[name] for name in brought})
+    ops = evolve(Ops.bind({name: OLD[name] for name in brought}))
     x_TE, delta_TE, more_TE = (torch.randn(7, 66).to(dtype) for _ in range(3))
     weight_E, bias_E, eps = torch.randn(66).to(dtype), torch.randn(66).to(dtype), 1e-5
     expected_TE = x_TE + (delta_TE + more_TE)

@@ -10,8 +10,6 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from paddock.layers.attention import LayerKV
-
 Op = TypeVar("Op", bound=Callable[..., Any])
 
 HEADS_APART = "heads_apart"  # `rope_and_cache`, `cache_kv`: heads at any stride, and queries in groups [T, K, G, D]
@@ -36,42 +34,43 @@ def taken(op: Callable[..., Any]) -> frozenset[str]:
     return found
 
 
-def completed(name: str, op: Callable[..., Any]) -> Callable[..., Any]:
-    """Return an implementation of the op `name` that takes all there is to take: itself, or one that does the rest before it."""
-    mark, complete = _COMPLETIONS.get(name, ("", None))
-    return op if complete is None or mark in taken(op) else complete(op)
-
-
 def side_by_side(x_THD: Tensor) -> Tensor:
     """Return heads [T, H, D], or [T, K, G, D], as [T, H, D] with a token's in one run: a view where they lie so, else a copy."""
     x_TI, head_dim = x_THD.flatten(1), x_THD.shape[-1]
     return x_TI.view(len(x_TI), x_TI.shape[1] // head_dim, head_dim)
 
 
-def _rope_and_cache(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def rotates_heads_apart(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a `rope_and_cache` that takes heads apart: `op` if it is marked so, else one that lays them side by side for it."""
+    if HEADS_APART in taken(op):
+        return op
+
+    @takes(HEADS_APART)
     def rope_and_cache(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, *rest: Any) -> Tensor:
         return op(side_by_side(q_THD), side_by_side(k_TKD), side_by_side(v_TKD), *rest)
 
     return rope_and_cache
 
 
-def _cache_kv(op: Callable[..., None]) -> Callable[..., None]:
-    def cache_kv(k_TKD: Tensor, v_TKD: Tensor, kv: LayerKV, *rest: Any) -> None:
-        op(side_by_side(k_TKD), side_by_side(v_TKD), kv, *rest)
+def keeps_heads_apart(op: Callable[..., None]) -> Callable[..., None]:
+    """Return a `cache_kv` that takes heads apart: `op` if it is marked so, else one that lays them side by side for it."""
+    if HEADS_APART in taken(op):
+        return op
+
+    @takes(HEADS_APART)
+    def cache_kv(k_TKD: Tensor, v_TKD: Tensor, *rest: Any) -> None:
+        op(side_by_side(k_TKD), side_by_side(v_TKD), *rest)
 
     return cache_kv
 
 
-def _one_delta(op: Callable[..., Any]) -> Callable[..., Any]:
-    def summed(x_TE: Tensor, delta_TE: Tensor | None, *rest: Any, more_TE: Tensor | None = None) -> Any:
+def adds_two_deltas(op: Callable[..., Any]) -> Callable[..., Any]:
+    """Return an `add_layer_norm` or `layer_norm_fp8` that takes `more_TE`: `op` if marked so, else one that adds it before."""
+    if TWO_DELTAS in taken(op):
+        return op
+
+    @takes(TWO_DELTAS)
+    def layer_norm(x_TE: Tensor, delta_TE: Tensor | None, *rest: Any, more_TE: Tensor | None = None) -> Any:
         return op(x_TE, delta_TE if delta_TE is None or more_TE is None else delta_TE + more_TE, *rest)
 
-    return summed
-
-
-_COMPLETIONS: dict[str, tuple[str, Callable[[Any], Callable[..., Any]]]] = {
-    "rope_and_cache": (HEADS_APART, _rope_and_cache),
-    "cache_kv": (HEADS_APART, _cache_kv),
-    "add_layer_norm": (TWO_DELTAS, _one_delta),
-    "layer_norm_fp8": (TWO_DELTAS, _one_delta),
-}
+    return layer_norm

@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
-from attrs import evolve, fields_dict, frozen
+from attrs import evolve, field, fields_dict, frozen
 from torch import Tensor
 
 from paddock.layers import reference
 from paddock.layers.attention import LayerKV
 from paddock.layers.int4 import Int4Weight
-from paddock.layers.op_marks import completed
+from paddock.layers.op_marks import adds_two_deltas, keeps_heads_apart, rotates_heads_apart
 from paddock.layers.quantized import QuantizedActivation
 from paddock.layers.unfused_fp8 import FUSED, parts_of
 
@@ -148,7 +148,8 @@ class Ops:
     linear_fp8(values_TI, x_scale [] or [T, 1], weight_OI, weight_scale_O1, dtype) -> y_TO; linear_fp8_blocks(values_TI, scale_TG,
     weight_OI, weight_scale_QG, block, dtype) -> y_TO; linear_int4(x_TI, weight) -> y_TO; linear_int4_fp8(values_TI, scale_T1,
     weight, dtype) -> y_TO; int4_to_fp8(weight, row_scale_O1) -> values_OI; `silu_mul_fp8`, `gelu_fp8`, `rms_norm_fp8` and
-    `layer_norm_fp8` quantise what the plain op returns, by a static scale, one a token, or one a token and group.
+    `layer_norm_fp8` quantise what the plain op returns, by a static scale, one a token, or one a token and group. What an
+    implementation is not marked to take (`takes`) is done before it: heads are laid side by side, two deltas summed.
     """
 
     embed: Callable[[Tensor, Tensor], Tensor] = reference.embed
@@ -156,11 +157,11 @@ class Ops:
     rms_norm: Callable[[Tensor, Tensor, float], Tensor] = reference.rms_norm
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]] = reference.add_rms_norm
     layer_norm: Callable[[Tensor, Tensor, Tensor | None, float], Tensor] = reference.layer_norm
-    add_layer_norm: AddLayerNorm = reference.add_layer_norm
+    add_layer_norm: AddLayerNorm = field(default=reference.add_layer_norm, converter=adds_two_deltas)
     silu_mul: Callable[[Tensor], Tensor] = reference.silu_mul
     gelu: Callable[[Tensor], Tensor] = reference.gelu
-    rope_and_cache: RopeAndCache = reference.rope_and_cache
-    cache_kv: CacheKV = reference.cache_kv
+    rope_and_cache: RopeAndCache = field(default=reference.rope_and_cache, converter=rotates_heads_apart)
+    cache_kv: CacheKV = field(default=reference.cache_kv, converter=keeps_heads_apart)
     quantize_fp8_static: Callable[[Tensor, Tensor], QuantizedActivation] = reference.quantize_fp8_static
     quantize_fp8_token: QuantizeToken = reference.quantize_fp8_token
     linear_fp8: Callable[[Tensor, Tensor, Tensor, Tensor, torch.dtype], Tensor] = reference.linear_fp8
@@ -169,7 +170,7 @@ class Ops:
     linear_int4_fp8: Callable[[Tensor, Tensor, Int4Weight, torch.dtype], Tensor] = reference.linear_int4_fp8
     int4_to_fp8: Callable[[Int4Weight, Tensor], Tensor] = reference.int4_to_fp8
     rms_norm_fp8: NormFp8 = reference.rms_norm_fp8
-    layer_norm_fp8: LayerNormFp8 = reference.layer_norm_fp8
+    layer_norm_fp8: LayerNormFp8 = field(default=reference.layer_norm_fp8, converter=adds_two_deltas)
     silu_mul_fp8: Fp8Of = reference.silu_mul_fp8
     gelu_fp8: Fp8Of = reference.gelu_fp8
 
@@ -177,11 +178,10 @@ class Ops:
     def bind(cls, implementations: Mapping[str, Any]) -> Ops:
         """Return the ops with these implementations by name; an op not named runs its reference.
 
-        A producer of FP8 that nobody fuses runs the plain op bound here, then the quantisation bound here. What an
-        implementation is not marked to take is done before it: heads are laid side by side, two deltas summed.
+        A producer of FP8 that nobody fuses runs the plain op bound here, then the quantisation bound here.
         """
         assert implementations.keys() <= OP_NAMES, implementations.keys() - OP_NAMES
-        ops = cls(**{name: completed(name, op) for name, op in implementations.items()})
+        ops = cls(**implementations)
         apart = parts_of(ops)
         unfused = (name for name in FUSED if getattr(ops, name) is getattr(reference, name))
         brought = {name for name in unfused if any(getattr(ops, part) is not getattr(reference, part) for part in FUSED[name])}

@@ -11,6 +11,7 @@ from typing import Any
 from attrs import frozen
 from torch import Tensor
 
+from paddock.layers.op_marks import TWO_DELTAS, takes
 from paddock.layers.quantized import QuantizedActivation
 
 
@@ -43,6 +44,7 @@ class Unfused:
         sum_TE, h_TE = self.add_rms_norm(x_TE, delta_TE, weight_E, eps)
         return sum_TE, self._quantized(h_TE, scale, bound, group)
 
+    @takes(TWO_DELTAS)
     def layer_norm_fp8(
         self,
         x_TE: Tensor,
