@@ -7,6 +7,8 @@ takes a block of heads of one token, as its two halves [B, J']: J' is the power 
 
 from __future__ import annotations
 
+import math
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -147,16 +149,15 @@ def rope_and_cache(
 ) -> Tensor:
     """Return q [T, H, D] rotated to its positions; rotated k, and v, are in their slots afterwards. q may be [T, K, G, D]."""
     q_THD, k_TKD, v_TKD = _dense_heads(q_THD), _dense_heads(k_TKD), _dense_heads(v_TKD)
-    q_TKGD = q_THD.unsqueeze(1) if q_THD.ndim == 3 else q_THD
-    tokens, num_groups, group, head_dim = q_TKGD.shape
-    num_heads, num_kv_heads = num_groups * group, k_TKD.shape[1]
+    (tokens, *groups, group, head_dim), (q_stride, *group_stride, q_head, _) = q_THD.shape, q_THD.stride()
+    num_heads, num_kv_heads = math.prod(groups) * group, k_TKD.shape[1]  # without groups all heads are one
     out_THD = q_THD.new_empty((tokens, num_heads, head_dim))
     q_block, kv_block, lanes = _heads(num_heads, head_dim), _heads(num_kv_heads, head_dim), _lanes(head_dim)
     if tokens:
         blocks = blocks_of(num_heads, q_block) + blocks_of(num_kv_heads, kv_block)
         launch(
             _rope_and_cache_kernel, (tokens * blocks,),
-            q_TKGD, out_THD, *q_TKGD.stride()[:3], k_TKD, v_TKD, cos_sin_LD, positions_T,
+            q_THD, out_THD, q_stride, *(group_stride or [0]), q_head, k_TKD, v_TKD, cos_sin_LD, positions_T,
             kv.k_pages_NPKD, kv.v_pages_NPKD, slots_T, k_scale, v_scale, *k_TKD.stride()[:2], *v_TKD.stride()[:2],
             Q_HEADS=num_heads, Q_GROUP=group, KV_HEADS=num_kv_heads, HALF=head_dim // 2, Q_BLOCK=q_block, KV_BLOCK=kv_block,
             LANES=lanes, num_warps=_WARPS, **DEPENDENT,
