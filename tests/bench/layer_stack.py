@@ -26,7 +26,7 @@ from paddock.bench.kernels.attention_cases import Laid, Step, laid_out
 from paddock.bench.kernels.case import Draw
 from paddock.bench.kernels.timing import graph_seconds
 from paddock.execution.build import build_model, fill_model
-from paddock.layers import AttentionBackend, AttentionInputs, Model, QuantizedActivation, torch_dtype
+from paddock.layers import TWO_DELTAS, AttentionBackend, AttentionInputs, Model, QuantizedActivation, takes, torch_dtype
 from paddock.layers.reference import FP8
 from paddock.planning import rebuild
 from paddock.planning.plan import Plan
@@ -49,7 +49,8 @@ class Free:
         return x_TE, delta_TE
 
     @staticmethod
-    def add_layer_norm(x_TE: Tensor, delta_TE: Tensor, weight_E: Tensor, bias_E: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    @takes(TWO_DELTAS)
+    def add_layer_norm(x_TE: Tensor, delta_TE: Tensor, *rest: Any, more_TE: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return both as they are."""
         return x_TE, delta_TE
 
@@ -71,7 +72,8 @@ class Free:
         return x_TE, _bytes(x_TE, x_TE.shape[1], scale)
 
     @staticmethod
-    def layer_norm_fp8(x_TE: Tensor, *rest: Any) -> tuple[Tensor, QuantizedActivation]:
+    @takes(TWO_DELTAS)
+    def layer_norm_fp8(x_TE: Tensor, *rest: Any, more_TE: Tensor | None) -> tuple[Tensor, QuantizedActivation]:
         """Return x, and its bytes as FP8."""
         return x_TE, _bytes(x_TE, x_TE.shape[1], rest[-3])
 

@@ -1,4 +1,4 @@
-"""Take a small Llama's first steps with the kernels of a Hopper GPU, on a machine without one; print what compiled when.
+"""Take a small model's first steps with the kernels of a Hopper GPU, on a machine without one; print what compiled when.
 
 Run as a script with a model folder, in a process of its own: nothing is launched and nothing computed, so values are anybody's.
 With the word `fp8` the KV pages are FP8, with `attention` attention multiplies in FP8 too. The kernels of one more decode are
@@ -100,16 +100,18 @@ def _first_request(runner: Runner, params: SamplingParams) -> None:
 class _Torch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes what torch runs, but for views and memory."""
 
-    IDLE = ("empty", "view", "split", "flatten")
+    IDLE = ("empty", "view", "split", "flatten", "slice", "select.int")
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.ran: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not any(word in func.__name__ for word in self.IDLE):
+        made = func(*args, **(kwargs or {}))
+        copied = "flatten" in func.__name__ and made.untyped_storage().data_ptr() != args[0].untyped_storage().data_ptr()
+        if copied or not any(word in func.__name__ for word in self.IDLE):
             self.ran.append(func.__name__)
-        return func(*args, **(kwargs or {}))
+        return made
 
 
 def _decode(runner: Runner, model: Any) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""What a small Llama's first steps launch on a Hopper GPU has been compiled by then."""
+"""What the first steps of a small Llama and a small Falcon launch on a Hopper GPU has been compiled by then."""
 
 from __future__ import annotations
 
@@ -19,6 +19,18 @@ SCRIPT = Path(__file__).parent / "first_steps_for_hopper.py"
 MODEL = CONFIG | {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 3000, "max_position_embeddings": 256}
 
 
+FALCON: dict[str, Any] = {
+    "architectures": ["FalconForCausalLM"],
+    "model_type": "falcon",
+    "new_decoder_architecture": True,
+    "hidden_size": 512,
+    "num_attention_heads": 8,
+    "num_kv_heads": 2,
+    "num_hidden_layers": 2,
+    "vocab_size": 3000,
+    "max_position_embeddings": 256,
+    "torch_dtype": "bfloat16",
+}
 PRODUCT, NORM, ROTATION = "_one_kernel", "_rms_norm_kernel", "_rope_and_cache_kernel"
 
 
@@ -66,3 +78,14 @@ def test_a_decode_of_block_scales_is_fused(tmp_path: Path) -> None:
     launched = [name for name in found["decode"] if name != "_cut"]
     assert launched[1 : 1 + 2 * len(layer)] == 2 * layer
     assert sorted(found["torch"]) == ["add.Tensor", "zeros.default"]
+
+
+def test_a_falcon_copies_and_adds_nothing_between_its_kernels(tmp_path: Path) -> None:
+    """Two KV groups, a norm for each branch: rotation reads the projection as it lies, and the next norm adds both branches."""
+    fp8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "ignored_layers": ["lm_head"]}
+    found = _first_steps(tmp_path, FALCON | {"quantization_config": fp8}, "fp8")
+    norms, activation = ["_layer_norm_kernel"] * 2, "_token_kernel"
+    layer = [*norms, PRODUCT, ROTATION, "_decode", activation, PRODUCT, PRODUCT, activation, PRODUCT]
+    launched = [name for name in found["decode"] if name != "_cut"]
+    assert launched[1 : 1 + 2 * len(layer)] == 2 * layer
+    assert sorted(found["torch"]) == ["add.Tensor", "add.Tensor", "zeros.default"]  # the last block's branches and residual

@@ -95,6 +95,34 @@ def test_a_scale_of_queries_that_is_none_is_refused() -> None:
         layer.finalise()
 
 
+class GivesQueries(Backend):
+    """Returns the queries it is given."""
+
+    def attend(self, q_THD: Tensor, kv: LayerKV, inputs: AttentionInputs, params: AttentionParams) -> Tensor:
+        """Return them as they are."""
+        return q_THD
+
+
+@pytest.mark.parametrize("rotated", [True, False])
+def test_heads_may_come_apart(rotated: bool) -> None:
+    """Views of groups, of two queries, a key and a value each, give the output and the pages that their copies give."""
+    groups_TKXD = torch.randn(5, 3, 4, 2)
+    q_TKGD, k_TKD, v_TKD = groups_TKXD[:, :, :-2], groups_TKXD[:, :, -2], groups_TKXD[:, :, -1]
+    inputs: Any = type("Inputs", (), {"slots_T": torch.arange(5), "positions_T": torch.arange(5) + 1})()
+    layer = Attention(
+        AttentionParams(scale=1.0), head_dim=2, backend=GivesQueries(fp8=False), ops=Ops(), emits=InputFormat(Ops()),
+        device=torch.device("cpu"), cos_sin_LD=torch.randn(8, 2) if rotated else None,
+    )  # fmt: skip
+    found, expected = (LayerKV(torch.zeros(1, 8, 3, 2), torch.zeros(1, 8, 3, 2)) for _ in range(2))
+    out_TI = layer(q_TKGD, k_TKD, v_TKD, inputs, found)
+    assert torch.equal(out_TI, layer(q_TKGD.flatten(1), k_TKD.flatten(1), v_TKD.flatten(1), inputs, expected))
+    assert torch.equal(out_TI, q_TKGD.flatten(1)) != rotated
+    assert torch.equal(found.k_pages_NPKD, expected.k_pages_NPKD)
+    assert torch.equal(found.v_pages_NPKD[0, :5], v_TKD)
+    with pytest.raises(AssertionError, match="heads of 1, not of 2"):
+        layer(q_TKGD[..., :1], k_TKD, v_TKD, inputs, found)
+
+
 def test_a_plain_linear_is_given_a_plain_tensor() -> None:
     """No scale is passed on, and nothing becomes FP8."""
     backend = Backend(fp8=True)

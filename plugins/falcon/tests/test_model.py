@@ -14,7 +14,7 @@ from torch import Tensor
 
 from paddock.checkpoint.load import load
 from paddock.errors import CheckpointError, PlanError
-from paddock.layers import targets
+from paddock.layers import HEADS_APART, TWO_DELTAS, Ops, reference, takes, targets
 from paddock.testing.contracts import build_model, check_model, check_tensor_parallel
 from paddock.testing.oracle import relative_rms
 from paddock_falcon.plugin import paddock_models
@@ -46,6 +46,72 @@ def test_logits_agree_with_transformers(variant: dict[str, Any], reference_model
     assert relative_rms(built.run([("a", TOKENS)])["a"], expected) < BOUND
     token_by_token = [[("a", TOKENS[:17])], *([("a", [token])] for token in TOKENS[17:])]
     assert relative_rms(built.run(*token_by_token)["a"], expected) < BOUND
+
+
+def test_the_fused_projection_is_not_copied(variant: dict[str, Any]) -> None:
+    """What rotates and keeps heads is given views of the projection's own memory, a token's heads as the projection has them."""
+    built, seen, made = build_model(SPEC, variant), list[Tensor](), list[Tensor]()
+
+    @takes(HEADS_APART)
+    def rope_and_cache(*given: Any) -> Tensor:
+        seen.extend(given[:3])
+        return reference.rope_and_cache(*given)
+
+    @takes(HEADS_APART)
+    def cache_kv(*given: Any) -> None:
+        seen.extend(given[:2])
+        reference.cache_kv(*given)
+
+    for block in built.model.blocks:
+        block.attention.attend.ops = Ops.bind({"rope_and_cache": rope_and_cache, "cache_kv": cache_kv})
+        block.attention.qkv.register_forward_hook(lambda _, given, qkv_TX: made.append(qkv_TX))
+    built.run([("a", TOKENS)])
+    each = 2 if variant.get("alibi") else 3
+    assert len(seen) == each * len(made) == each * variant["num_hidden_layers"]
+    for i, x in enumerate(seen):
+        qkv_TX = made[i // each]
+        assert x.untyped_storage().data_ptr() == qkv_TX.untyped_storage().data_ptr()
+        assert (x.stride(0), x.stride(-1)) == (qkv_TX.stride(0), 1)
+
+
+def test_ops_that_know_neither_groups_nor_two_deltas_give_the_same_logits(variant: dict[str, Any]) -> None:
+    """As plugins wrote them before: heads reach them side by side, and one delta, to the bit."""
+
+    def rope_and_cache(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, *rest: Any) -> Tensor:
+        return reference.rope_and_cache(_dense(q_THD), _dense(k_TKD), _dense(v_TKD), *rest)
+
+    def cache_kv(k_TKD: Tensor, v_TKD: Tensor, *rest: Any) -> None:
+        reference.cache_kv(_dense(k_TKD), _dense(v_TKD), *rest)
+
+    def add_layer_norm(x_TE: Tensor, delta_TE: Tensor, weight_E: Tensor, bias_E: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        return reference.add_layer_norm(x_TE, delta_TE, weight_E, bias_E, eps)
+
+    def _dense(x_THD: Tensor) -> Tensor:
+        assert x_THD.stride()[1:] == (x_THD.shape[2], 1)
+        return x_THD
+
+    built = build_model(SPEC, variant)
+    expected = built.run([("a", TOKENS)])["a"]
+    old = Ops.bind({"rope_and_cache": rope_and_cache, "cache_kv": cache_kv, "add_layer_norm": add_layer_norm})
+    for module in built.model.modules():
+        if isinstance(getattr(module, "ops", None), Ops):
+            module.ops = old
+    assert torch.equal(built.run([("a", TOKENS)])["a"], expected)
+
+
+def test_a_parallel_block_leaves_its_sum_to_the_next_norm(variant: dict[str, Any]) -> None:
+    """Both branches reach the next block's norm apart; a serial block has one delta left."""
+    built, seen = build_model(SPEC, variant), list[bool]()
+
+    @takes(TWO_DELTAS)
+    def add_layer_norm(*given: Any, more_TE: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        seen.append(more_TE is not None)
+        return reference.add_layer_norm(*given, more_TE=more_TE)
+
+    first_norm = "norm" if hasattr(built.model.blocks[1], "norm") else "attention_norm"
+    getattr(built.model.blocks[1], first_norm).ops = Ops.bind({"add_layer_norm": add_layer_norm})
+    built.run([("a", TOKENS)])
+    assert seen == [variant.get("parallel_attn", True)]
 
 
 def test_every_variant_keeps_the_model_contracts(variant: dict[str, Any]) -> None:

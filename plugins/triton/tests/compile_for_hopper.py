@@ -195,6 +195,12 @@ def _calls(tokens: int) -> dict[str, Callable[[], Any]]:
         *given, _, bound = _examples(tokens)[op]
         more[f"{op}, a scale a token"] = partial(ops[op].func, *given, None, bound)  # type: ignore[attr-defined]
         more[f"{op}, a scale a group"] = partial(ops[op].func, *given, None, bound, 128)  # type: ignore[attr-defined]
+    for op in ("add_layer_norm", "layer_norm_fp8"):
+        example = _examples(tokens)[op]
+        more[f"{op}, two deltas"] = partial(ops[op].func, *example, more_TE=example[1])  # type: ignore[attr-defined]
+    q_THD, *rest = _examples(tokens)["rope_and_cache"]
+    q_TKGD = q_THD.view(tokens, 2, 4, 64)
+    more["rope_and_cache, in groups"] = partial(ops["rope_and_cache"].func, q_TKGD, *rest)  # type: ignore[attr-defined]
     x_TX = torch.zeros(tokens, 2 * 14336, dtype=HALF)
     activation = partial(ops_activation_fp8.launch_shared, empty_fp8(x_TX, 14336, None), x_TX, None)
     more["silu_mul_fp8, a shared row"] = partial(activation, 2048, gated=True)

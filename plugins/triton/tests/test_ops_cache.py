@@ -34,9 +34,11 @@ def test_q_is_rotated_and_k_and_v_are_in_their_slots(
 def test_heads_may_lie_apart(device: torch.device, dtypes: list[torch.dtype]) -> None:
     """Groups of queries, one key and one value side by side, as Falcon projects them, and heads in any other layout."""
     for dtype in dtypes:
-        groups_TKGD = _normal((7, 4, 8, 64), dtype, device)
-        q_THD = groups_TKGD[:, :, :-2].flatten(1, 2)
-        _check(q_THD, groups_TKGD[:, :, -2], groups_TKGD[:, :, -1], page_dtype=dtype)
+        for kv_heads, queries in ((4, 6), (1, 71), (5, 1), (3, 29), (8, 16)):
+            groups_TKXD = _normal((7, kv_heads, queries + 2, 64), dtype, device)
+            q_TKGD, k_TKD, v_TKD = groups_TKXD[:, :, :-2], groups_TKXD[:, :, -2], groups_TKXD[:, :, -1]
+            _check(q_TKGD, k_TKD, v_TKD, page_dtype=dtype)
+            _check(q_TKGD.mT.contiguous().mT, k_TKD, v_TKD, page_dtype=dtype)
         q_THD, k_TKD, v_TKD = (_normal((7, 64, heads), dtype, device).mT for heads in (6, 2, 2))
         _check(q_THD, k_TKD, v_TKD, page_dtype=dtype)
 
@@ -90,11 +92,12 @@ def test_unrotated_keys_and_values_are_stored_as_they_are(device: torch.device, 
 
 
 def _check(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, *, page_dtype: torch.dtype) -> None:
-    table_LD, positions_T = _table(q_THD.shape[2], q_THD.device), _positions(len(q_THD), q_THD.device)
+    table_LD, positions_T = _table(q_THD.shape[-1], q_THD.device), _positions(len(q_THD), q_THD.device)
     kv, slots_T = _pages(k_TKD.shape[1], k_TKD.shape[2], page_dtype, q_THD.device), _slots(len(q_THD), q_THD.device)
     with poisoned():
         rotated_THD = ops_rope.rope_and_cache(q_THD, k_TKD, v_TKD, table_LD, positions_T, kv, slots_T, None, None)
     wide = _pages(k_TKD.shape[1], k_TKD.shape[2], torch.float32, q_THD.device)
+    q_THD = q_THD.flatten(1, -2)  # the twin is given queries side by side
     given = (q_THD.float(), k_TKD.float(), v_TKD.float(), table_LD, positions_T, wide, slots_T, None, None)
     assert rotated_THD.is_contiguous()
     assert_close(rotated_THD, reference.rope_and_cache(*given), op="rope_and_cache")

@@ -137,6 +137,22 @@ def test_rows_may_lie_apart(name: str, delta: bool, device: torch.device, dtypes
                 assert torch.equal(found.scale, expected.scale)
 
 
+@pytest.mark.parametrize("scales", SCALES, ids=str)
+def test_two_deltas_are_added_to_each_other_first(scales: Scale, device: torch.device, dtypes: list[torch.dtype]) -> None:
+    """Sum, values and scales are those of one delta, the rounded sum of both; where there is none, nothing is added."""
+    (value, bound, group), dtype = scales, dtypes[-1]
+    x_TE, delta_TE, *vectors = _given("layer_norm", 7, 576, dtype, device, delta=True)
+    rest = (*vectors, _scale(value, device), bound, group)
+    more_TE = delta_TE.flip(-1) * 0.7
+    with poisoned():
+        total_TE, found = ops_norm.layer_norm_fp8(x_TE, delta_TE, *rest, more_TE=more_TE)
+    expected_TE, expected = ops_norm.layer_norm_fp8(x_TE, delta_TE + more_TE, *rest)
+    assert torch.equal(total_TE, expected_TE)
+    assert not torch.equal(total_TE, x_TE + delta_TE)
+    assert torch.equal(found.values_TI.float(), expected.values_TI.float())
+    assert torch.equal(found.scale, expected.scale)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("name", "delta"), CASES)
 def test_next_to_all_values_are_the_twin_s(name: str, delta: bool, device: torch.device, dtypes: list[torch.dtype]) -> None:

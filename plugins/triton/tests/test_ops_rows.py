@@ -78,6 +78,22 @@ def test_a_bias_is_optional(name: str, device: torch.device, dtypes: list[torch.
         _compare(name, (*given[:-2], None, given[-1]))
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_two_deltas_are_added_to_each_other_first(bias: bool, device: torch.device) -> None:
+    """Bit for bit what the rounded sum of both gives as one delta, and not what adding one after the other gives."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float16
+    for tokens, width in ((0, 66), (1, 14848), (7, 576)):
+        x_TE, delta_TE, weight_E, bias_E, eps = _given("add_layer_norm", tokens, width, dtype, device)
+        more_TE, rest = delta_TE.flip(-1) * 0.7, (weight_E, bias_E if bias else None, eps)
+        with poisoned():
+            found = ops_norm.add_layer_norm(x_TE, delta_TE, *rest, more_TE=more_TE)
+        spread = ops_norm.add_layer_norm(x_TE, delta_TE, *rest, more_TE=_slice(more_TE))
+        expected = ops_norm.add_layer_norm(x_TE, delta_TE + more_TE, *rest)
+        assert all(torch.equal(one, other) for one, other in zip(found + spread, expected * 2, strict=True))
+        assert torch.equal(found[0], reference.add_layer_norm(x_TE, delta_TE, *rest, more_TE=more_TE)[0])
+        assert not tokens or not torch.equal(found[0], x_TE + delta_TE + more_TE)
+
+
 def test_rms_norm_rounds_before_the_weight(device: torch.device) -> None:
     """The normalised value is rounded to the input's dtype, and only then multiplied by the weight."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float16

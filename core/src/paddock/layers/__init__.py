@@ -7,6 +7,7 @@ weights.
 from paddock.layers.attention import AttentionBackend, AttentionInputs, AttentionParams, LayerKV, Model
 from paddock.layers.builder import Builder
 from paddock.layers.linear import LinearLayer, LinearMethod, QuantisesRows, TakesFewPlain, TakesGroups
+from paddock.layers.op_marks import HEADS_APART, TWO_DELTAS, takes
 from paddock.layers.ops import OP_NAMES, Ops
 from paddock.layers.parallel import Communicator
 from paddock.layers.parameters import allocate, finalise, part_spans, randomise, targets, torch_dtype
@@ -14,7 +15,9 @@ from paddock.layers.quantized import Activation, QuantizedActivation
 from paddock.layers.unquantized import PlainMethod
 
 __all__ = [
+    "HEADS_APART",
     "OP_NAMES",
+    "TWO_DELTAS",
     "Activation",
     "AttentionBackend",
     "AttentionInputs",
@@ -35,6 +38,7 @@ __all__ = [
     "finalise",
     "part_spans",
     "randomise",
+    "takes",
     "targets",
     "torch_dtype",
 ]

@@ -1,6 +1,7 @@
 """Attention as a model sees it: rotate, keep, attend.
 
-T tokens, H query heads and K KV heads of this rank, D head size, L positions.
+T tokens, H query heads and K KV heads of this rank, G = H / K query heads of a KV head, D head size, I = H * D or K * D,
+L positions.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from paddock.checkpoint.targets import Target
 from paddock.errors import CheckpointError
 from paddock.layers.attention import AttentionBackend, AttentionInputs, AttentionParams, LayerKV
 from paddock.layers.formats import InputFormat
+from paddock.layers.op_marks import side_by_side
 from paddock.layers.ops import Ops
 from paddock.layers.quantized import Activation, QuantizedActivation
 from paddock.layers.reference import FP8
@@ -59,11 +61,15 @@ class Attention(nn.Module):
         self._made_up = False  # whether the scales are no checkpoint's
 
     def forward(self, q_TI: Tensor, k_TI: Tensor, v_TI: Tensor, inputs: AttentionInputs, kv: LayerKV) -> Activation:
-        """Return what each token gathers [T, H * D]; this step's k and v are in `kv` afterwards."""
+        """Return what each token gathers [T, H * D]; this step's k and v are in `kv` afterwards.
+
+        Heads come side by side [T, I], or apart as views of a fused projection: k and v [T, K, D], q [T, H, D] or [T, K, G, D].
+        """
         q_THD, k_TKD, v_TKD = (_heads(x_TI, self.head_dim) for x_TI in (q_TI, k_TI, v_TI))
         scales = self.k_scale, self.v_scale
         if self.cos_sin_LD is None:
             self.ops.cache_kv(k_TKD, v_TKD, kv, inputs.slots_T, *scales)
+            q_THD = side_by_side(q_THD)
         else:
             q_THD = self.ops.rope_and_cache(q_THD, k_TKD, v_TKD, self.cos_sin_LD, inputs.positions_T, kv, inputs.slots_T, *scales)
         out_TI = self.backend.attend(q_THD, kv, inputs, self._params).flatten(1)
@@ -114,7 +120,10 @@ class Attention(nn.Module):
 
 
 def _heads(x_TI: Tensor, head_dim: int) -> Tensor:
-    return x_TI.view(x_TI.shape[0], x_TI.shape[1] // head_dim, head_dim)
+    if x_TI.ndim == 2:
+        return x_TI.view(x_TI.shape[0], x_TI.shape[1] // head_dim, head_dim)
+    assert x_TI.shape[-1] == head_dim, f"heads of {x_TI.shape[-1]}, not of {head_dim}"
+    return x_TI
 
 
 def alibi_slopes(num_heads: int) -> Tensor:

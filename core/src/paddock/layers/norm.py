@@ -72,11 +72,16 @@ class RMSNorm(_Scaled):
 class LayerNorm(_Scaled):
     """Layer norm, with or without bias: x, h = norm(x, delta)."""
 
-    def forward(self, x_TE: Tensor, delta_TE: Tensor | None = None) -> tuple[Tensor, Activation]:
-        """Return (x + delta, its norm in the format the next linear takes)."""
+    def forward(self, x_TE: Tensor, delta_TE: Tensor | None = None, more_TE: Tensor | None = None) -> tuple[Tensor, Activation]:
+        """Return (x + delta, its norm in the format the next linear takes).
+
+        `more_TE`, of a block with two branches, is added to the delta first.
+        """
+        assert more_TE is None or delta_TE is not None, "a second delta without a first"
+        vectors = self.weight, self.bias, self.eps
         if self.emits.is_fp8(x_TE):
-            return self.ops.layer_norm_fp8(x_TE, delta_TE, self.weight, self.bias, self.eps, *self.emits.scaling)
+            return self.ops.layer_norm_fp8(x_TE, delta_TE, *vectors, *self.emits.scaling, more_TE=more_TE)
         if delta_TE is None:
-            return x_TE, self.emits(self.ops.layer_norm(x_TE, self.weight, self.bias, self.eps))
-        sum_TE, h_TE = self.ops.add_layer_norm(x_TE, delta_TE, self.weight, self.bias, self.eps)
+            return x_TE, self.emits(self.ops.layer_norm(x_TE, *vectors))
+        sum_TE, h_TE = self.ops.add_layer_norm(x_TE, delta_TE, *vectors, more_TE=more_TE)
         return sum_TE, self.emits(h_TE)

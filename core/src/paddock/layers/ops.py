@@ -1,7 +1,7 @@
 """The named ops a model is made of, bound once when it is built: which implementation runs is decided by planning.
 
 T tokens, V vocabulary, E, I model or input features, O output features, F feed-forward size, H query heads, K KV heads,
-D head size, L positions.
+G = H / K query heads of a KV head, D head size, L positions.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
-from attrs import evolve, fields_dict, frozen
+from attrs import evolve, field, fields_dict, frozen
 from torch import Tensor
 
 from paddock.layers import reference
 from paddock.layers.attention import LayerKV
 from paddock.layers.int4 import Int4Weight
+from paddock.layers.op_marks import adds_two_deltas, keeps_heads_apart, rotates_heads_apart
 from paddock.layers.quantized import QuantizedActivation
 from paddock.layers.unfused_fp8 import FUSED, parts_of
 
@@ -35,7 +36,10 @@ class RopeAndCache(Protocol):
         k_scale: Tensor | None,
         v_scale: Tensor | None,
     ) -> Tensor:
-        """Return the rotated q [T, H, D]. The scales ([] float32, real = stored * scale) matter to FP8 pages only."""
+        """Return the rotated q [T, H, D], contiguous. The scales ([] float32, real = stored * scale) matter to FP8 pages only.
+
+        Marked `HEADS_APART` it takes heads at any stride and q in groups [T, K, G, D] too; else heads come side by side.
+        """
 
 
 class CacheKV(Protocol):
@@ -44,7 +48,7 @@ class CacheKV(Protocol):
     def __call__(
         self, k_TKD: Tensor, v_TKD: Tensor, kv: LayerKV, slots_T: Tensor, k_scale: Tensor | None, v_scale: Tensor | None
     ) -> None:
-        """Return nothing; `kv` holds the tokens afterwards."""
+        """Return nothing; `kv` holds the tokens afterwards. Heads come side by side unless it is marked `HEADS_APART`."""
 
 
 class NormFp8(Protocol):
@@ -63,6 +67,22 @@ class NormFp8(Protocol):
         """Return (x + delta, its norm in FP8): by the static `scale` [] or, where that is None, one a token (and group)."""
 
 
+class AddLayerNorm(Protocol):
+    """Add, take the layer norm."""
+
+    def __call__(
+        self,
+        x_TE: Tensor,
+        delta_TE: Tensor,
+        weight_E: Tensor,
+        bias_E: Tensor | None,
+        eps: float,
+        *,
+        more_TE: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return (x + delta, its norm). Marked `TWO_DELTAS` it adds `more_TE` to the delta first; else it is not given any."""
+
+
 class LayerNormFp8(Protocol):
     """Add, take the layer norm, quantise."""
 
@@ -76,8 +96,13 @@ class LayerNormFp8(Protocol):
         scale: Tensor | None,
         bound: float | None,
         group: int | None = None,
+        *,
+        more_TE: Tensor | None = None,
     ) -> tuple[Tensor, QuantizedActivation]:
-        """Return (x + delta, its norm in FP8): by the static `scale` [] or, where that is None, one a token (and group)."""
+        """Return (x + delta, its norm in FP8): by the static `scale` [] or, where that is None, one a token (and group).
+
+        Marked `TWO_DELTAS` it adds `more_TE` to the delta first; else it is not given any.
+        """
 
 
 class Fp8Of(Protocol):
@@ -123,7 +148,8 @@ class Ops:
     linear_fp8(values_TI, x_scale [] or [T, 1], weight_OI, weight_scale_O1, dtype) -> y_TO; linear_fp8_blocks(values_TI, scale_TG,
     weight_OI, weight_scale_QG, block, dtype) -> y_TO; linear_int4(x_TI, weight) -> y_TO; linear_int4_fp8(values_TI, scale_T1,
     weight, dtype) -> y_TO; int4_to_fp8(weight, row_scale_O1) -> values_OI; `silu_mul_fp8`, `gelu_fp8`, `rms_norm_fp8` and
-    `layer_norm_fp8` quantise what the plain op returns, by a static scale, one a token, or one a token and group.
+    `layer_norm_fp8` quantise what the plain op returns, by a static scale, one a token, or one a token and group. What an
+    implementation is not marked to take (`takes`) is done before it: heads are laid side by side, two deltas summed.
     """
 
     embed: Callable[[Tensor, Tensor], Tensor] = reference.embed
@@ -131,11 +157,11 @@ class Ops:
     rms_norm: Callable[[Tensor, Tensor, float], Tensor] = reference.rms_norm
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]] = reference.add_rms_norm
     layer_norm: Callable[[Tensor, Tensor, Tensor | None, float], Tensor] = reference.layer_norm
-    add_layer_norm: Callable[[Tensor, Tensor, Tensor, Tensor | None, float], tuple[Tensor, Tensor]] = reference.add_layer_norm
+    add_layer_norm: AddLayerNorm = field(default=reference.add_layer_norm, converter=adds_two_deltas)
     silu_mul: Callable[[Tensor], Tensor] = reference.silu_mul
     gelu: Callable[[Tensor], Tensor] = reference.gelu
-    rope_and_cache: RopeAndCache = reference.rope_and_cache
-    cache_kv: CacheKV = reference.cache_kv
+    rope_and_cache: RopeAndCache = field(default=reference.rope_and_cache, converter=rotates_heads_apart)
+    cache_kv: CacheKV = field(default=reference.cache_kv, converter=keeps_heads_apart)
     quantize_fp8_static: Callable[[Tensor, Tensor], QuantizedActivation] = reference.quantize_fp8_static
     quantize_fp8_token: QuantizeToken = reference.quantize_fp8_token
     linear_fp8: Callable[[Tensor, Tensor, Tensor, Tensor, torch.dtype], Tensor] = reference.linear_fp8
@@ -144,7 +170,7 @@ class Ops:
     linear_int4_fp8: Callable[[Tensor, Tensor, Int4Weight, torch.dtype], Tensor] = reference.linear_int4_fp8
     int4_to_fp8: Callable[[Int4Weight, Tensor], Tensor] = reference.int4_to_fp8
     rms_norm_fp8: NormFp8 = reference.rms_norm_fp8
-    layer_norm_fp8: LayerNormFp8 = reference.layer_norm_fp8
+    layer_norm_fp8: LayerNormFp8 = field(default=reference.layer_norm_fp8, converter=adds_two_deltas)
     silu_mul_fp8: Fp8Of = reference.silu_mul_fp8
     gelu_fp8: Fp8Of = reference.gelu_fp8
 

@@ -1,7 +1,7 @@
 """Every op in plain torch: the definition, the CPU path and the oracle of every kernel of the same name.
 
 T tokens, V vocabulary, E model size, I input features, O output features, F feed-forward size, H query heads, K KV heads,
-D head size, L positions, N pages, P tokens a page, R outputs of a piece
+G query heads of a KV head, D head size, J = D / 2, L positions, N pages, P tokens a page, R outputs of a piece
 of a weight, D groups of Q inputs; or G groups of inputs, Q runs of outputs. Sums run in float32 whatever the dtype.
 """
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from paddock.layers.attention import LayerKV
 from paddock.layers.int4 import PIECE_BYTES, Int4Weight
+from paddock.layers.op_marks import HEADS_APART, TWO_DELTAS, takes
 from paddock.layers.quantized import QuantizedActivation
 
 FP8 = torch.float8_e4m3fn
@@ -125,9 +126,12 @@ def layer_norm(x_TE: Tensor, weight_E: Tensor, bias_E: Tensor | None, eps: float
     return nnf.layer_norm(x_TE, (x_TE.shape[-1],), weight_E, bias_E, eps)
 
 
-def add_layer_norm(x_TE: Tensor, delta_TE: Tensor, weight_E: Tensor, bias_E: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
-    """Return (x + delta, its layer_norm)."""
-    sum_TE = x_TE + delta_TE
+@takes(TWO_DELTAS)
+def add_layer_norm(
+    x_TE: Tensor, delta_TE: Tensor, weight_E: Tensor, bias_E: Tensor | None, eps: float, *, more_TE: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return (x + delta, its layer_norm). `more_TE` is added to the delta first; both sums are rounded to x's dtype."""
+    sum_TE = x_TE + (delta_TE if more_TE is None else delta_TE + more_TE)
     return sum_TE, layer_norm(sum_TE, weight_E, bias_E, eps)
 
 
@@ -160,6 +164,7 @@ def rms_norm_fp8(
     return sum_TE, _quantized(rms_norm(sum_TE, weight_E, eps), scale, bound, group)
 
 
+@takes(TWO_DELTAS)
 def layer_norm_fp8(
     x_TE: Tensor,
     delta_TE: Tensor | None,
@@ -169,8 +174,12 @@ def layer_norm_fp8(
     scale: Tensor | None,
     bound: float | None,
     group: int | None = None,
+    *,
+    more_TE: Tensor | None = None,
 ) -> tuple[Tensor, QuantizedActivation]:
-    """Return (x + delta, its layer_norm in FP8), rounded to x's dtype in between."""
+    """Return (x + delta, its layer_norm in FP8), rounded to x's dtype in between. `more_TE` is added to the delta first."""
+    if delta_TE is not None and more_TE is not None:
+        delta_TE = delta_TE + more_TE
     sum_TE = x_TE if delta_TE is None else x_TE + delta_TE
     return sum_TE, _quantized(layer_norm(sum_TE, weight_E, bias_E, eps), scale, bound, group)
 
@@ -185,6 +194,7 @@ def gelu_fp8(x_TF: Tensor, scale: Tensor | None, bound: float | None, group: int
     return _quantized(gelu(x_TF), scale, bound, group)
 
 
+@takes(HEADS_APART)
 def rope_and_cache(
     q_THD: Tensor,
     k_TKD: Tensor,
@@ -196,15 +206,18 @@ def rope_and_cache(
     k_scale: Tensor | None,
     v_scale: Tensor | None,
 ) -> Tensor:
-    """Return q rotated to its positions; rotated k, and v, are in their slots afterwards.
+    """Return q [T, H, D] rotated to its positions; rotated k, and v, are in their slots afterwards. q may be [T, K, G, D].
 
     A row of `cos_sin_LD` holds D/2 cosines, then D/2 sines, float32 (arXiv 2104.09864; dimension j turns with j + D/2).
     """
     cos_T1J, sin_T1J = cos_sin_LD.index_select(0, positions_T).unsqueeze(1).chunk(2, dim=-1)
     cache_kv(_rotate(k_TKD, cos_T1J, sin_T1J), v_TKD, kv, slots_T, k_scale, v_scale)
-    return _rotate(q_THD, cos_T1J, sin_T1J)
+    if q_THD.ndim == 3:
+        return _rotate(q_THD, cos_T1J, sin_T1J)
+    return _rotate(q_THD, cos_T1J.unsqueeze(1), sin_T1J.unsqueeze(1)).flatten(1, 2)
 
 
+@takes(HEADS_APART)
 def cache_kv(k_TKD: Tensor, v_TKD: Tensor, kv: LayerKV, slots_T: Tensor, k_scale: Tensor | None, v_scale: Tensor | None) -> None:
     """Write k and v into their slots: in the pages' dtype, divided by the scales where the pages are FP8."""
     _store(kv.k_pages_NPKD, k_TKD, slots_T, k_scale)

@@ -11,6 +11,7 @@ from typing import Any
 from attrs import frozen
 from torch import Tensor
 
+from paddock.layers.op_marks import TWO_DELTAS, takes
 from paddock.layers.quantized import QuantizedActivation
 
 
@@ -21,7 +22,7 @@ class Unfused:
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
     layer_norm: Callable[[Tensor, Tensor, Tensor | None, float], Tensor]
-    add_layer_norm: Callable[[Tensor, Tensor, Tensor, Tensor | None, float], tuple[Tensor, Tensor]]
+    add_layer_norm: Callable[..., tuple[Tensor, Tensor]]
     silu_mul: Callable[[Tensor], Tensor]
     gelu: Callable[[Tensor], Tensor]
     quantize_fp8_static: Callable[[Tensor, Tensor], QuantizedActivation]
@@ -43,6 +44,7 @@ class Unfused:
         sum_TE, h_TE = self.add_rms_norm(x_TE, delta_TE, weight_E, eps)
         return sum_TE, self._quantized(h_TE, scale, bound, group)
 
+    @takes(TWO_DELTAS)
     def layer_norm_fp8(
         self,
         x_TE: Tensor,
@@ -53,11 +55,13 @@ class Unfused:
         scale: Tensor | None,
         bound: float | None,
         group: int | None = None,
+        *,
+        more_TE: Tensor | None = None,
     ) -> tuple[Tensor, QuantizedActivation]:
-        """Return (x + delta, its layer_norm in FP8)."""
+        """Return (x + delta, its layer_norm in FP8). `more_TE` is added to the delta first."""
         if delta_TE is None:
             return x_TE, self._quantized(self.layer_norm(x_TE, weight_E, bias_E, eps), scale, bound, group)
-        sum_TE, h_TE = self.add_layer_norm(x_TE, delta_TE, weight_E, bias_E, eps)
+        sum_TE, h_TE = self.add_layer_norm(x_TE, delta_TE, weight_E, bias_E, eps, more_TE=more_TE)
         return sum_TE, self._quantized(h_TE, scale, bound, group)
 
     def silu_mul_fp8(

@@ -13,9 +13,10 @@ import torch
 from attrs import evolve, frozen
 from torch import Tensor
 
-from paddock.layers import AttentionBackend, AttentionInputs, AttentionParams, LayerKV
+from paddock.layers import HEADS_APART, TWO_DELTAS, AttentionBackend, AttentionInputs, AttentionParams, LayerKV
 from paddock.layers import reference as twins
 from paddock.layers.fp8_attention import attend_in_fp8
+from paddock.layers.op_marks import side_by_side, taken
 from paddock.plugins import AttentionNeeds
 from paddock.testing.oracle import ODD_SIZES, assert_close, dense_attention, poisoned
 from paddock.testing.paging import Pages
@@ -219,12 +220,22 @@ def check_op(
     for dtype in dtypes:
         for tokens in (0, *ODD_SIZES):
             for features in (2, 14, 126, 576):
-                given = _arguments(name, tokens, features, dtype, torch.device(device))
+                given, at = _arguments(name, tokens, features, dtype, torch.device(device)), f"T{tokens} E{features}"
                 with poisoned():
                     found = implementation(*given)
-                for each in comparisons(name, getattr(twins, name), given, found):
-                    assert each.actual.dtype == dtype, f"{name} turned {dtype} into {each.actual.dtype}"
-                    assert_close(each.actual, each.expected, op=each.row, dtype=dtype, at=f"{each.what} T{tokens} E{features}")
+                _check_rows(name, given, found, dtype, at)
+                if TWO_DELTAS in taken(implementation):
+                    x_TE, delta_TE, *rest = given
+                    more_TE = delta_TE.flip(-1)
+                    with poisoned():
+                        found = implementation(*given, more_TE=more_TE)
+                    _check_rows(name, (x_TE, delta_TE + more_TE, *rest), found, dtype, f"{at}, two deltas")
+
+
+def _check_rows(name: str, given: tuple[Any, ...], found: Any, dtype: torch.dtype, at: str) -> None:
+    for each in comparisons(name, getattr(twins, name), given, found):
+        assert each.actual.dtype == dtype, f"{name} turned {dtype} into {each.actual.dtype}"
+        assert_close(each.actual, each.expected, op=each.row, dtype=dtype, at=f"{each.what} {at}")
 
 
 def check_cache_op(
@@ -237,15 +248,17 @@ def check_cache_op(
 ) -> None:
     """Check an implementation of `rope_and_cache` or `cache_kv` against its plain-torch twin, run in float32.
 
-    What it returns, what lies in the slots afterwards, and that every other row of the pages is as it was (NaN).
+    What it returns, what lies in the slots afterwards, and that every other row of the pages is as it was (NaN). One marked
+    `HEADS_APART` is also given views of a fused projection in groups, of each KV head its queries, its key and its value.
     """
-    heads = tuple(heads)
-    for dtype in dtypes:
-        for tokens in (0, *ODD_SIZES):
-            for shape in heads:
-                found, found_kv = _cached(name, implementation, tokens, shape, dtype, torch.device(device))
-                twin, twin_kv = _cached(name, getattr(twins, name), tokens, shape, dtype, torch.device(device), wide=True)
-                at = f"T{tokens} H{shape[0]} K{shape[1]} D{shape[2]}"
+    heads, device = tuple(heads), torch.device(device)
+    layouts = (False, True) if HEADS_APART in taken(implementation) else (False,)
+    for dtype, tokens in itertools.product(dtypes, (0, *ODD_SIZES)):
+        for shape in heads:
+            for apart in layouts:
+                found, found_kv = _cached(name, implementation, tokens, shape, dtype, device, apart=apart)
+                twin, twin_kv = _cached(name, getattr(twins, name), tokens, shape, dtype, device, apart=apart, wide=True)
+                at = f"T{tokens} H{shape[0]} K{shape[1]} D{shape[2]}{', in groups' if apart else ''}"
                 for each in page_comparisons(name, found, found_kv, twin, twin_kv):
                     actual, expected = each.actual, each.expected
                     assert torch.equal(actual.isnan(), expected.isnan()), (
@@ -262,9 +275,13 @@ def _cached(
     dtype: torch.dtype,
     device: torch.device,
     *,
+    apart: bool,
     wide: bool = False,
 ) -> tuple[Any, LayerKV]:
-    """Return what an op gives for random tokens of `dtype`, and its pages; `wide`: computed and kept in float32."""
+    """Return what an op gives for random tokens of `dtype`, and its pages; `wide`: computed and kept in float32.
+
+    `apart`: heads are views of groups, each of a KV head's queries, its key and its value; or, where `wide`, copies of those.
+    """
     num_heads, num_kv_heads, head_dim = shape
     generator, kept = torch.Generator().manual_seed(tokens), torch.float32 if wide else dtype
 
@@ -273,16 +290,21 @@ def _cached(
 
     pages = tokens // 16 + 2
     kv = LayerKV(*(torch.full((pages, 16, num_kv_heads, head_dim), torch.nan, dtype=kept, device=device) for _ in range(2)))
-    k_TKD, v_TKD = normal(tokens, num_kv_heads, head_dim), normal(tokens, num_kv_heads, head_dim)
+    if apart:
+        groups_TKXD = normal(tokens, num_kv_heads, num_heads // num_kv_heads + 2, head_dim)
+        q, k_TKD, v_TKD = groups_TKXD[:, :, :-2], groups_TKXD[:, :, -2], groups_TKXD[:, :, -1]
+        if wide:
+            q, k_TKD, v_TKD = side_by_side(q), side_by_side(k_TKD), side_by_side(v_TKD)
+    else:
+        q, k_TKD, v_TKD = (normal(tokens, count, head_dim) for count in (num_heads, num_kv_heads, num_kv_heads))
     slots_T = torch.randperm(pages * 16, generator=generator)[:tokens].to(device)
     if name == "cache_kv":
         return implementation(k_TKD, v_TKD, kv, slots_T, None, None), kv
     positions_T = torch.randint(0, 300, (tokens,), generator=generator).to(device)
     angle_LJ = torch.arange(300)[:, None] * torch.rand(head_dim // 2, generator=generator)
     cos_sin_LD = torch.cat((angle_LJ.cos(), angle_LJ.sin()), dim=-1).to(device)
-    q_THD = normal(tokens, num_heads, head_dim)
     with poisoned():
-        return implementation(q_THD, k_TKD, v_TKD, cos_sin_LD, positions_T, kv, slots_T, None, None), kv
+        return implementation(q, k_TKD, v_TKD, cos_sin_LD, positions_T, kv, slots_T, None, None), kv
 
 
 def _wide(value: Any) -> Any:

@@ -1,15 +1,21 @@
 """Falcon (arXiv 2311.16867): decoder blocks whose attention and MLP run side by side, or, in RW, one after the other.
 
-T tokens, R rows to predict from, E model size, X width of the fused query_key_value, Q heads in a KV group, D head size.
+T tokens, R rows to predict from, E model size, X width of the fused query_key_value, K KV heads, G = Q + 2 heads of a group: Q
+of queries, one of keys, one of values; D head size.
 """
 
 from __future__ import annotations
 
+from functools import reduce
+
+import torch
 from torch import Tensor, nn
 
 from paddock.axes import FFN, KV_HEADS, Part
 from paddock.layers import Activation, AttentionInputs, Builder, LayerKV
 from paddock_falcon.config import FalconConfig
+
+Deltas = tuple[Tensor, ...]  # one or two [T, E] that the next norm adds to the residual stream, two of them to each other first
 
 
 class Attention(nn.Module):
@@ -30,15 +36,14 @@ class Attention(nn.Module):
 
     def forward(self, h_TE: Activation, inputs: AttentionInputs, kv: LayerKV) -> Tensor:
         """Return what the block's tokens gather, projected back [T, E]."""
-        q_TX, k_TX, v_TX = self._split(self.qkv(h_TE))
-        out_TE: Tensor = self.dense(self.attend(q_TX, k_TX, v_TX, inputs, kv))
+        q_TKQD, k_TKD, v_TKD = self._split(self.qkv(h_TE))
+        out_TE: Tensor = self.dense(self.attend(q_TKQD, k_TKD, v_TKD, inputs, kv))
         return out_TE
 
     def _split(self, qkv_TX: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values, heads side by side, from groups of Q queries, one key and one value."""
+        """Return queries [T, K, Q, D], keys and values [T, K, D] as views of groups of Q queries, one key and one value."""
         groups_TKGD = qkv_TX.view(len(qkv_TX), -1, self.group_size, self.head_dim)
-        q_TKQD, k_TKD, v_TKD = groups_TKGD[:, :, :-2], groups_TKGD[:, :, -2], groups_TKGD[:, :, -1]
-        return q_TKQD.flatten(1), k_TKD.flatten(1), v_TKD.flatten(1)
+        return groups_TKGD[:, :, :-2], groups_TKGD[:, :, -2], groups_TKGD[:, :, -1]
 
 
 class MLP(nn.Module):
@@ -65,10 +70,10 @@ class SharedNormBlock(nn.Module):
         self.norm = make.norm("norm", kind="layer", eps=config.norm_eps)
         self.attention, self.mlp = Attention(config, make), MLP(config, make)
 
-    def forward(self, x_TE: Tensor, delta_TE: Tensor | None, inputs: AttentionInputs, kv: LayerKV) -> tuple[Tensor, Tensor]:
-        """Return the residual stream with `delta_TE` added, and what this block is to add."""
-        x_TE, h_TE = self.norm(x_TE, delta_TE)
-        return x_TE, self.attention(h_TE, inputs, kv) + self.mlp(h_TE)
+    def forward(self, x_TE: Tensor, deltas_TE: Deltas, inputs: AttentionInputs, kv: LayerKV) -> tuple[Tensor, Deltas]:
+        """Return the residual stream with the deltas added, and the two that this block is to add."""
+        x_TE, h_TE = self.norm(x_TE, *deltas_TE)
+        return x_TE, (self.attention(h_TE, inputs, kv), self.mlp(h_TE))
 
 
 class TwoNormBlock(nn.Module):
@@ -81,11 +86,11 @@ class TwoNormBlock(nn.Module):
         self.mlp_norm = make.norm("mlp_norm", kind="layer", eps=config.norm_eps)
         self.attention, self.mlp = Attention(config, make), MLP(config, make)
 
-    def forward(self, x_TE: Tensor, delta_TE: Tensor | None, inputs: AttentionInputs, kv: LayerKV) -> tuple[Tensor, Tensor]:
-        """Return the residual stream with `delta_TE` added, and what this block is to add."""
-        x_TE, h_TE = self.attention_norm(x_TE, delta_TE)
+    def forward(self, x_TE: Tensor, deltas_TE: Deltas, inputs: AttentionInputs, kv: LayerKV) -> tuple[Tensor, Deltas]:
+        """Return the residual stream with the deltas added, and the two that this block is to add."""
+        x_TE, h_TE = self.attention_norm(x_TE, *deltas_TE)
         _, g_TE = self.mlp_norm(x_TE)
-        return x_TE, self.attention(h_TE, inputs, kv) + self.mlp(g_TE)
+        return x_TE, (self.attention(h_TE, inputs, kv), self.mlp(g_TE))
 
 
 class SerialBlock(nn.Module):
@@ -98,11 +103,11 @@ class SerialBlock(nn.Module):
         self.mlp_norm = make.norm("mlp_norm", kind="layer", eps=config.norm_eps)
         self.attention, self.mlp = Attention(config, make), MLP(config, make)
 
-    def forward(self, x_TE: Tensor, delta_TE: Tensor | None, inputs: AttentionInputs, kv: LayerKV) -> tuple[Tensor, Tensor]:
-        """Return the residual stream with `delta_TE` and the attention added, and what the MLP is to add."""
-        x_TE, h_TE = self.attention_norm(x_TE, delta_TE)
+    def forward(self, x_TE: Tensor, deltas_TE: Deltas, inputs: AttentionInputs, kv: LayerKV) -> tuple[Tensor, Deltas]:
+        """Return the residual stream with the deltas and the attention added, and what the MLP is to add."""
+        x_TE, h_TE = self.attention_norm(x_TE, *deltas_TE)
         y_TE, g_TE = self.mlp_norm(x_TE, self.attention(h_TE, inputs, kv))
-        return y_TE, self.mlp(g_TE)
+        return y_TE, (self.mlp(g_TE),)
 
 
 class Falcon(nn.Module):
@@ -123,10 +128,10 @@ class Falcon(nn.Module):
 
     def forward(self, x_TE: Tensor, inputs: AttentionInputs, kv: list[LayerKV]) -> Tensor:
         """Return the residual stream after this rank's blocks."""
-        delta_TE = None
+        deltas_TE: Deltas = ()
         for block, layer_kv in zip(self.blocks, kv, strict=True):
-            x_TE, delta_TE = block(x_TE, delta_TE, inputs, layer_kv)
-        return x_TE if delta_TE is None else x_TE + delta_TE
+            x_TE, deltas_TE = block(x_TE, deltas_TE, inputs, layer_kv)
+        return x_TE + reduce(torch.add, deltas_TE) if deltas_TE else x_TE
 
     def logits(self, x_RE: Tensor) -> Tensor:
         """Return logits [R, V] in float32."""

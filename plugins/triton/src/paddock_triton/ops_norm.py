@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from paddock.layers import QuantizedActivation
+from paddock.layers import TWO_DELTAS, QuantizedActivation, takes
 from paddock_triton.dependence import DEPENDENT, start_next, wait
 from paddock_triton.failures import named
 from paddock_triton.fp8 import empty_fp8, scale_arguments, store_row
@@ -22,16 +22,23 @@ from paddock_triton.rows import power_of_2, row_warps, unit_stride
 
 @triton.jit
 def _read_row(
-    x_ptr: tl.tensor, delta_ptr: tl.tensor, sum_ptr: tl.tensor, x_stride: tl.tensor, delta_stride: tl.tensor,
+    x_ptr: tl.tensor, delta_ptr: tl.tensor, more_ptr: tl.tensor, sum_ptr: tl.tensor, x_stride: tl.tensor, delta_stride: tl.tensor,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return this program's row in float32 [B], zeros beyond its width; with a delta, the rounded sum, which is stored too."""
+    """Return this program's row in float32 [B], zeros beyond its width; with a delta, the rounded sum, which is stored too.
+
+    `more_ptr`, contiguous, is added to the delta first, and their sum rounded.
+    """
     row = tl.program_id(0).to(tl.int64)
     column_B = tl.arange(0, BLOCK)
     inside_B = column_B < WIDTH
     x_B = tl.load(x_ptr + row * x_stride + column_B, mask=inside_B, other=0.0).to(tl.float32)
     if delta_ptr is not None:
-        x_B += tl.load(delta_ptr + row * delta_stride + column_B, mask=inside_B, other=0.0).to(tl.float32)
+        delta_B = tl.load(delta_ptr + row * delta_stride + column_B, mask=inside_B, other=0.0)
+        if more_ptr is not None:
+            more_B = tl.load(more_ptr + row * WIDTH + column_B, mask=inside_B, other=0.0)
+            delta_B = (delta_B.to(tl.float32) + more_B.to(tl.float32)).to(delta_B.dtype)
+        x_B += delta_B.to(tl.float32)
         sum_B = x_B.to(sum_ptr.dtype.element_ty)
         tl.store(sum_ptr + row * WIDTH + column_B, sum_B, mask=inside_B)
         x_B = sum_B.to(tl.float32)
@@ -52,7 +59,7 @@ def _rms_norm_kernel(
     inside_B = column_B < WIDTH
     weight_B = tl.load(weight_ptr + column_B, mask=inside_B, other=0.0)  # asked for first: it need not wait for the sum
     wait()
-    x_B = _read_row(x_ptr, delta_ptr, sum_ptr, x_stride, delta_stride, WIDTH, BLOCK)
+    x_B = _read_row(x_ptr, delta_ptr, None, sum_ptr, x_stride, delta_stride, WIDTH, BLOCK)
     scale = tl.rsqrt(tl.sum(x_B * x_B) / WIDTH + eps)
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     h_B = ((x_B * scale).to(dtype).to(tl.float32) * weight_B.to(tl.float32)).to(dtype)
@@ -61,8 +68,8 @@ def _rms_norm_kernel(
 
 @triton.jit
 def _layer_norm_kernel(
-    x_ptr: tl.tensor, delta_ptr: tl.tensor, weight_ptr: tl.tensor, bias_ptr: tl.tensor, sum_ptr: tl.tensor, out_ptr: tl.tensor,
-    scale_ptr: tl.tensor, token_scale_ptr: tl.tensor, bound: tl.tensor,
+    x_ptr: tl.tensor, delta_ptr: tl.tensor, weight_ptr: tl.tensor, bias_ptr: tl.tensor, more_ptr: tl.tensor, sum_ptr: tl.tensor,
+    out_ptr: tl.tensor, scale_ptr: tl.tensor, token_scale_ptr: tl.tensor, bound: tl.tensor,
     x_stride: tl.tensor, delta_stride: tl.tensor, eps: tl.tensor, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -73,7 +80,7 @@ def _layer_norm_kernel(
     inside_B = column_B < WIDTH
     weight_B = tl.load(weight_ptr + column_B, mask=inside_B, other=0.0)
     wait()
-    x_B = _read_row(x_ptr, delta_ptr, sum_ptr, x_stride, delta_stride, WIDTH, BLOCK)
+    x_B = _read_row(x_ptr, delta_ptr, more_ptr, sum_ptr, x_stride, delta_stride, WIDTH, BLOCK)
     centred_B = tl.where(inside_B, x_B - tl.sum(x_B) / WIDTH, 0.0)
     scale = tl.rsqrt(tl.sum(centred_B * centred_B) / WIDTH + eps)
     h_B = centred_B * scale * weight_B.to(tl.float32)
@@ -111,15 +118,19 @@ def rms_norm_fp8(
 @named("layer_norm")
 def layer_norm(x_TE: Tensor, weight_E: Tensor, bias_E: Tensor | None, eps: float) -> Tensor:
     """Return (x - mean) / std * weight + bias, rounded once."""
-    return _plain(_layer_norm_kernel, x_TE, None, (weight_E, bias_E), eps)[1]
+    return _plain(_layer_norm_kernel, x_TE, None, (weight_E, bias_E, None), eps)[1]
 
 
+@takes(TWO_DELTAS)
 @named("add_layer_norm")
-def add_layer_norm(x_TE: Tensor, delta_TE: Tensor, weight_E: Tensor, bias_E: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
-    """Return (x + delta, its layer_norm)."""
-    return _plain(_layer_norm_kernel, x_TE, delta_TE, (weight_E, bias_E), eps)
+def add_layer_norm(
+    x_TE: Tensor, delta_TE: Tensor, weight_E: Tensor, bias_E: Tensor | None, eps: float, *, more_TE: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return (x + delta, its layer_norm). `more_TE` is added to the delta first."""
+    return _plain(_layer_norm_kernel, x_TE, delta_TE, (weight_E, bias_E, _dense(more_TE)), eps)
 
 
+@takes(TWO_DELTAS)
 @named("layer_norm_fp8")
 def layer_norm_fp8(
     x_TE: Tensor,
@@ -130,9 +141,15 @@ def layer_norm_fp8(
     scale: Tensor | None,
     bound: float | None,
     group: int | None = None,
+    *,
+    more_TE: Tensor | None = None,
 ) -> tuple[Tensor, QuantizedActivation]:
-    """Return (x + delta, its layer_norm in FP8), rounded to x's dtype in between."""
-    return _fp8(_layer_norm_kernel, x_TE, delta_TE, (weight_E, bias_E), eps, scale, bound, group)
+    """Return (x + delta, its layer_norm in FP8), rounded to x's dtype in between. `more_TE` is added to the delta first."""
+    return _fp8(_layer_norm_kernel, x_TE, delta_TE, (weight_E, bias_E, _dense(more_TE)), eps, scale, bound, group)
+
+
+def _dense(more_TE: Tensor | None) -> Tensor | None:
+    return None if more_TE is None else more_TE.contiguous()
 
 
 def _plain(

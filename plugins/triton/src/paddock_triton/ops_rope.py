@@ -1,16 +1,19 @@
 """K and V into their pages, rotated first where the model has rotary positions; q is rotated by the same launch.
 
-T tokens, H query heads, K KV heads, D head size, J = D / 2; L positions, N pages, P tokens a page. B heads of a block. A program
+T tokens, H query heads, K KV heads, G = H / K query heads of a KV head, D head size, J = D / 2; L positions, N pages, P tokens a
+page. B heads of a block. A program
 takes a block of heads of one token, as its two halves [B, J']: J' is the power of two from J up.
 """
 
 from __future__ import annotations
 
+import math
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from paddock.layers import LayerKV
+from paddock.layers import HEADS_APART, LayerKV, takes
 from paddock_triton.dependence import DEPENDENT, start_next, wait
 from paddock_triton.failures import named
 from paddock_triton.fp8 import to_fp8
@@ -25,14 +28,17 @@ _PAIRS, _WARPS = 1024, 4
 
 @triton.jit
 def _read(
-    x_ptr: tl.tensor, head_stride: tl.tensor, block: tl.tensor, COUNT: tl.constexpr, HALF: tl.constexpr,
-    HEADS: tl.constexpr, LANES: tl.constexpr,
+    x_ptr: tl.tensor, group_stride: tl.tensor, head_stride: tl.tensor, block: tl.tensor, COUNT: tl.constexpr,
+    GROUP: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr, LANES: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Return both halves [B, J'] of a block of heads."""
+    """Return both halves [B, J'] of a block of heads that lie in groups; all in one where GROUP is their COUNT."""
     head_B1 = block * HEADS + tl.arange(0, HEADS)[:, None]
     half_1J = tl.arange(0, LANES)[None, :]
     inside_BJ = (head_B1 < COUNT) & (half_1J < HALF)
-    at_BJ = x_ptr + head_B1 * head_stride + half_1J
+    if GROUP == COUNT:
+        at_BJ = x_ptr + head_B1 * head_stride + half_1J
+    else:
+        at_BJ = x_ptr + head_B1 // GROUP * group_stride + head_B1 % GROUP * head_stride + half_1J
     return tl.load(at_BJ, mask=inside_BJ, other=0.0), tl.load(at_BJ + HALF, mask=inside_BJ, other=0.0)
 
 
@@ -76,8 +82,8 @@ def _keep(
 ) -> None:  # fmt: skip
     """Store a block of keys, rotated if there is a table, and its values in the token's slot."""
     row = tl.load(slots_ptr + token) * (2 * HALF * COUNT)
-    a_BJ, b_BJ = _read(k_ptr + token * k_stride, k_head, block, COUNT, HALF, HEADS, LANES)
-    c_BJ, d_BJ = _read(v_ptr + token * v_stride, v_head, block, COUNT, HALF, HEADS, LANES)
+    a_BJ, b_BJ = _read(k_ptr + token * k_stride, 0, k_head, block, COUNT, COUNT, HALF, HEADS, LANES)
+    c_BJ, d_BJ = _read(v_ptr + token * v_stride, 0, v_head, block, COUNT, COUNT, HALF, HEADS, LANES)
     if cos_sin_ptr is not None:
         a_BJ, b_BJ = _rotated(a_BJ, b_BJ, cos_sin_ptr, positions_ptr, token, HALF, LANES)
     _write(k_pages_ptr + row, a_BJ, b_BJ, k_scale_ptr, block, COUNT, HALF, HEADS, LANES)
@@ -86,12 +92,12 @@ def _keep(
 
 @triton.jit
 def _rope_and_cache_kernel(
-    q_ptr: tl.tensor, out_ptr: tl.tensor, q_stride: tl.tensor, q_head: tl.tensor,
+    q_ptr: tl.tensor, out_ptr: tl.tensor, q_stride: tl.tensor, q_group: tl.tensor, q_head: tl.tensor,
     k_ptr: tl.tensor, v_ptr: tl.tensor, cos_sin_ptr: tl.tensor, positions_ptr: tl.tensor,
     k_pages_ptr: tl.tensor, v_pages_ptr: tl.tensor, slots_ptr: tl.tensor, k_scale_ptr: tl.tensor, v_scale_ptr: tl.tensor,
     k_stride: tl.tensor, k_head: tl.tensor, v_stride: tl.tensor, v_head: tl.tensor,
-    Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, Q_BLOCK: tl.constexpr, KV_BLOCK: tl.constexpr,
-    LANES: tl.constexpr,
+    Q_HEADS: tl.constexpr, Q_GROUP: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, Q_BLOCK: tl.constexpr,
+    KV_BLOCK: tl.constexpr, LANES: tl.constexpr,
 ) -> None:  # fmt: skip
     """Rotate a block of query heads, or rotate and store a block of keys and store its values."""
     start_next()
@@ -100,7 +106,7 @@ def _rope_and_cache_kernel(
     blocks: tl.constexpr = q_blocks + (KV_HEADS + KV_BLOCK - 1) // KV_BLOCK
     token, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
     if block < q_blocks:
-        a_BJ, b_BJ = _read(q_ptr + token * q_stride, q_head, block, Q_HEADS, HALF, Q_BLOCK, LANES)
+        a_BJ, b_BJ = _read(q_ptr + token * q_stride, q_group, q_head, block, Q_HEADS, Q_GROUP, HALF, Q_BLOCK, LANES)
         a_BJ, b_BJ = _rotated(a_BJ, b_BJ, cos_sin_ptr, positions_ptr, token, HALF, LANES)
         _write(out_ptr + token * (2 * HALF * Q_HEADS), a_BJ, b_BJ, None, block, Q_HEADS, HALF, Q_BLOCK, LANES)
     else:
@@ -128,6 +134,7 @@ def _cache_kv_kernel(
     )  # fmt: skip
 
 
+@takes(HEADS_APART)
 @named("rope_and_cache")
 def rope_and_cache(
     q_THD: Tensor,
@@ -140,23 +147,25 @@ def rope_and_cache(
     k_scale: Tensor | None,
     v_scale: Tensor | None,
 ) -> Tensor:
-    """Return q rotated to its positions; rotated k, and v, are in their slots afterwards."""
+    """Return q [T, H, D] rotated to its positions; rotated k, and v, are in their slots afterwards. q may be [T, K, G, D]."""
     q_THD, k_TKD, v_TKD = _dense_heads(q_THD), _dense_heads(k_TKD), _dense_heads(v_TKD)
-    tokens, num_heads, head_dim = q_THD.shape
-    num_kv_heads, out_THD = k_TKD.shape[1], q_THD.new_empty(q_THD.shape)
+    (tokens, *groups, group, head_dim), (q_stride, *group_stride, q_head, _) = q_THD.shape, q_THD.stride()
+    num_heads, num_kv_heads = math.prod(groups) * group, k_TKD.shape[1]  # without groups all heads are one
+    out_THD = q_THD.new_empty((tokens, num_heads, head_dim))
     q_block, kv_block, lanes = _heads(num_heads, head_dim), _heads(num_kv_heads, head_dim), _lanes(head_dim)
     if tokens:
         blocks = blocks_of(num_heads, q_block) + blocks_of(num_kv_heads, kv_block)
         launch(
             _rope_and_cache_kernel, (tokens * blocks,),
-            q_THD, out_THD, q_THD.stride(0), q_THD.stride(1), k_TKD, v_TKD, cos_sin_LD, positions_T,
+            q_THD, out_THD, q_stride, *(group_stride or [0]), q_head, k_TKD, v_TKD, cos_sin_LD, positions_T,
             kv.k_pages_NPKD, kv.v_pages_NPKD, slots_T, k_scale, v_scale, *k_TKD.stride()[:2], *v_TKD.stride()[:2],
-            Q_HEADS=num_heads, KV_HEADS=num_kv_heads, HALF=head_dim // 2, Q_BLOCK=q_block, KV_BLOCK=kv_block, LANES=lanes,
-            num_warps=_WARPS, **DEPENDENT,
+            Q_HEADS=num_heads, Q_GROUP=group, KV_HEADS=num_kv_heads, HALF=head_dim // 2, Q_BLOCK=q_block, KV_BLOCK=kv_block,
+            LANES=lanes, num_warps=_WARPS, **DEPENDENT,
         )  # fmt: skip
     return out_THD
 
 
+@takes(HEADS_APART)
 @named("cache_kv")
 def cache_kv(k_TKD: Tensor, v_TKD: Tensor, kv: LayerKV, slots_T: Tensor, k_scale: Tensor | None, v_scale: Tensor | None) -> None:
     """Write k and v into their slots: in the pages' dtype, divided by the scales where the pages are FP8."""
@@ -173,7 +182,7 @@ def cache_kv(k_TKD: Tensor, v_TKD: Tensor, kv: LayerKV, slots_T: Tensor, k_scale
 
 def _dense_heads(x_THD: Tensor) -> Tensor:
     """Return x itself where a head's elements lie side by side, as in a slice of a fused projection; else a copy."""
-    return x_THD if x_THD.stride(2) == 1 else x_THD.contiguous()
+    return x_THD if x_THD.stride(-1) == 1 else x_THD.contiguous()
 
 
 def _lanes(head_dim: int) -> int:
