@@ -40,15 +40,15 @@ def _store(
 
 @gluon.jit
 def _by_thread(sum_RN: gl.tensor, spec: gl.constexpr) -> gl.tensor:
-    """Return sums as a row in which a thread's lie side by side [64 N]: of one address each, read 16 bytes at once."""
+    """Return sums as a row [64 N] of which a thread has four neighbours, and the next thread the next four: 16 bytes a load."""
     parts = sum_RN.reshape([4, 2, 8, spec.columns // 8, 4, 2])  # warp, eight rows, row, eight columns, thread of four, column
-    return parts.permute([0, 2, 4, 3, 1, 5]).reshape([ROWS * spec.columns])
+    return parts.permute([3, 0, 2, 4, 1, 5]).reshape([ROWS * spec.columns])
 
 
 @gluon.jit
 def _by_row(sum_F: gl.tensor, spec: gl.constexpr) -> gl.tensor:
     """Return what `_by_thread` was given [64, N]."""
-    parts = sum_F.reshape([4, 8, 4, spec.columns // 8, 2, 2]).permute([0, 4, 1, 3, 2, 5])
+    parts = sum_F.reshape([spec.columns // 8, 4, 8, 4, 2, 2]).permute([1, 4, 2, 0, 3, 5])
     return gl.convert_layout(parts.reshape([ROWS, spec.columns]), spec.mma, assert_trivial=True)
 
 
