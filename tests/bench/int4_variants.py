@@ -91,15 +91,14 @@ def _candidates() -> Iterator[Candidate]:
         *(Int4Tile(tokens=64, teams=2, halves=halves, slots=8 // halves + 2 * (halves == 2), late=True) for halves in (1, 2)),
         ops_linear_int4._FP8[64],
         Int4Tile(tokens=128, teams=2, halves=2, slots=4, late=True),
-        Int4Tile(tokens=128, teams=2, slots=6, late=True),
-        Int4Tile(tokens=256, teams=2, cuts=2, slots=4, late=True),
+        ops_linear_int4._FP8_MANY_NARROW,
     ]
     for tile in between:
-        yield Candidate(tile=tile, fp8=True, fewest=tile.tokens // 2 + 1, most=4096 if tile.tokens == 256 else tile.tokens)
+        yield Candidate(tile=tile, fp8=True, fewest=tile.tokens // 2 + 1, most=tile.tokens)
+    wide, narrow = ops_linear_int4._FP8_MANY, ops_linear_int4._FP8_MANY_NARROW
     many = [
-        Int4Tile(tokens=128, teams=2, slots=6, late=True, shared=False),
+        *(evolve(tile, shared=shared) for tile in (wide, narrow) for shared in (True, False)),
         Int4Tile(tokens=128, teams=2, halves=2, slots=4, late=True),
-        Int4Tile(tokens=256, teams=2, cuts=2, slots=4, late=True, shared=False),
     ]
     for tile in many:
         yield Candidate(tile=tile, fp8=True, fewest=129, most=4096)

@@ -309,7 +309,8 @@ def _turns() -> None:
 def _int4_cuts() -> list[tuple[Int4Tile, bool, int, torch.dtype]]:
     """Return each tile that a product with INT4 weights takes: with it whether inputs are FP8, the group, the scales' dtype."""
     op = ops_linear_int4
-    many = [op._FP8_MANY, op._FP8_MANY_NARROW, *op._FP8_DEEP.values()]
+    wide = [evolve(tile, shared=shared) for tile in (op._FP8_MANY, op._FP8_MANY_NARROW) for shared in (True, False)]
+    many = [*wide, *op._FP8_DEEP.values()]
     halves = [*op._HALVES.values(), op._HALVES_MANY]
     return [
         *((tile, True, 128, HALF) for tile in (*op._FP8.values(), *many)),

@@ -41,9 +41,8 @@ WEIGHTS = [
 TILES = [
     *ops_linear_int4._FP8.values(),
     *(evolve(tile, shared=shared) for tile in ops_linear_int4._FP8_DEEP.values() for shared in (False, True)),
-    ops_linear_int4._FP8_MANY,
+    *(evolve(tile, shared=False) for tile in (ops_linear_int4._FP8_MANY, ops_linear_int4._FP8_MANY_NARROW)),
     ops_linear_int4._FP8_MANY_NARROW,
-    evolve(ops_linear_int4._FP8_MANY_NARROW, shared=True),
     Int4Tile(tokens=64, teams=2, halves=2, slots=6, late=True),
     ops_linear_int4._FP8_OTHER_GROUPS,
 ]

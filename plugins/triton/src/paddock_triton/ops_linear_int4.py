@@ -40,10 +40,11 @@ _JOIN_BYTES = 8e6  # of codes that are read while parts of a tile meet: 2 us
 # By the most tokens. `python -m tests.bench.int4_variants` times them; on an H200, microseconds with zero points, groups of 128:
 # 1 token, 8192 -> 8192: deep, whole tiles 11.8, shared 12.1; not deep 13.5. 8192 -> 57344: 61.6, 65.5, 63.8; 8192 -> 10240: 17.4,
 # 15.4, 15.9; 28672 -> 8192: 33.6, 35.7, 36.9; 14848 -> 59392: not deep 114.0, deep and shared 118.3.
-# 64 tokens, 8192 -> 8192: deep, whole tiles 17.9, shared 22.2, late 25.3; 28672 -> 8192: 51.9, 57.4, 58.4; 8192 -> 10240: 31.5,
-# 27.5, 28.3; 59392 -> 14848: 193.2, 185.5, 158.1.
-# 128 tokens, 14848 -> 59392: 234.4, 1 half 244.9.
-# 256 tokens, 59392 -> 14848: 417.5, 128 at a time in 2 halves 460.2, in 1 487.0, that not shared 554.6.
+# 32 tokens, 8192 -> 8192: deep, whole tiles 14.2, not deep 20.9, late 25.9; 8192 -> 57344: 79.6, 73.6, 73.7.
+# 64 tokens, 8192 -> 8192: deep, whole tiles 18.5, late with 4 teams 24.6, 2 halves 25.4; 8192 -> 57344: 118.6, 88.7, 96.7;
+# 59392 -> 14848: 199.6, 155.4, 165.3.
+# 128 tokens, 8192 -> 8192: 1 half 28.7, 2 halves 33.4; 8192 -> 57344: 129.8, 129.4; 14848 -> 59392: 234.5, 223.2.
+# 256 tokens, 14848 -> 59392: 407.0, 128 at a time in 2 halves 421.7, in 1 461.9, whole tiles 565.6.
 # 4,096 tokens, 8192 -> 57344: 3,623; shared 3,719; 128 at a time by 2 teams 4,095.
 # Zero points taken off in each step cost 10 to 20 percent from 64 tokens on. Fewer registers are quicker by 2 percent among a
 # layer's other kernels, by nothing alone: a norm's program need not end before the next product's can begin beside it.
@@ -63,9 +64,10 @@ _FP8_DEEP = {
     32: Int4Tile(tokens=32, teams=4, slots=4, deep=True, shared=False),
     64: Int4Tile(tokens=64, teams=4, slots=3, deep=True, shared=False),
 }
-_FEW_OUTPUTS = 16384
-_FP8_MANY = Int4Tile(tokens=256, teams=2, cuts=2, slots=4, shared=False, late=True)
-_FP8_MANY_NARROW = Int4Tile(tokens=128, teams=2, slots=6, shared=False, late=True)
+_FEW_OUTPUTS, _FEWER_OUTPUTS = 16384, 12288  # below the latter deep tiles are quicker even where they are shared
+_FP8_MANY = Int4Tile(tokens=256, teams=2, cuts=2, slots=4, late=True)
+_FP8_MANY_NARROW = Int4Tile(tokens=128, teams=2, slots=6, late=True)
+_MOST_IDLE = 0.05  # of the time that whole tiles take: what sharing them costs in large products
 _MOST_FILLED = 1.06  # of the tokens that narrow tiles compute: wide ones are that much quicker
 _FP8_OTHER_GROUPS = Int4Tile(tokens=64, teams=2, slots=6)
 # 16-bit inputs, 8192 -> 57344: 1 token 70.5, not deep 72.2 (8192 -> 8192 13.9, 18.2); 8 tokens 98.6, 16 107.5, 32 104.2,
@@ -128,16 +130,27 @@ def _fp8_tile(tokens: int, weight: Int4Weight) -> Int4Tile:
         return _FP8[most] if most is not None and most < _FP8_OTHER_GROUPS.tokens else _FP8_OTHER_GROUPS
     if most is None:
         wide, narrow = (blocks_of(tokens, tile.tokens) * tile.tokens for tile in (_FP8_MANY, _FP8_MANY_NARROW))
-        return _FP8_MANY if wide <= _MOST_FILLED * narrow else _FP8_MANY_NARROW
-    deep = most in _FP8_DEEP and (most <= 16 or weight.form.outputs <= _FEW_OUTPUTS) and _whole_tiles_are_quicker(weight)
-    return _FP8_DEEP[most] if deep else _FP8[most]
+        tile = _FP8_MANY if wide <= _MOST_FILLED * narrow else _FP8_MANY_NARROW
+        return evolve(tile, shared=_idle(tile, tokens, weight) > _MOST_IDLE)
+    if most == _FP8_MANY_NARROW.tokens and weight.form.outputs <= _FEW_OUTPUTS:
+        return _FP8_MANY_NARROW
+    if most in _FP8_DEEP and (most <= 16 or weight.form.outputs <= _FEW_OUTPUTS) and _whole_tiles_are_quicker(weight):
+        return _FP8_DEEP[most]
+    if most <= 16 and weight.form.outputs <= _FEWER_OUTPUTS:
+        return evolve(_FP8_DEEP[most], shared=True)
+    return _FP8[most]
 
 
 def _whole_tiles_are_quicker(weight: Int4Weight) -> bool:
-    """Return whether programs that take whole tiles of 64 outputs idle for less than it takes parts of tiles to meet."""
-    tiles, programs = blocks_of(weight.form.outputs, ROWS.value), processors(weight.packed.device)
-    idle = blocks_of(tiles, programs) * programs / tiles - 1
-    return idle * weight.packed.nbytes <= _JOIN_BYTES
+    """Return whether programs that take whole deep tiles of few tokens idle for less than it takes parts of tiles to meet."""
+    return _idle(_FP8_DEEP[8], 1, weight) * weight.packed.nbytes <= _JOIN_BYTES
+
+
+def _idle(tile: Int4Tile, tokens: int, weight: Int4Weight) -> float:
+    """Return for how much of its time, over the least it could take, a product waits for those who take the last whole tiles."""
+    rows = ROWS.value if tile.deep else ROWS.value * tile.teams * tile.halves
+    tiles, programs = blocks_of(weight.form.outputs, rows) * blocks_of(tokens, tile.tokens), processors(weight.packed.device)
+    return blocks_of(tiles, programs) * programs / tiles - 1
 
 
 def launch_int4(out_TO: Tensor, x_TI: Tensor, scale_T1: Tensor | None, weight: Int4Weight, tile: Int4Tile) -> None:
