@@ -19,7 +19,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from paddock.layers import AttentionInputs, AttentionParams, LayerKV
 from paddock.layers.reference import FP8
-from paddock_triton.attention_roles import KEYS, ROWS, SLOTS, attend, barriers, converter, copier, pipe
+from paddock_triton.attention_roles import KEYS, RAW_SLOTS, ROWS, SLOTS, attend, barriers, converter, copier, pipe
 from paddock_triton.attention_schedule import UNIT, Units
 from paddock_triton.attention_tile import LOG2E
 from paddock_triton.dependence import DEPENDENT
@@ -145,17 +145,16 @@ def _prefill_async(
         turns = barriers(2, 1)
         if spec.fp8:
             scales = (gl.load(k_scale_ptr) * spec.scale2, gl.load(v_scale_ptr))
-            raw: gl.constexpr = k_pages.dtype
-            raw_keys, raw_values = pipe(raw, 1, 1, spec), pipe(raw, 1, 1, spec)
+            raw = pipe(k_pages.dtype, RAW_SLOTS, 1, spec)
             gl.warp_specialize(
                 [
                     (attend, (out_ptr, q_ptr, q_2MD, keys, values, turns, place, scales, 0, spec)),
                     (attend, (out_ptr, q_ptr, q_2MD, keys, values, turns, place, scales, 1, spec)),
-                    (converter, (place, raw_keys, raw_values, keys, values, spec)),
-                    (copier, (k_pages, v_pages, table_ptr, place, raw_keys, raw_values, 1, spec)),
+                    (converter, (place, raw, keys, values, spec)),
+                    (copier, (k_pages, v_pages, table_ptr, place, raw, values, spec)),
                 ],
                 [4, 4, 1],
-                [208, 56, 24],
+                [208, 72, 24],
             )
         else:
             scales = (spec.scale2, 1.0)
@@ -163,7 +162,7 @@ def _prefill_async(
                 [
                     (attend, (out_ptr, q_ptr, q_2MD, keys, values, turns, place, scales, 0, spec)),
                     (attend, (out_ptr, q_ptr, q_2MD, keys, values, turns, place, scales, 1, spec)),
-                    (copier, (k_pages, v_pages, table_ptr, place, keys, values, SLOTS, spec)),
+                    (copier, (k_pages, v_pages, table_ptr, place, keys, values, spec)),
                 ],
                 [4, 1],
                 [240, 24],

@@ -17,6 +17,7 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 ROWS = gl.constexpr(64)  # M
 KEYS = gl.constexpr(128)  # N
 SLOTS = gl.constexpr(2)  # B of the pipes that products read from
+RAW_SLOTS = gl.constexpr(3)  # B of the one that FP8 pages are copied to: a tile of K, its tile of V, the next of K
 _HALF_MAX = gl.constexpr(65504.0)  # the largest finite float16
 _barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # of a role's warps: Triton 3.7's name and 3.6's
 
@@ -41,12 +42,12 @@ def pipe(dtype: gl.constexpr, COUNT: gl.constexpr, READERS: gl.constexpr, spec: 
 @gluon.jit
 def _copy(
     pages: tma.tensor_descriptor, table_ptr: gl.tensor, tile: gl.tensor, length: gl.tensor, column: gl.tensor, into: gl.tuple,
-    COUNT: gl.constexpr, spec: gl.constexpr,
+    use: gl.tensor, COUNT: gl.constexpr, spec: gl.constexpr,
 ) -> None:  # fmt: skip
-    """Have a tile copied into a pipe, page by page; keys from `length` on come from page 0."""
+    """Have a tile copied into a pipe, page by page, as its use number `use`; keys from `length` on come from page 0."""
     tiles_BND, full_B, free_B = into
-    slot = tile % COUNT
-    mbarrier.wait(free_B.index(slot), (tile // COUNT & 1) ^ 1)
+    slot = use % COUNT
+    mbarrier.wait(free_B.index(slot), (use // COUNT & 1) ^ 1)
     full, tile_ND = full_B.index(slot), tiles_BND.index(slot)
     mbarrier.expect(full, KEYS * spec.head * (1 if spec.fp8 else 2))
     pieces: gl.constexpr = KEYS // spec.box
@@ -60,45 +61,61 @@ def _copy(
 @gluon.jit
 def copier(
     k_pages: tma.tensor_descriptor, v_pages: tma.tensor_descriptor, table_ptr: gl.tensor, place: gl.tuple, keys: gl.tuple,
-    values: gl.tuple, COUNT: gl.constexpr, spec: gl.constexpr,
+    values: gl.tuple, spec: gl.constexpr,
 ) -> None:  # fmt: skip
-    """Copy keys and values of every tile as slots become free: one warp."""
+    """Copy keys and values of every tile as slots become free: one warp. FP8 ones go through one pipe in turns."""
     _start, _context, length, _first_row, _stop_row, kv_head, tiles = place
+    column = kv_head * spec.head
     for tile in range(tiles):
-        _copy(k_pages, table_ptr, tile, length, kv_head * spec.head, keys, COUNT, spec)
-        _copy(v_pages, table_ptr, tile, length, kv_head * spec.head, values, COUNT, spec)
+        if spec.fp8:
+            _copy(k_pages, table_ptr, tile, length, column, keys, 2 * tile, RAW_SLOTS, spec)
+            _copy(v_pages, table_ptr, tile, length, column, keys, 2 * tile + 1, RAW_SLOTS, spec)
+        else:
+            _copy(k_pages, table_ptr, tile, length, column, keys, tile, SLOTS, spec)
+            _copy(v_pages, table_ptr, tile, length, column, values, tile, SLOTS, spec)
 
 
 @gluon.jit
-def _convert(tile: gl.tensor, length: gl.tensor, source: gl.tuple, into: gl.tuple, spec: gl.constexpr) -> None:
-    """Pass a tile on from a pipe of one slot, in float16; rows from `length` on are zeros, whatever they were."""
-    raw_1ND, raw_full, raw_free = source
-    tiles_BND, full_B, free_B = into
+def _convert_rows(
+    raw_ND: gl.shared_memory_descriptor, into_ND: gl.shared_memory_descriptor, tile: gl.tensor, length: gl.tensor,
+    MASKED: gl.constexpr, spec: gl.constexpr,
+) -> None:  # fmt: skip
+    """Write a tile in float16; where it is masked rows from `length` on are zeros, whatever they were."""
     D: gl.constexpr = spec.head
     layout: gl.constexpr = gl.BlockedLayout([1, 16], [512 // D, D // 16], [4, 1], [1, 0])
-    slot = tile % SLOTS
-    mbarrier.wait(raw_full.index(0), tile & 1)
-    mbarrier.wait(free_B.index(slot), (tile // SLOTS & 1) ^ 1)
     for part in gl.static_range(4):
-        key_N = tile * KEYS + part * 32 + gl.arange(0, 32, gl.SliceLayout(1, layout))
-        value_ND = raw_1ND.index(0).slice(part * 32, 32).load(layout).to(gl.float16)
-        value_ND = gl.where((key_N < length)[:, None], value_ND, gl.zeros_like(value_ND))
-        tiles_BND.index(slot).slice(part * 32, 32).store(value_ND)
+        value_ND = raw_ND.slice(part * 32, 32).load(layout).to(gl.float16)
+        if MASKED:
+            key_N = tile * KEYS + part * 32 + gl.arange(0, 32, gl.SliceLayout(1, layout))
+            value_ND = gl.where((key_N < length)[:, None], value_ND, gl.zeros_like(value_ND))
+        into_ND.slice(part * 32, 32).store(value_ND)
+
+
+@gluon.jit
+def _convert(tile: gl.tensor, use: gl.tensor, length: gl.tensor, raw: gl.tuple, into: gl.tuple, spec: gl.constexpr) -> None:
+    """Pass a tile on in float16."""
+    raw_BND, raw_full, raw_free = raw
+    tiles_BND, full_B, free_B = into
+    slot, raw_slot = tile % SLOTS, use % RAW_SLOTS
+    mbarrier.wait(raw_full.index(raw_slot), use // RAW_SLOTS & 1)
+    mbarrier.wait(free_B.index(slot), (tile // SLOTS & 1) ^ 1)
+    if (tile + 1) * KEYS <= length:
+        _convert_rows(raw_BND.index(raw_slot), tiles_BND.index(slot), tile, length, False, spec)
+    else:
+        _convert_rows(raw_BND.index(raw_slot), tiles_BND.index(slot), tile, length, True, spec)
     fence_async_shared()
     _barrier()
     mbarrier.arrive(full_B.index(slot))
-    mbarrier.arrive(raw_free.index(0))
+    mbarrier.arrive(raw_free.index(raw_slot))
 
 
 @gluon.jit
-def converter(
-    place: gl.tuple, raw_keys: gl.tuple, raw_values: gl.tuple, keys: gl.tuple, values: gl.tuple, spec: gl.constexpr
-) -> None:
+def converter(place: gl.tuple, raw: gl.tuple, keys: gl.tuple, values: gl.tuple, spec: gl.constexpr) -> None:
     """Bring FP8 tiles into the type that is multiplied: four warps."""
     _start, _context, length, _first_row, _stop_row, _kv_head, tiles = place
     for tile in range(tiles):
-        _convert(tile, length, raw_keys, keys, spec)
-        _convert(tile, length, raw_values, values, spec)
+        _convert(tile, 2 * tile, length, raw, keys, spec)
+        _convert(tile, 2 * tile + 1, length, raw, values, spec)
 
 
 @gluon.jit
