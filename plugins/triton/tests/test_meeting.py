@@ -156,7 +156,7 @@ def test_two_launches_give_the_bits_of_one_program_s(name: str, device: torch.de
 def test_rows_too_wide_for_a_program_take_two_launches(
     name: str, device: torch.device, dtypes: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And no more of them: one feature fewer, and a program takes each row alone."""
+    """Those that are one feature narrower are taken by one program each."""
     module = ops_quantize if name == "quantize" else ops_activation_fp8
     took: list[str] = []
     monkeypatch.setattr(module, "launch_twice", lambda *_, **__: took.append("twice"))
@@ -165,6 +165,26 @@ def test_rows_too_wide_for_a_program_take_two_launches(
     for width in (meeting.MOST_ALONE, meeting.MOST_ALONE + 1):
         OPS[name](_given(name, 1, width, dtypes[0], device))
     assert took == ["alone", "twice"]
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_every_part_is_compiled_ahead(name: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first step of some tokens compiles nothing: what any number of them takes was asked for, beside the step's own."""
+    cuda, least = torch.device("cuda"), meeting.LEAST_ACTIVATION
+    module, took = ops_quantize if name == "quantize" else ops_activation_fp8, list[object]()
+    monkeypatch.setattr(meeting, "processors", lambda device: 132)
+    assert meeting.parts_ahead(28672, cuda, least) == ()
+    monkeypatch.setattr(meeting, "launches_nothing", lambda: True)
+    with monkeypatch.context() as patch:
+        patch.setattr(triton.knobs.runtime, "interpret", False)
+        assert meeting.parts_ahead(28672, cuda, least) == tuple(meeting.PARTS)
+        assert meeting.parts_ahead(8192, cuda, least) == ()
+    monkeypatch.setattr(module, "parts_ahead", lambda *_: (2048, 8192))
+    monkeypatch.setattr(module, "part_of", lambda *_: None)
+    monkeypatch.setattr(module, "launch_shared", lambda *given, **_: took.append(given[-1]))
+    monkeypatch.setattr(module, "launch_rows", lambda *_, **__: took.append("alone"))
+    OPS[name](_given(name, 1, 28672, torch.float32, device))
+    assert took == [2048, 8192, "alone"]
 
 
 @pytest.mark.gpu

@@ -24,6 +24,7 @@ from triton import knobs
 
 from paddock_triton.attention_tuning import processors
 from paddock_triton.fp8 import token_scale
+from paddock_triton.launch import launches_nothing
 from paddock_triton.rows import blocks_of
 
 # Features of a part, the smallest for which there are multiprocessors enough, and warps. On an H200, us by one program, in parts
@@ -46,6 +47,11 @@ def part_of(tokens: int, width: int, device: torch.device, least: int) -> int | 
         return None
     most = processors(device)
     return next((part for part in PARTS if tokens * blocks_of(width, part) <= most), None)
+
+
+def parts_ahead(width: int, device: torch.device, least: int) -> tuple[int, ...]:
+    """Return, where kernels are compiled ahead, the parts that one number of tokens or another takes; elsewhere none."""
+    return tuple(PARTS) if launches_nothing() and part_of(1, width, device, least) is not None else ()
 
 
 def largest_of_parts(tokens: int, width: int, part: int, like: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from paddock_triton.meeting import (
     largest_of_parts,
     largest_of_row,
     part_of,
+    parts_ahead,
     shared_scale,
 )
 from paddock_triton.ops_activation import GELU_BLOCK, SILU_BLOCK, WARPS, gelu_at, place, silu_mul_at
@@ -174,6 +175,8 @@ def _quantized(
             num_warps=WARPS, **DEPENDENT,
         )  # fmt: skip
         return out
+    for each in parts_ahead(width, x_TX.device, LEAST_ACTIVATION):
+        launch_shared(out, x_TX, bound, each, gated=gated)
     part = part_of(tokens, width, x_TX.device, LEAST_ACTIVATION)
     if part is not None:
         launch_shared(out, x_TX, bound, part, gated=gated)

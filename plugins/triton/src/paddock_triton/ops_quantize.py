@@ -23,6 +23,7 @@ from paddock_triton.meeting import (
     largest_of_parts,
     largest_of_row,
     part_of,
+    parts_ahead,
     shared_scale,
 )
 from paddock_triton.ops_activation import place
@@ -177,6 +178,8 @@ def quantize_fp8_token(x_TI: Tensor, bound: float | None = None, group: int | No
             **DEPENDENT,
         )  # fmt: skip
         return out
+    for each in parts_ahead(width, x_TI.device, LEAST_QUANTISATION):
+        launch_shared(out, x_TI, bound, each)
     part = part_of(tokens, width, x_TI.device, LEAST_QUANTISATION)
     if part is not None:
         launch_shared(out, x_TI, bound, part)
