@@ -1,8 +1,8 @@
 """Rows in FP8 with a scale a token, by one program a row and by several: python -m tests.bench.shared_rows [--compile].
 
-SiLU of gate and up, GELU and the quantisation alone, at 1, 2, 8, 64 and 4,096 tokens: microseconds of a launch in a captured
-graph of ten, each behind the one before as in a step. Both ways are held to each other bit for bit first. `--compile` needs no
-GPU: it compiles for compute capability 9.0 and prints registers and spills.
+SiLU of gate and up, GELU and the quantisation alone, at 1, 2, 8, 64 and 4,096 tokens, by one program a row, by parts that meet
+and by parts in two launches: microseconds in a captured graph of ten, each behind the one before as in a step. All ways are held
+to each other bit for bit first. `--compile` needs no GPU: it compiles for compute capability 9.0 and prints registers and spills.
 """
 
 from __future__ import annotations
@@ -33,13 +33,15 @@ Launch = Callable[..., None]
 
 @frozen(kw_only=True)
 class Op:
-    """An op with a scale a token: features it writes, features it reads for each, and both ways to launch it."""
+    """An op with a scale a token: features it writes and reads for each, the least that programs share, and ways to launch it."""
 
     name: str
     width: int
     reads: int
+    least: int
     alone: Launch
     shared: Launch
+    twice: Launch
 
     def given(self, tokens: int, device: torch.device) -> Tensor:
         """Return random inputs in bfloat16."""
@@ -49,26 +51,39 @@ class Op:
         """Return the launches that can run so many tokens, by name."""
         most = processors(torch.device("cuda")) if torch.cuda.is_available() else PROCESSORS
         parts = [part for part in meeting.PARTS if tokens * -(-self.width // part) <= most]
-        return {"one": self.alone} | {f"parts of {part}": partial(_by_parts, self.shared, part) for part in parts}
+        meet = {f"parts of {part}": partial(_by_parts, self.shared, part) for part in parts}
+        twice = {f"two launches of {part}": partial(_by_parts, self.twice, part) for part in meeting.PARTS}
+        return {"one": self.alone} | meet | twice
+
+    def runs(self, tokens: int, device: torch.device) -> str:
+        """Return which of the ways the op takes for so many tokens."""
+        part = meeting.part_of(tokens, self.width, device, self.least)
+        if part is not None:
+            return f"parts of {part}"
+        return f"two launches of {meeting.TWICE_PART}" if self.width > meeting.MOST_ALONE else "one"
 
 
-def _by_parts(shared: Launch, part: int, out: QuantizedActivation, x_TX: Tensor, bound: float | None) -> None:
-    shared(out, x_TX, bound, part)
+def _by_parts(launch: Launch, part: int, out: QuantizedActivation, x_TX: Tensor, bound: float | None) -> None:
+    launch(out, x_TX, bound, part)
 
 
 def _activation(name: str, width: int, *, gated: bool) -> Op:
-    alone, shared = (partial(way, gated=gated) for way in (ops_activation_fp8.launch_rows, ops_activation_fp8.launch_shared))
-    return Op(name=f"{name} {width}", width=width, reads=2 if gated else 1, alone=alone, shared=shared)
+    op = ops_activation_fp8
+    alone, shared, twice = (partial(way, gated=gated) for way in (op.launch_rows, op.launch_shared, op.launch_twice))
+    reads, least = 2 if gated else 1, meeting.LEAST_ACTIVATION
+    return Op(name=f"{name} {width}", width=width, reads=reads, least=least, alone=alone, shared=shared, twice=twice)
 
 
 def _quantisation(width: int) -> Op:
-    return Op(name=f"quantize {width}", width=width, reads=1, alone=ops_quantize.launch_rows, shared=ops_quantize.launch_shared)
+    op, least = ops_quantize, meeting.LEAST_QUANTISATION
+    alone, shared, twice = op.launch_rows, op.launch_shared, op.launch_twice
+    return Op(name=f"quantize {width}", width=width, reads=1, least=least, alone=alone, shared=shared, twice=twice)
 
 
 OPS = (
     *(_activation("silu_mul", width, gated=True) for width in (14336, 28672, 53248)),
     *(_activation("gelu", width, gated=False) for width in (18176, 59392)),
-    *(_quantisation(width) for width in (14848, 28672)),
+    *(_quantisation(width) for width in (14848, 28672, 59392)),
 )
 
 
@@ -84,9 +99,7 @@ def measure(op: Op, tokens: int, device: torch.device) -> None:
     x_TX = op.given(tokens, device)
     sets = [(x_TX,)] * LAUNCHES
     expected = call(op.alone, op.width, x_TX)
-    part = meeting.part_of(tokens, op.width, device)
-    runs = "one" if part is None else f"parts of {part}"
-    said = []
+    runs, said = op.runs(tokens, device), []
     for name, launch in op.ways(tokens).items():
         found = call(launch, op.width, x_TX)
         assert torch.equal(found.scale, expected.scale), (op.name, tokens, name)
@@ -102,14 +115,16 @@ def print_compiled() -> None:
     for op in OPS:
         x_TX = torch.zeros(2, op.reads * op.width, dtype=torch.bfloat16)
         for name, launch in op.ways(1).items():
+            made.clear()
             call(launch, op.width, x_TX)
-            click.echo(f"{op.name:16} {name:14} {described(made[-1])}")
+            for kernel in made:
+                click.echo(f"{op.name:16} {name:20} {kernel.metadata.name:16} {described(kernel)}")
 
 
 @click.command()
 @click.option("--compile", "compiled", is_flag=True, help="Compile without a GPU and print what came of it.")
 def main(compiled: bool) -> None:
-    """Hold both ways to each other and time them."""
+    """Hold all ways to each other and time them."""
     if compiled:
         print_compiled()
         return

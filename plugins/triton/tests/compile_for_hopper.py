@@ -32,7 +32,7 @@ from paddock.errors import KernelError
 from paddock.layers import AttentionInputs, AttentionParams, LayerKV
 from paddock.layers.int4 import int4_weight
 from paddock.plugins import AttentionNeeds, resolve
-from paddock_triton import attention, ops_activation_fp8, ops_linear_int4, ops_norm, ops_quantize, plugin
+from paddock_triton import attention, meeting, ops_activation_fp8, ops_linear_int4, ops_norm, ops_quantize, plugin
 from paddock_triton.fp8 import empty_fp8
 from paddock_triton.int4_spec import Int4Tile
 
@@ -62,6 +62,7 @@ INSTRUCTIONS = {
     ("paddock_triton.ops_linear_fp8_blocks", "_block_one_kernel"): "cvt.rn.f16x2.e4m3x2",
 }
 PROMPTS_IN_FP8 = "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3"  # products with V, of heads of 128 and 256 alike
+IN_REGISTERS = {"_largest_kernel", "_part_kernel"}  # kernels that may keep nothing in a stack
 TOKENS, OTHER_TOKENS = 20, (21, 32)  # of a step: rows that begin at multiples of 16 bytes, rows that do not, a power of two
 
 
@@ -176,6 +177,8 @@ def _only_compile() -> list[str]:
         if self.fn.__name__ == "_prefill" and "cvt.rn.satfinite.e4m3x2.f32" in kernel.asm["ptx"]:
             instruction = PROMPTS_IN_FP8
         assert instruction in kernel.asm["ptx"], f"{self.fn.__name__} has no {instruction}"
+        if self.fn.__name__ in IN_REGISTERS:
+            assert not _stack(kernel.asm["cubin"]), f"{self.fn.__name__} does not fit its registers"
         if all(kernel is not one for one in known):
             known.append(kernel)
             names.append(self.fn.__name__)
@@ -208,6 +211,8 @@ def _calls(tokens: int) -> dict[str, Callable[[], Any]]:
     more["quantize_fp8_token, a shared row"] = partial(
         ops_quantize.launch_shared, empty_fp8(x_TX, 2 * 14336, None), x_TX, None, 2048
     )
+    for name, (x_TX, width, launch) in _wide_rows(tokens).items():
+        more[f"{name}, a wide row"] = partial(launch, empty_fp8(x_TX, width, None), x_TX, None, meeting.TWICE_PART)
     more["quantize_fp8_token, a scale a group"] = partial(
         ops["quantize_fp8_token"].func,  # type: ignore[attr-defined]
         *_examples(tokens)["quantize_fp8_token"],
@@ -229,6 +234,16 @@ def _calls(tokens: int) -> dict[str, Callable[[], Any]]:
         *weight,
     )
     return ops | more | {name: partial(_attend, *step, tokens=tokens) for name, step in STEPS.items()}
+
+
+def _wide_rows(tokens: int) -> dict[str, tuple[torch.Tensor, int, Callable[..., None]]]:
+    """Return, for each op, rows wider than a program takes, how many features come of them, and what launches twice."""
+    x_TX, twice = torch.zeros(tokens, 2 * 53248, dtype=HALF), ops_activation_fp8.launch_twice
+    return {
+        "silu_mul_fp8": (x_TX, 53248, partial(twice, gated=True)),
+        "gelu_fp8": (x_TX[:, :59392], 59392, partial(twice, gated=False)),
+        "quantize_fp8_token": (x_TX[:, :59392], 59392, ops_quantize.launch_twice),
+    }
 
 
 def _watch_compilations(failing: set[str]) -> list[tuple[str, bool]]:

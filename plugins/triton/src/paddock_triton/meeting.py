@@ -8,6 +8,9 @@ meanwhile, and a maximum is the same in any order, so what comes out has the bit
 Who waits for others must not keep them from starting: a launch has at most as many programs as there are multiprocessors. Kernels
 before it end by themselves, and none behind it starts before all of its programs have.
 
+Where tokens are many, a row that one program cannot hold takes two launches: the first writes each part's largest down, the
+second reads those and computes the part again. Nobody waits for anybody then.
+
 P parts of a row, B elements of a part.
 """
 
@@ -21,20 +24,34 @@ from triton import knobs
 
 from paddock_triton.attention_tuning import processors
 from paddock_triton.fp8 import token_scale
+from paddock_triton.launch import launches_nothing
 from paddock_triton.rows import blocks_of
 
-# Features of a part, the smallest for which there are multiprocessors enough, and warps. Not timed: see tests/bench/shared_rows.
+# Features of a part, the smallest for which there are multiprocessors enough, and warps. On an H200, us by one program, in parts
+# of 2048, of 8192: SiLU 28672, 8 tokens 5.35, 3.42, 4.28; 53248, 1 token 21.04, 3.23, 4.20; GELU 18176, 1 token 4.67, 3.15, 4.14;
+# 59392, 8 tokens 23.42, -, 4.49.
 PARTS = {2048: 4, 8192: 8}
-SHARED = False  # whether ops share rows: not before `python -m tests.bench.shared_rows` has run on a GPU
-LEAST_WIDTH = 12288  # a shorter row is read by one program while others would still be meeting
+# Features of the narrowest row that is shared. The quantisation alone, as above: 14848, 1 token 2.43, 2.87; 28672 3.44, 2.89.
+LEAST_ACTIVATION, LEAST_QUANTISATION = 12288, 20480
+# Features of the widest row that one program takes, and of a part of a wider one in two launches.
+# TODO(until a GPU has timed them): take the better of the parts that `python -m tests.bench.shared_rows` prints.
+MOST_ALONE, TWICE_PART = 32768, 2048
 
 
-def part_of(tokens: int, width: int, device: torch.device) -> int | None:
-    """Return how many features of a row a program takes where rows are shared; None where each is better left to one."""
-    if device.type != "cuda" or knobs.runtime.interpret or width < LEAST_WIDTH:  # the interpreter runs one after the other
+def part_of(tokens: int, width: int, device: torch.device, least: int) -> int | None:
+    """Return how many features a program takes of a row that programs share while it runs; None where they share none.
+
+    `least` is the width of the narrowest row that they share, LEAST_ACTIVATION or LEAST_QUANTISATION.
+    """
+    if device.type != "cuda" or knobs.runtime.interpret or width < least:  # the interpreter runs one after the other
         return None
     most = processors(device)
     return next((part for part in PARTS if tokens * blocks_of(width, part) <= most), None)
+
+
+def parts_ahead(width: int, device: torch.device, least: int) -> tuple[int, ...]:
+    """Return, where kernels are compiled ahead, the parts that one number of tokens or another takes; elsewhere none."""
+    return tuple(PARTS) if launches_nothing() and part_of(1, width, device, least) is not None else ()
 
 
 def largest_of_parts(tokens: int, width: int, part: int, like: Tensor) -> Tensor:
@@ -50,19 +67,24 @@ def wait_for_all(counter_ptr: tl.tensor, PARTS: tl.constexpr) -> None:
 
 
 @triton.jit
+def largest_of_row(largest_ptr: tl.tensor, row: tl.tensor, PARTS: tl.constexpr, LANES: tl.constexpr) -> tl.tensor:
+    """Return the largest of what was written down for a row's parts. LANES is the power of two from PARTS up."""
+    p_P = tl.arange(0, LANES)
+    return tl.max(tl.load(largest_ptr + row * PARTS + p_P, mask=p_P < PARTS, other=0.0, cache_modifier=".cg"))
+
+
+@triton.jit
 def shared_scale(
     h_B: tl.tensor, largest_ptr: tl.tensor, counters_ptr: tl.tensor, row: tl.tensor, part: tl.tensor, bound: tl.tensor,
     PARTS: tl.constexpr, LANES: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
     """Return a row's scale, of which this program holds a part [B] in float32. LANES is the power of two from PARTS up."""
-    largest_ptr += row * PARTS
-    tl.store(largest_ptr + part, tl.max(tl.abs(h_B)))
+    tl.store(largest_ptr + row * PARTS + part, tl.max(tl.abs(h_B)))
     tl.debug_barrier()  # the part's largest is there before the program counts itself
     counter_ptr = counters_ptr + row
     tl.atomic_add(counter_ptr, 1)
     wait_for_all(counter_ptr, PARTS)
-    p_P = tl.arange(0, LANES)
-    largest_P = tl.load(largest_ptr + p_P, mask=p_P < PARTS, other=0.0, cache_modifier=".cg")
+    largest = largest_of_row(largest_ptr, row, PARTS, LANES)
     if tl.atomic_add(counter_ptr, 1) == 2 * PARTS - 1:  # the last to leave: nobody waits any more
         tl.store(counter_ptr, 0)
-    return token_scale(tl.max(largest_P), bound)
+    return token_scale(largest, bound)

@@ -15,13 +15,25 @@ from paddock_triton.dependence import DEPENDENT, start_next, wait
 from paddock_triton.failures import named
 from paddock_triton.fp8 import empty_fp8, in_groups, store_row, to_fp8, token_scale
 from paddock_triton.launch import launch
-from paddock_triton.meeting import PARTS, SHARED, largest_of_parts, part_of, shared_scale
+from paddock_triton.meeting import (
+    LEAST_ACTIVATION,
+    MOST_ALONE,
+    PARTS,
+    TWICE_PART,
+    largest_of_parts,
+    largest_of_row,
+    part_of,
+    parts_ahead,
+    shared_scale,
+)
 from paddock_triton.ops_activation import GELU_BLOCK, SILU_BLOCK, WARPS, gelu_at, place, silu_mul_at
 from paddock_triton.rows import blocks_of, power_of_2, unit_stride
 
-# A scale a token takes the whole row: where tokens are many a program takes it alone. A row of Llama-70B's 28,672 still fits into
-# the registers of 16 warps. A wider one is computed twice, a block at a time. Neither limit has been timed.
-_IN_REGISTERS, _BLOCK, _MOST_WARPS = 32768, 8192, 16
+# A scale a token takes the whole row. Where tokens are many a program holds it alone: one of Llama-70B's 28,672 still fits into
+# the registers of 16 warps (SiLU on an H200: 64 tokens 5.5 us, 4096 202). A wider one by one program, computed twice a block at a
+# time, took 24 us for 64 tokens of 59,392 and 510 for 4096: it takes two launches, and blocks are what these are held to.
+# TODO(until a GPU has timed both): take blocks out.
+_BLOCK, _MOST_WARPS = 8192, 16
 
 
 @triton.jit
@@ -102,6 +114,34 @@ def _shared_kernel(
     tl.store(out_ptr + row * WIDTH + column_B, to_fp8(h_B, scale), mask=column_B < WIDTH)
 
 
+@triton.jit
+def _largest_kernel(
+    x_ptr: tl.tensor, largest_ptr: tl.tensor, stride: tl.tensor, WIDTH: tl.constexpr, BLOCK: tl.constexpr, GATED: tl.constexpr
+) -> None:
+    """Write down the largest magnitude of a part of a row."""
+    start_next()
+    row, column_B = place(WIDTH, BLOCK)
+    wait()
+    h_B = _at(x_ptr + row * stride, column_B, WIDTH, GATED).to(tl.float32)
+    tl.store(largest_ptr + tl.program_id(0), tl.max(tl.abs(h_B)))
+
+
+@triton.jit
+def _part_kernel(
+    x_ptr: tl.tensor, out_ptr: tl.tensor, scale_ptr: tl.tensor, largest_ptr: tl.tensor, stride: tl.tensor, bound: tl.tensor,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr, GATED: tl.constexpr,
+) -> None:  # fmt: skip
+    """Write a part of a row by the row's scale, which follows from what was written down of all parts."""
+    start_next()
+    parts: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
+    row, column_B = place(WIDTH, BLOCK)
+    wait()
+    h_B = _at(x_ptr + row * stride, column_B, WIDTH, GATED).to(tl.float32)
+    scale = token_scale(largest_of_row(largest_ptr, row, parts, LANES), bound)
+    tl.store(scale_ptr + row, scale, mask=tl.program_id(0) % parts == 0)
+    tl.store(out_ptr + row * WIDTH + column_B, to_fp8(h_B, scale), mask=column_B < WIDTH)
+
+
 @named("silu_mul_fp8")
 def silu_mul_fp8(gate_up_T2F: Tensor, scale: Tensor | None, bound: float | None, group: int | None = None) -> QuantizedActivation:
     """Return silu(gate) * up in FP8, rounded to its input's dtype in between."""
@@ -135,18 +175,22 @@ def _quantized(
             num_warps=WARPS, **DEPENDENT,
         )  # fmt: skip
         return out
-    part = part_of(tokens, width, x_TX.device) if SHARED else None
-    if part is None:
-        launch_rows(out, x_TX, bound, gated=gated)
-    else:
+    for each in parts_ahead(width, x_TX.device, LEAST_ACTIVATION):
+        launch_shared(out, x_TX, bound, each, gated=gated)
+    part = part_of(tokens, width, x_TX.device, LEAST_ACTIVATION)
+    if part is not None:
         launch_shared(out, x_TX, bound, part, gated=gated)
+    elif width > MOST_ALONE:
+        launch_twice(out, x_TX, bound, TWICE_PART, gated=gated)
+    else:
+        launch_rows(out, x_TX, bound, gated=gated)
     return out
 
 
 def launch_rows(out: QuantizedActivation, x_TX: Tensor, bound: float | None, *, gated: bool) -> None:
     """Let one program take a row."""
     tokens, width = out.values_TI.shape
-    block = power_of_2(width) if width <= _IN_REGISTERS else _BLOCK
+    block = power_of_2(width) if width <= MOST_ALONE else _BLOCK
     warps = min(max(block // 1024, 1), _MOST_WARPS)
     launch(
         _token_kernel, (tokens,),
@@ -163,4 +207,20 @@ def launch_shared(out: QuantizedActivation, x_TX: Tensor, bound: float | None, p
         _shared_kernel, (largest_TP.numel(),),
         x_TX, out.values_TI, out.scale, largest_TP, counters(x_TX.device, tokens), x_TX.stride(0), bound, WIDTH=width, BLOCK=part,
         LANES=power_of_2(largest_TP.shape[1]), GATED=gated, num_warps=PARTS[part], **DEPENDENT,
+    )  # fmt: skip
+
+
+def launch_twice(out: QuantizedActivation, x_TX: Tensor, bound: float | None, part: int, *, gated: bool) -> None:
+    """Let programs each take `part` features of a row, in two launches: the first finds what the second's scale needs."""
+    tokens, width = out.values_TI.shape
+    largest_TP = largest_of_parts(tokens, width, part, x_TX)
+    grid, warps = (largest_TP.numel(),), PARTS[part]
+    launch(
+        _largest_kernel, grid,
+        x_TX, largest_TP, x_TX.stride(0), WIDTH=width, BLOCK=part, GATED=gated, num_warps=warps, **DEPENDENT,
+    )  # fmt: skip
+    launch(
+        _part_kernel, grid,
+        x_TX, out.values_TI, out.scale, largest_TP, x_TX.stride(0), bound, WIDTH=width, BLOCK=part,
+        LANES=power_of_2(largest_TP.shape[1]), GATED=gated, num_warps=warps, **DEPENDENT,
     )  # fmt: skip
