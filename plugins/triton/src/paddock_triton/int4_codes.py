@@ -8,7 +8,7 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from paddock_triton.int4_spec import ROWS, STEP
+from paddock_triton.int4_spec import FEW, ROWS, STEP
 
 MIDDLE = gl.constexpr(8)  # the zero point where none is kept
 
@@ -26,8 +26,20 @@ shr.b32 high, $2, 4;
 lop3.b32 $0, $2, 0x0F0F0F0F, 0x80808080, 0xEA;
 lop3.b32 $1, high, 0x0F0F0F0F, 0x80808080, 0xEA;
 }""")
-# The same in 16 bits: as bfloat16 0x4300 | q is 128 + q, as float16 0x6400 | q is 1024 + q; a row's zero point, likewise raised,
-# is taken off.
+# The same in 16 bits, raised: as bfloat16 0x4300 | q is 128 + q, as float16 0x6400 | q is 1024 + q.
+_RAISED_BF16 = gl.constexpr("""{
+.reg .b32 a, b, c, d;
+prmt.b32 a, $4, 0, 0x4140;
+prmt.b32 b, $4, 0, 0x4342;
+shr.b32 c, a, 4;
+shr.b32 d, b, 4;
+lop3.b32 $0, a, 0x000F000F, 0x43004300, 0xEA;
+lop3.b32 $1, b, 0x000F000F, 0x43004300, 0xEA;
+lop3.b32 $2, c, 0x000F000F, 0x43004300, 0xEA;
+lop3.b32 $3, d, 0x000F000F, 0x43004300, 0xEA;
+}""")
+_RAISED_FP16 = gl.constexpr(_RAISED_BF16.value.replace("43004300", "64006400"))
+# And less a row's zero point, likewise raised.
 _TO_BF16 = gl.constexpr("""{
 .reg .b32 a, b, c, d;
 prmt.b32 a, $4, 0, 0x4140;
@@ -43,7 +55,7 @@ sub.rn.bf16x2 $1, b, $6;
 sub.rn.bf16x2 $2, c, $7;
 sub.rn.bf16x2 $3, d, $8;
 }""")
-_TO_FP16 = gl.constexpr(_TO_BF16.value.replace("0x4300", "0x6400").replace("4300", "6400").replace("bf16x2", "f16x2"))
+_TO_FP16 = gl.constexpr(_TO_BF16.value.replace("43004300", "64006400").replace("bf16x2", "f16x2"))
 
 
 @gluon.jit
@@ -62,6 +74,24 @@ def _rows(low_CJ: gl.tensor, high_CJ: gl.tensor) -> gl.tensor:
     """Return the codes of 64 rows [64, 128], of the first eight of sixteen and of the last [32, 128] each."""
     both = gl.join(low_CJ, high_CJ).reshape([4, 8, 128, 2])
     return both.permute([0, 3, 1, 2]).reshape([64, 128])
+
+
+@gluon.jit
+def _turned(numbers_RK: gl.tensor) -> gl.tensor:
+    """Return numbers of a half with the inputs of each sixteen, 4 t + 2 b + e with b and e 0 or 1, in the order of b first.
+
+    A thread has four neighbouring inputs, and its operand of 16 bits takes them two by two, eight apart.
+    """
+    return numbers_RK.reshape([ROWS, 8, 4, 2, 2]).permute([0, 1, 3, 2, 4]).reshape([ROWS, STEP])
+
+
+@gluon.jit
+def inputs_of(x_KN: gl.shared_memory_descriptor, spec: gl.constexpr) -> gl.tensor:
+    """Return a group's inputs of a few tokens as each warp's operand [K, 8], in the order of `numbers`."""
+    inputs: gl.constexpr = spec.inputs
+    parts = x_KN.load(spec.few_layout).reshape([inputs // 16, 4, 2, 2, FEW]).permute([0, 2, 1, 3, 4])
+    operand: gl.constexpr = gl.DotOperandLayout(1, spec.mma, 2)
+    return gl.convert_layout(parts.reshape([inputs, FEW]), operand, assert_trivial=True)
 
 
 @gluon.jit
@@ -86,27 +116,50 @@ def minus_zeros_fp8(zero_C: gl.tensor, spec: gl.constexpr) -> gl.tensor:
 
 
 @gluon.jit
+def raised_zeros(zero_C: gl.tensor, dtype: gl.constexpr, spec: gl.constexpr) -> gl.tuple:
+    """Return the zeros of the first eight of sixteen rows and of the last for every input [32, 128], raised as codes are."""
+    layout: gl.constexpr = spec.bytes_layout
+    raised: gl.constexpr = 128.0 if dtype == gl.bfloat16 else 1024.0
+    zero_C = gl.convert_layout(zero_C, gl.SliceLayout(1, layout))
+    nothing_CJ = gl.zeros([32, STEP], dtype, layout)
+    low_CJ = nothing_CJ + ((zero_C & 15).to(gl.float32) + raised).to(dtype)[:, None]
+    high_CJ = nothing_CJ + ((zero_C >> 4).to(gl.float32) + raised).to(dtype)[:, None]
+    return low_CJ, high_CJ
+
+
+@gluon.jit
 def numbers(packed_CJ: gl.shared_memory_descriptor, zero_C: gl.tensor, dtype: gl.constexpr, spec: gl.constexpr) -> gl.tensor:
     """Return code - zero of a half [64, 128] in 16 bits; zero_C [32] holds the zeros of two rows a byte.
 
-    A thread has four neighbouring inputs. For a team's unit, whose operand has a thread's inputs two by two, the order of inputs
-    is that of `ops_linear_int4._turned`.
+    The order of inputs is that of `_turned`, and of `ops_linear_int4._turned`.
     """
-    bytes_CJ = _bytes(packed_CJ)
-    raised: gl.constexpr = 128.0 if dtype == gl.bfloat16 else 1024.0
-    zero_C = gl.convert_layout(zero_C, gl.SliceLayout(1, bytes_CJ.type.layout))
-    low_CJ = gl.zeros_like(bytes_CJ).to(dtype) + ((zero_C & 15).to(gl.float32) + raised).to(dtype)[:, None]
-    high_CJ = gl.zeros_like(bytes_CJ).to(dtype) + ((zero_C >> 4).to(gl.float32) + raised).to(dtype)[:, None]
-    given = [bytes_CJ, low_CJ, high_CJ]
+    low_CJ, high_CJ = raised_zeros(zero_C, dtype, spec)
+    given = [gl.convert_layout(_bytes(packed_CJ), spec.bytes_layout, assert_trivial=True), low_CJ, high_CJ]
     regs: gl.constexpr = "=r,=r,=r,=r,r,r,r,r,r"
     if dtype == gl.bfloat16:
         low_CJ, high_CJ = gl.inline_asm_elementwise(_TO_BF16, regs, given, (gl.bfloat16, gl.bfloat16), is_pure=True, pack=4)
     else:
         low_CJ, high_CJ = gl.inline_asm_elementwise(_TO_FP16, regs, given, (gl.float16, gl.float16), is_pure=True, pack=4)
-    numbers_RK = _rows(low_CJ, high_CJ)
-    if spec.wide:
-        numbers_RK = numbers_RK.reshape([ROWS, 8, 4, 2, 2]).permute([0, 1, 3, 2, 4]).reshape([ROWS, STEP])
-    return numbers_RK
+    return _turned(_rows(low_CJ, high_CJ))
+
+
+@gluon.jit
+def raised_codes(packed_CJ: gl.shared_memory_descriptor, dtype: gl.constexpr) -> gl.tensor:
+    """Return the codes of a half [64, 128] in 16 bits, raised; the order of inputs is that of `numbers`."""
+    regs: gl.constexpr = "=r,=r,=r,=r,r"
+    given = [_bytes(packed_CJ)]
+    if dtype == gl.bfloat16:
+        low_CJ, high_CJ = gl.inline_asm_elementwise(_RAISED_BF16, regs, given, (gl.bfloat16, gl.bfloat16), is_pure=True, pack=4)
+    else:
+        low_CJ, high_CJ = gl.inline_asm_elementwise(_RAISED_FP16, regs, given, (gl.float16, gl.float16), is_pure=True, pack=4)
+    return _turned(_rows(low_CJ, high_CJ))
+
+
+@gluon.jit
+def minus_raised_zeros(zero_C: gl.tensor, dtype: gl.constexpr, spec: gl.constexpr) -> gl.tensor:
+    """Return what is to be added to `raised_codes` [64, 128], the same for every input: a thread has two."""
+    low_CJ, high_CJ = raised_zeros(zero_C, dtype, spec)
+    return _rows(-low_CJ, -high_CJ)
 
 
 @gluon.jit

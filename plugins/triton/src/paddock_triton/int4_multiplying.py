@@ -19,9 +19,12 @@ from paddock_triton.int4_bringing import place_of, steps_of
 from paddock_triton.int4_codes import (
     MIDDLE,
     codes_fp8,
+    inputs_of,
+    minus_raised_zeros,
     minus_zeros_fp8,
     numbers,
     part_of,
+    raised_codes,
     row_values,
     shifts,
     zero_bytes,
@@ -154,12 +157,15 @@ def _step_groups(accs: gl.tuple, ring: gl.tuple, m: gl.tensor, INDEX: gl.constex
             acc_RN = _add_fp8(acc_RN, products_RN, _scales_of(ring, slot, group, INDEX, spec))
         else:
             zero_C = _zeros_of(ring, slot, group, INDEX, spec)
-            codes_RK = part_of(numbers(packed_CJ, zero_C, x_BNK.dtype, spec), group, spec)
             if spec.wide:
-                products_RN = warpgroup_mma(codes_RK, x_KN, _nothing(spec), use_acc=False, is_async=True)
+                numbers_RK = part_of(numbers(packed_CJ, zero_C, x_BNK.dtype, spec), group, spec)
+                products_RN = warpgroup_mma(numbers_RK, x_KN, _nothing(spec), use_acc=False, is_async=True)
                 products_RN = warpgroup_mma_wait(0, deps=[products_RN])
             else:
-                products_RN = mma_v2(codes_RK, x_KN.load(gl.DotOperandLayout(1, spec.mma, 4)), _nothing(spec))
+                operand_KN = inputs_of(x_KN, spec)
+                codes_RK = part_of(raised_codes(packed_CJ, x_BNK.dtype), group, spec)
+                minus_RK = part_of(minus_raised_zeros(zero_C, x_BNK.dtype, spec), group, spec)
+                products_RN = mma_v2(minus_RK, operand_KN, mma_v2(codes_RK, operand_KN, _nothing(spec)))
             acc_RN += products_RN * _scales_of(ring, slot, group, INDEX, spec)[:, None]
     _barrier()
     mbarrier.arrive(free_B.index(slot))

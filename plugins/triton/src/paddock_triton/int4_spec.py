@@ -14,6 +14,7 @@ _STEP, _ROWS, _LATE_GROUPS = 128, 64, 16
 STEP = gl.constexpr(_STEP)  # inputs
 ROWS = gl.constexpr(_ROWS)  # of a half
 MOST_BY_WARPS = 8  # tokens of 16 bits
+FEW = gl.constexpr(MOST_BY_WARPS)
 _TEAM_WARPS, _COPIER_REGISTERS, _MOST_ROWS = 4, 24, 256
 LATE_GROUPS, LATE_SLOTS = gl.constexpr(_LATE_GROUPS), gl.constexpr(2)
 
@@ -152,7 +153,7 @@ class Int4Spec:
     @property
     def operand_width(self) -> int:
         """Return how many neighbouring inputs a thread has of an operand."""
-        return 2 if self.wide else 4
+        return 4 if self.fp8 else 2
 
     @property
     def part_size(self) -> int:
@@ -219,6 +220,14 @@ class Int4Spec:
         """Return how a half's bytes lie in registers [32, 128], by row of the first eight of sixteen, and input."""
         inputs, lanes = [[0, 1], [0, 2], [0, 16], [0, 32], [0, 64]], [[0, 4], [0, 8], [1, 0], [2, 0], [4, 0]]
         return gl.DistributedLinearLayout(inputs, lanes, [[8, 0], [16, 0]], [], [32, _STEP])
+
+    @property
+    def few_layout(self) -> Any:
+        """Return how inputs of a few tokens lie in registers [K, 8], the same in each warp: four neighbours of each sixteen."""
+        inputs = [[k, 0] for k in (1, 2, 16, 32, 64) if k < self.inputs]
+        return gl.DistributedLinearLayout(
+            inputs, [[4, 0], [8, 0], [0, 1], [0, 2], [0, 4]], [[0, 0], [0, 0]], [], [self.inputs, MOST_BY_WARPS]
+        )
 
     @property
     def packed_shared(self) -> Any:
