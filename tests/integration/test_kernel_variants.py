@@ -16,7 +16,7 @@ SAYS = r"^{name} +\d+ registers, 0 spills, \d+ bytes shared"
     ("module", "name", "more"),
     [
         ("prefill_variants", "64 x 64, 4 warps", "$"),
-        ("prefill_variants", "fp8 products, 128 x 64, 8 warps", "$"),
+        ("prefill_variants", "fp8 arithmetic, 128 x 64, 8 warps", "$"),
         ("block_variants", "one 2x8192 w8", "$"),
         ("fp8_variants", "one 2x4096 w4", r", cvt\.rn\.f16x2\.e4m3x2$"),
         ("int4_to_fp8_variants", "*o64 b1", ", 8 loads and 16 stores of 16 bytes$"),

@@ -43,7 +43,7 @@ ROUNDINGS = {
     "attention_fp8": (
         3,
         "the output once; sums in another order tip few probabilities to the FP8 value beside. On a GPU held to bfloat16's "
-        "whatever the dtype: sums of FP8 products in 14 bits tip more, 0.2 to 0.6 % of the output (modelled)",
+        "whatever the dtype: what a float16 output may be off there has not been measured",
     ),
     "attention": (2, "probabilities are rounded before they meet V, and the output once"),
 }

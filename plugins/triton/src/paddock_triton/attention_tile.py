@@ -88,14 +88,6 @@ class Spec:
         )
 
     @property
-    def narrow(self) -> bool:
-        """Return whether FP8 values are multiplied as they are: from 64 rows and 32 columns on, its least in FP8.
-
-        Smaller tiles are multiplied in float16, which holds each exactly.
-        """
-        return self.in_fp8 and self.block_m >= 64 and self.pad >= 32
-
-    @property
     def pad(self) -> int:
         """Return the head size as tiles have it."""
         return int(triton.next_power_of_2(self.head))
@@ -171,15 +163,12 @@ def load_queries(q_ptr: tl.tensor, at_MD: tl.tensor, used_MD: tl.tensor, spec: t
 
 @triton.jit
 def round_queries(q_MD: tl.tensor, q_scale_ptr: tl.tensor, spec: tl.constexpr) -> tl.tuple:
-    """Return (queries as FP8 holds them, in the type that tiles are multiplied in; their scales [M])."""
+    """Return (queries as FP8 holds them, in float16, which holds each exactly; their scales [M])."""
     if q_scale_ptr is None:
         scale_M = token_scale(tl.max(tl.abs(q_MD), 1), None)
     else:
         scale_M = tl.full([spec.block_m], 0, tl.float32) + tl.load(q_scale_ptr)
-    q_MD = to_fp8(q_MD, scale_M[:, None])
-    if not spec.narrow:
-        q_MD = q_MD.to(tl.float16)
-    return q_MD, scale_M
+    return to_fp8(q_MD, scale_M[:, None]).to(tl.float16), scale_M
 
 
 @triton.jit
@@ -311,8 +300,6 @@ def absorb(
         even_ND, odd_ND = halves(v_ND)
         acc_MD = tl.dot(p_MN, even_ND, acc_MD * alpha_M[:, None])
         odd_MD = tl.dot(p_MN, odd_ND, odd_MD * alpha_M[:, None])
-    elif spec.narrow:  # the matrix unit keeps 14 bits of a sum of FP8 products: a tile's is added up outside it
-        acc_MD = acc_MD * alpha_M[:, None] + tl.dot(p_MN, v_ND)
     else:
         acc_MD = tl.dot(p_MN, v_ND.to(q_MD.dtype), acc_MD * alpha_M[:, None])
     return acc_MD, odd_MD, sum_M, new_max_M
