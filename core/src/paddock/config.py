@@ -20,6 +20,8 @@ W4A16, W4A8, W8A8 = "w4a16", "w4a8", "w8a8"
 INT4_COMPUTES = (AUTO, W4A16, W4A8, W8A8)
 PLAIN_ATTENTION, FP8_ATTENTION = "plain", "fp8"  # products of attention: in the dtype of activations, or in FP8
 ATTENTION_COMPUTES = (PLAIN_ATTENTION, FP8_ATTENTION)
+EXACT_SUMS, FAST_SUMS = "exact", "fast"  # sums of FP8 products: in float32 each 128 inputs, or the matrix unit's own
+FP8_ACCUMULATIONS = (EXACT_SUMS, FAST_SUMS)
 KV_CACHE_DTYPES = ("auto", "bfloat16", "float16", "float32", "fp8")
 
 
@@ -58,7 +60,8 @@ class EngineConfig:
     `prefer` resolves a name two plugins own (`{"LlamaForCausalLM": "my-plugin"}`); `ops` picks the plugin that implements an
     op; `int4_compute` says whether products with 4-bit weights take inputs as they are or round each token to FP8, and
     perhaps the weights of large steps; `attention_compute` whether attention over FP8 pages multiplies in the dtype of
-    activations or in FP8;
+    activations or in FP8; `fp8_accumulation` whether sums of large FP8 products are exact, or the matrix unit's own, which keep
+    fewer bits and are quicker;
     `ignore_config_keys` lets config.json keys pass that the model plugin does not know. Memory is in bytes. None, like `auto`,
     leaves the choice to planning.
     Raises OptionError for a value out of range.
@@ -74,6 +77,7 @@ class EngineConfig:
     kv_cache_dtype: str = field(default="auto", validator=_one_of(KV_CACHE_DTYPES))
     int4_compute: str = field(default=AUTO, validator=_one_of(INT4_COMPUTES))
     attention_compute: str = field(default=PLAIN_ATTENTION, validator=_one_of(ATTENTION_COMPUTES))
+    fp8_accumulation: str = field(default=EXACT_SUMS, validator=_one_of(FP8_ACCUMULATIONS))
     attention_backend: str = "auto"
     max_model_len: int | None = field(default=None, validator=_at_least(1, optional=True))
     max_num_seqs: int | None = field(default=None, validator=_at_least(1, optional=True))

@@ -143,6 +143,7 @@ def _examples(tokens: int) -> dict[str, tuple[Any, ...]]:
         "quantize_fp8_static": (x_TE, one),
         "quantize_fp8_token": (x_TE, None),
         "linear_fp8": (x_TE.to(FP8), one, torch.zeros(256, 512).to(FP8), torch.ones(256, 1), HALF),
+        "linear_fp8_fast": (x_TE.to(FP8), one, torch.zeros(256, 512).to(FP8), torch.ones(256, 1), HALF),
         "linear_fp8_blocks": (
             x_TE.to(FP8),
             torch.ones(tokens, 4),

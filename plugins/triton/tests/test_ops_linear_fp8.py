@@ -5,6 +5,8 @@ T tokens, I input features, O output features.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ from paddock.layers.reference import FP8
 from paddock.testing.oracle import assert_close, poisoned
 from paddock_triton import ops_linear_fp8
 from paddock_triton.launch import compile_ahead
-from paddock_triton.ops_linear_fp8 import linear_fp8
+from paddock_triton.ops_linear_fp8 import linear_fp8, linear_fp8_fast
 
 ON_GPU = torch.cuda.is_available()
 HALVES = (torch.bfloat16, torch.float16) if ON_GPU else (torch.float16,)  # the interpreter cuts bfloat16 off
@@ -65,14 +67,20 @@ def test_sums_are_float32_s(device: torch.device) -> None:
 
 def test_more_tokens_are_cublas_s_where_it_takes_them(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """bfloat16 out, sides multiples of 16, static scales spread over tokens; else a kernel takes 64 tokens at a time."""
-    asked: list[tuple[int, ...]] = []
+    asked: list[tuple[tuple[int, ...], bool]] = []
     cublas = ops_linear_fp8.cublas
 
-    def noted(*given: Tensor) -> Tensor:
-        asked.append(tuple(given[2].shape))
-        return cublas(*given)
+    def noted(*given: Tensor, fast_accumulation: bool) -> Tensor:
+        asked.append((tuple(given[2].shape), fast_accumulation))
+        return cublas(*given, fast_accumulation=fast_accumulation)
 
     monkeypatch.setattr(ops_linear_fp8, "cublas", noted)
+    for product, fast in ((linear_fp8, False), (linear_fp8_fast, True)):
+        _large_products(product, fast, asked, device)
+
+
+def _large_products(product: Any, fast: bool, asked: list[tuple[tuple[int, ...], bool]], device: torch.device) -> None:
+    """Hold a product of 70 tokens to its twin, and to what cuBLAS was asked for."""
     for shape, dtype, taken in (
         ((32, 64), torch.bfloat16, True),
         ((32, 64), torch.float16, False),
@@ -81,9 +89,9 @@ def test_more_tokens_are_cublas_s_where_it_takes_them(device: torch.device, monk
     ):
         for static in (True, False):
             given = _given(70, shape, device, static=static)
-            found = linear_fp8(*given, dtype)
-            assert_close(found, reference.linear_fp8(*given, torch.float32), op="linear_fp8", dtype=dtype)
-        assert asked == ([shape] * 2 if taken else [])
+            found, op = product(*given, dtype), "linear_fp8_fast" if fast else "linear_fp8"
+            assert_close(found, reference.linear_fp8(*given, torch.float32), op=op, dtype=dtype)
+        assert asked == ([(shape, fast)] * 2 if taken else [])
         asked.clear()
 
 

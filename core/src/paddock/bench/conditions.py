@@ -82,6 +82,7 @@ def planned(plan: Plan | None) -> dict[str, Any] | None:
         "fp8_weights_from": plan.fp8_weights_from,
         "kv_cache_dtype": plan.kv_cache_dtype,
         "attention_compute": plan.attention_compute,
+        "fp8_accumulation": plan.fp8_accumulation,
         "page_size": plan.page_size,
         "attention_backend": plan.attention.name,
         "graphs": plan.graphs,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from paddock.cli.session import Session, parse_owners
-from paddock.config import ATTENTION_COMPUTES, DEVICES, DTYPES, INT4_COMPUTES, KV_CACHE_DTYPES, LOAD_FORMATS
+from paddock.config import ATTENTION_COMPUTES, DEVICES, DTYPES, FP8_ACCUMULATIONS, INT4_COMPUTES, KV_CACHE_DTYPES, LOAD_FORMATS
 
 if TYPE_CHECKING:
     from paddock.llm import LLM
@@ -41,6 +41,11 @@ _OPTIONS = (
         "--attention-compute",
         type=click.Choice(ATTENTION_COMPUTES),
         help="Products of attention: in the type of activations, or in FP8, over FP8 keys and values alone [plain].",
+    ),
+    click.option(
+        "--fp8-accumulation",
+        type=click.Choice(FP8_ACCUMULATIONS),
+        help="Sums of large FP8 products: exact, or the matrix unit's own, quicker and of fewer bits [exact].",
     ),
     click.option("--attention-backend", metavar="NAME", help="Attention implementation; see `paddock list attention`."),
     click.option(

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from attrs import evolve
 from torch import nn
 
 from paddock import axes, layers, log
 from paddock.checkpoint.load import load
-from paddock.config import DUMMY, FP8_ATTENTION
+from paddock.config import DUMMY, EXACT_SUMS, FP8_ATTENTION
 from paddock.errors import PlanError
 from paddock.execution.kvcache import allocate_kv
 from paddock.execution.memory import NOTHING_LOADED, Loaded
@@ -163,7 +164,7 @@ def build_model(plan: Plan, backend: layers.AttentionBackend, device: torch.devi
     builder = layers.Builder(
         rebuild.weight_table(plan),
         method_for=method_for,
-        ops=layers.Ops.bind(_implementations(plan, layers.OP_NAMES)),
+        ops=_ops(plan),
         backend=backend,
         dtype=torch_dtype(plan.dtype),
         device=device,
@@ -172,6 +173,12 @@ def build_model(plan: Plan, backend: layers.AttentionBackend, device: torch.devi
     )
     model: nn.Module = imported(plan.model.build)(rebuild.parsed_config(plan), builder)
     return model
+
+
+def _ops(plan: Plan) -> layers.Ops:
+    """Return the plan's ops; where sums of FP8 products are to be fast, that product is the one that models call."""
+    ops = layers.Ops.bind(_implementations(plan, layers.OP_NAMES))
+    return ops if plan.fp8_accumulation == EXACT_SUMS else evolve(ops, linear_fp8=ops.linear_fp8_fast)
 
 
 def _implementations(plan: Plan, names: Collection[str]) -> dict[str, object]:

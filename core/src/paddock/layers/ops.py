@@ -145,8 +145,9 @@ class Ops:
     rms_norm(x_TE, weight_E, eps) -> h_TE; add_rms_norm(x_TE, delta_TE, weight_E, eps) -> (x + delta, its norm);
     layer_norm(x_TE, weight_E, bias_E or None, eps) -> h_TE; add_layer_norm likewise; silu_mul(gate_up_T2F) -> [T, F];
     gelu(x_TF) -> [T, F]; quantize_fp8_static(x_TI, scale); quantize_fp8_token(x_TI, bound or None, group or None);
-    linear_fp8(values_TI, x_scale [] or [T, 1], weight_OI, weight_scale_O1, dtype) -> y_TO; linear_fp8_blocks(values_TI, scale_TG,
-    weight_OI, weight_scale_QG, block, dtype) -> y_TO; linear_int4(x_TI, weight) -> y_TO; linear_int4_fp8(values_TI, scale_T1,
+    linear_fp8(values_TI, x_scale [] or [T, 1], weight_OI, weight_scale_O1, dtype) -> y_TO; linear_fp8_fast
+    likewise, whose sums may keep fewer bits than float32; linear_fp8_blocks(values_TI, scale_TG, weight_OI, weight_scale_QG,
+    block, dtype) -> y_TO; linear_int4(x_TI, weight) -> y_TO; linear_int4_fp8(values_TI, scale_T1,
     weight, dtype) -> y_TO; int4_to_fp8(weight, row_scale_O1) -> values_OI; `silu_mul_fp8`, `gelu_fp8`, `rms_norm_fp8` and
     `layer_norm_fp8` quantise what the plain op returns, by a static scale, one a token, or one a token and group. What an
     implementation is not marked to take (`takes`) is done before it: heads are laid side by side, two deltas summed.
@@ -165,6 +166,7 @@ class Ops:
     quantize_fp8_static: Callable[[Tensor, Tensor], QuantizedActivation] = reference.quantize_fp8_static
     quantize_fp8_token: QuantizeToken = reference.quantize_fp8_token
     linear_fp8: Callable[[Tensor, Tensor, Tensor, Tensor, torch.dtype], Tensor] = reference.linear_fp8
+    linear_fp8_fast: Callable[[Tensor, Tensor, Tensor, Tensor, torch.dtype], Tensor] = reference.linear_fp8_fast
     linear_fp8_blocks: LinearFp8Blocks = reference.linear_fp8_blocks
     linear_int4: Callable[[Tensor, Int4Weight], Tensor] = reference.linear_int4
     linear_int4_fp8: Callable[[Tensor, Tensor, Int4Weight, torch.dtype], Tensor] = reference.linear_int4_fp8

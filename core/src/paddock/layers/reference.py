@@ -45,6 +45,11 @@ def linear_fp8(values_TI: Tensor, x_scale: Tensor, weight_OI: Tensor, weight_sca
     return y_TO
 
 
+def linear_fp8_fast(values_TI: Tensor, x_scale: Tensor, weight_OI: Tensor, weight_scale_O1: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what `linear_fp8` does: an implementation may sum in fewer bits than float32, as the oracle says, and need not."""
+    return linear_fp8(values_TI, x_scale, weight_OI, weight_scale_O1, dtype)
+
+
 def linear_fp8_blocks(
     values_TI: Tensor,
     scale_TG: Tensor,

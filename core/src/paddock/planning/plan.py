@@ -156,8 +156,8 @@ class Plan:
     `asked` is what the user set, `auto` and all; every other field is resolved. `model_config` and `generation_config` are the
     files as published, `quantization_files` what `detect` reads beside config.json. Linears with 4-bit weights take FP8 inputs in
     steps of `fp8_inputs_from` tokens and more, and FP8 weights from `fp8_weights_from` on, None for never. `attention_compute` is
-    what attention multiplies in, `plain` or `fp8`. `stages` holds the layers (first, end) of each pipeline stage. `ledgers` holds
-    one entry a stage.
+    what attention multiplies in, `plain` or `fp8`, `fp8_accumulation` how sums of FP8 products are kept, `exact` or `fast`.
+    `stages` holds the layers (first, end) of each pipeline stage. `ledgers` holds one entry a stage.
     """
 
     paddock: str
@@ -175,6 +175,7 @@ class Plan:
     fp8_weights_from: int | None
     kv_cache_dtype: str
     attention_compute: str
+    fp8_accumulation: str
     attention: AttentionSpec
     page_size: int
     ops: tuple[OpSpec, ...]

@@ -15,6 +15,7 @@ from paddock.planning.agreement import say_disagreement
 from paddock.planning.backends import Attention, choose_attention, choose_observers, choose_ops
 from paddock.planning.fit import Sized, choose_length, fit
 from paddock.planning.formats import Format, choose_format, choose_model
+from paddock.planning.fp8_accumulation import choose_accumulation
 from paddock.planning.hardware import Hardware
 from paddock.planning.int4_compute import Int4Compute, choose_int4
 from paddock.planning.issues import with_issues
@@ -52,6 +53,7 @@ class _Decided:
     int4: Int4Compute
     attention: Attention
     ops: tuple[OpSpec, ...]
+    fp8_accumulation: str
     observers: tuple[ObserverSpec, ...]
     layout: Layout
     sized: Sized
@@ -67,6 +69,14 @@ def _decide(config: EngineConfig, registry: Registry, hardware: Hardware, files:
     attention = choose_attention(config, registry, hardware, fmt, needs, notes)
     ops = choose_ops(config, registry, hardware, fmt.dtype, notes)
     tensors = stored_tensors(table, fmt.scheme)
+    accumulation = choose_accumulation(
+        config.fp8_accumulation,
+        tensors,
+        ops,
+        rounds_weights=int4.weights_from is not None,
+        scheme=fmt.scheme.name,
+        notes=notes,
+    )
     kv_scales.say_missing(config, attention.kv_cache_dtype, fmt.scheme.kv_cache_dtype, files.tensor_names, table, notes)
     held = stored_tensors(table, Unquantized(fmt.dtype)) if fmt.online else tensors
     say_disagreement(config, fmt.scheme, held, table, files.tensor_names, notes)
@@ -97,6 +107,7 @@ def _decide(config: EngineConfig, registry: Registry, hardware: Hardware, files:
         int4=int4,
         attention=attention,
         ops=ops,
+        fp8_accumulation=accumulation,
         observers=choose_observers(config, registry, notes),
         layout=layout,
         sized=sized,
@@ -122,6 +133,7 @@ def _written_down(config: EngineConfig, hardware: Hardware, files: ModelFiles, d
         fp8_weights_from=decided.int4.weights_from,
         kv_cache_dtype=decided.attention.kv_cache_dtype,
         attention_compute=config.attention_compute,
+        fp8_accumulation=decided.fp8_accumulation,
         attention=decided.attention.spec,
         page_size=decided.attention.page_size,
         ops=decided.ops,

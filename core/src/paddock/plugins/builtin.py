@@ -21,6 +21,7 @@ OPS = {
     "quantize_fp8_static": "activation to FP8 with a scale known before the run",
     "quantize_fp8_token": "activation to FP8 with a scale for each token, or each token's groups",
     "linear_fp8": "product of an FP8 activation with an FP8 weight",
+    "linear_fp8_fast": "product of an FP8 activation with an FP8 weight, summed in fewer bits where that is quicker",
     "linear_fp8_blocks": "product of an FP8 activation with an FP8 weight, both with scales of blocks",
     "linear_int4": "product of an activation with a 4-bit weight",
     "linear_int4_fp8": "product of an FP8 activation with a 4-bit weight",

@@ -20,6 +20,7 @@ OPS = {
     "quantize_fp8_static": "ops_quantize",
     "quantize_fp8_token": "ops_quantize",
     "linear_fp8": "ops_linear_fp8",
+    "linear_fp8_fast": "ops_linear_fp8",
     "linear_fp8_blocks": "ops_linear_fp8_blocks",
     "linear_int4": "ops_linear_int4",
     "linear_int4_fp8": "ops_linear_int4",
@@ -34,7 +35,9 @@ OPS = {
 }  # op: module
 
 HALVES = ("bfloat16", "float16")
-OPS_OF_HALVES = frozenset({"linear_fp8", "linear_fp8_blocks", "linear_int4", "linear_int4_fp8"})  # not exact enough for float32
+OPS_OF_HALVES = frozenset(
+    {"linear_fp8", "linear_fp8_fast", "linear_fp8_blocks", "linear_int4", "linear_int4_fp8"}
+)  # not exact enough for float32
 
 
 @hookimpl

@@ -22,7 +22,7 @@ _DEVIATION = 100.0  # of stored values: most of FP8's range is used
 _WEIGHT_SCALE = 1e-4
 _FLOAT32_BYTES = 4
 BLOCK = 128  # outputs, and inputs, to a scale of blocks, as every published checkpoint has them
-PRODUCTS = ("linear_fp8", "linear_fp8_blocks")
+PRODUCTS = ("linear_fp8", "linear_fp8_fast", "linear_fp8_blocks")
 _SCALINGS = (("static", _SCALE, None), ("a scale a token", None, None), (f"a scale a token and {BLOCK}", None, BLOCK))
 # Op: how many activations it takes, how many features it reads for one it writes, and whether as wide as the feed-forward.
 PRODUCERS = {

@@ -76,6 +76,7 @@ OPS = {
     "linear": Library(name="F.linear", call=nnf.linear),
     "linear_int4": Library(name="_weight_int4pack_mm", call=int4_product, prepare=int4_arguments),
     "linear_fp8": Library(name="_scaled_mm, fast", call=scaled_mm),
+    "linear_fp8_fast": Library(name="_scaled_mm, fast", call=scaled_mm),
     "rms_norm": Library(name="F.rms_norm", call=lambda x, weight, eps: nnf.rms_norm(x, weight.shape, weight, eps)),
     "add_rms_norm": Library(
         name="add, F.rms_norm", call=lambda x, delta, weight, eps: nnf.rms_norm(x + delta, weight.shape, weight, eps)

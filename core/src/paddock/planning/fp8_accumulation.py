@@ -1,0 +1,50 @@
+"""How the sums of FP8 products are kept: in float32 each 128 inputs (exact), or as the matrix unit keeps them (fast)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from paddock.config import EXACT_SUMS, FAST_SUMS
+from paddock.errors import PlanError
+from paddock.planning.notes import ASKED, Notes
+from paddock.planning.plan import Rejected
+from paddock.planning.weights import Tensors
+from paddock.plugins.descriptors import OpSpec
+
+NAME, EXACT_OP, FAST_OP = "fp8_accumulation", "linear_fp8", "linear_fp8_fast"
+FP8 = "float8_e4m3fn"
+COST = "on an H200 a product of 4,096 tokens errs by 0.3 % of its root mean square instead of 0.2, in 6 % less time"
+
+
+def choose_accumulation(
+    asked: str, tensors: Tensors, ops: Sequence[OpSpec], *, rounds_weights: bool, scheme: str, notes: Notes
+) -> str:
+    """Return how sums are kept, and write the choice down where there are FP8 products.
+
+    `rounds_weights`: 4-bit weights become FP8 in large steps. Where no plugin has quicker sums but one has the exact product,
+    that one stays, with a warning. Raises PlanError where fast sums are asked for and no product is in FP8.
+    """
+    multiplies = rounds_weights or any(tensor.dtype == FP8 for stored in tensors.values() for tensor in stored)
+    if not multiplies:
+        if asked == FAST_SUMS:
+            raise PlanError(
+                f"{NAME} is {asked!r}, but no product is in FP8 (quantization {scheme})",
+                fix=f"leave {NAME} at {EXACT_SUMS}, or use a checkpoint in FP8, or 4-bit weights with int4_compute w8a8",
+            )
+        return EXACT_SUMS
+    if asked == EXACT_SUMS:
+        rejected = Rejected(FAST_SUMS, f"not asked for; {COST}")
+        notes.choose(NAME, EXACT_SUMS, "sums of FP8 products keep their bits unless speed is asked for", [rejected])
+        return EXACT_SUMS
+    by_op = {spec.op: spec for spec in ops}
+    if by_op[FAST_OP].rank < by_op[EXACT_OP].rank:
+        notes.find(
+            "warning",
+            "fp8-accumulation",
+            f"{NAME} is {asked!r}, but the plugin that multiplies FP8 ({by_op[EXACT_OP].implementation}) has exact sums alone",
+            f"leave {NAME} at {EXACT_SUMS}, or use a plugin that implements {FAST_OP}",
+        )
+        notes.choose(NAME, EXACT_SUMS, f"no implementation of {FAST_OP} is as good as that of {EXACT_OP}")
+        return EXACT_SUMS
+    notes.choose(NAME, FAST_SUMS, f"{ASKED}; {COST}")
+    return FAST_SUMS

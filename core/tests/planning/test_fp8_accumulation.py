@@ -1,0 +1,59 @@
+"""How sums of FP8 products are kept: exactly unless speed is asked for, and refused where no product is in FP8."""
+
+from __future__ import annotations
+
+import pytest
+from core.tests.planning.made import RAW, gpus, planned
+
+from paddock.axes import Tensor
+from paddock.errors import OptionError, PlanError
+from paddock.planning.fp8_accumulation import choose_accumulation
+from paddock.planning.notes import Notes
+from paddock.planning.weights import Tensors
+from paddock.plugins import OpSpec
+
+STORED: Tensors = {"layers.0.up": (Tensor("weight", "float8_e4m3fn"), Tensor("weight_scale", "float32"))}
+
+
+def _ops(exact: int, fast: int) -> list[OpSpec]:
+    """Return both products, of these ranks."""
+    ranks = {"linear_fp8": exact, "linear_fp8_fast": fast}
+    return [OpSpec(op=op, implementation=f"somewhere:{op}", devices=("cuda",), rank=rank) for op, rank in ranks.items()]
+
+
+def _chosen(asked: str, ops: list[OpSpec], stored: Tensors, *, rounds_weights: bool = False) -> tuple[str, Notes]:
+    notes = Notes()
+    return choose_accumulation(asked, stored, ops, rounds_weights=rounds_weights, scheme="made", notes=notes), notes
+
+
+def test_sums_are_exact_unless_speed_is_asked_for() -> None:
+    """Of a model in FP8 the plan says that there is a choice and what it costs; of another it says nothing."""
+    found, notes = _chosen("exact", _ops(10, 10), STORED)
+    (choice,) = notes.choices
+    assert (found, choice.value, [each.value for each in choice.rejected]) == ("exact", "exact", ["fast"])
+    plain = planned(RAW, gpus())
+    assert plain.fp8_accumulation == "exact"
+    assert not [choice for choice in plain.choices if choice.name == "fp8_accumulation"]
+
+
+@pytest.mark.parametrize(("stored", "rounds_weights"), [(STORED, False), ({}, True)], ids=["stored", "rounded"])
+def test_fast_sums_are_taken_where_they_are_asked_for(stored: Tensors, rounds_weights: bool) -> None:
+    """Of weights in FP8, and of 4-bit ones that become FP8 in large steps."""
+    found, notes = _chosen("fast", _ops(10, 10), stored, rounds_weights=rounds_weights)
+    assert (found, notes.choices[0].reason.startswith("asked for; "), notes.issues) == ("fast", True, [])
+
+
+def test_a_plugin_with_exact_sums_alone_keeps_them() -> None:
+    """Rather than fall to the plain-torch product; the plan warns."""
+    found, notes = _chosen("fast", _ops(10, 0), STORED)
+    (issue,) = notes.issues
+    assert (found, issue.level, "somewhere:linear_fp8" in issue.message) == ("exact", "warning", True)
+
+
+def test_fast_sums_of_nothing_are_refused() -> None:
+    """With the way out."""
+    with pytest.raises(PlanError, match=r"fp8_accumulation is 'fast', but no product is in FP8 \(quantization none\)") as error:
+        planned(RAW, gpus(), fp8_accumulation="fast")
+    assert "leave fp8_accumulation at exact" in error.value.fix
+    with pytest.raises(OptionError, match="fp8_accumulation is 'quick'"):
+        planned(RAW, gpus(), fp8_accumulation="quick")
