@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,11 @@ def write_apart(checkpoint: Checkpoint, folder: Path, *what: Any) -> float | Non
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
             process.submit(write, model, layers, shard_bytes, folder, options).result()
         finish(checkpoint, folder)
+    except BrokenProcessPool as error:
+        remove(checkpoint, folder)
+        raise PaddockError(
+            "the process that writes the weights was killed", fix="leave it more memory, or use --layers"
+        ) from error
     except BaseException:
         remove(checkpoint, folder)
         raise
