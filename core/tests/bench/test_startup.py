@@ -60,6 +60,14 @@ def test_events_are_timed_on_arrival() -> None:
     assert found.seconds["first_token"] == 9.0
 
 
+def test_what_an_event_brings_is_kept_with_it() -> None:
+    """Of an event that comes twice, with the first."""
+    first, again = (json.dumps({"event": "weights", "seconds": seconds}) for seconds in (1.5, 9.0))
+    found = start(child(f"print('{first}')\nprint('{again}')\n" + SAYS_ALL), {})
+    assert found.logged["weights"] == {"seconds": 1.5}
+    assert found.logged["plan"] == {}
+
+
 def test_an_error_of_the_process_is_the_users() -> None:
     """What the process could say of its failure is raised as it would have been here."""
     event = json.dumps({"event": "failed", "message": "no such model", "fix": "name another"})

@@ -16,6 +16,7 @@ from paddock.errors import PaddockError
 
 # What the engine logs on its way, and the event it is here.
 LOGGED = {"plan_resolved": "plan", "weights_ready": "weights", "engine_ready": "ready"}
+PASSED_ON = ("seconds", "gib")  # of what it logs with them: numbers alone
 
 
 def main(arguments: list[str]) -> int:
@@ -63,7 +64,7 @@ def _hear_the_log() -> None:
 
     def hear(_: object, __: str, values: MutableMapping[str, Any]) -> NoReturn:
         if values.get("event") in LOGGED:
-            say(LOGGED[values["event"]])
+            say(LOGGED[values["event"]], **{name: values[name] for name in PASSED_ON if name in values})
         raise structlog.DropEvent
 
     structlog.configure(processors=[hear])

@@ -37,10 +37,14 @@ _PHASES = ("python", "imports", "plan", "weights", "ready")  # in order; each la
 
 @frozen(kw_only=True)
 class Started:
-    """One start: seconds since just before the spawn at which each event came, and what the process said of itself."""
+    """One start: seconds since just before the spawn at which each event came, and what the process said of itself.
+
+    `logged` is what the engine logged with an event, by the event: of `weights` the `seconds` that loading took.
+    """
 
     seconds: Mapping[str, float]
     facts: Mapping[str, Any] = field(factory=dict)
+    logged: Mapping[str, Mapping[str, Any]] = field(factory=dict)
 
     def figures(self) -> dict[str, float | None]:
         """Return every figure of DEFINITIONS, None where the events that bound it did not come."""
@@ -61,6 +65,7 @@ def start(command: Sequence[str], environment: Mapping[str, str], *, clock: Call
     """Return one start, timed on arrival of each event; raise PaddockError with the process's own words when it fails."""
     seconds: dict[str, float] = {}
     facts: dict[str, Any] = {}
+    logged: dict[str, dict[str, Any]] = {}
     began = clock()
     with (
         tempfile.TemporaryFile("w+") as errors,
@@ -75,12 +80,14 @@ def start(command: Sequence[str], environment: Mapping[str, str], *, clock: Call
             if event.get("event") == "facts":
                 facts = event
             elif "event" in event:
-                seconds.setdefault(str(event["event"]), now)
+                name = str(event.pop("event"))
+                seconds.setdefault(name, now)
+                logged.setdefault(name, event)
         if child.wait() != 0 or "first_token" not in seconds:
             errors.seek(0)
             said = errors.read().strip()[-2000:] or "nothing"
             raise PaddockError(f"the process ended with {child.returncode} before its first token: {said}", fix="see above")
-    return Started(seconds=seconds, facts=facts)
+    return Started(seconds=seconds, facts=facts, logged=logged)
 
 
 @contextmanager
