@@ -90,6 +90,8 @@ def _candidates() -> Iterator[Candidate]:
         evolve(ops_linear_int4._FP8[32], late=True),
         *(Int4Tile(tokens=64, teams=2, halves=halves, slots=8 // halves + 2 * (halves == 2), late=True) for halves in (1, 2)),
         ops_linear_int4._FP8[64],
+        evolve(ops_linear_int4._FP8[64], late=False),
+        evolve(ops_linear_int4._FP8[64], late=False, slots=6),
         Int4Tile(tokens=128, teams=2, halves=2, slots=4, late=True),
         ops_linear_int4._FP8_MANY_NARROW,
     ]
