@@ -157,7 +157,7 @@ def test_a_4_bit_model_that_loses_too_much_fails(llama: Path, tmp_path: Path) ->
         (["--kv-cache", "int8"], 2, "no scales for a KV cache in 'int8'"),
         (["--group-size", "64"], 2, "leave group_size out"),
         (["--recipe", "awq", "--group-size", "64"], 2, "use --group-size 32"),
-        (["--recipe", "awq", "--tp-compatible", "8"], 2, "use --format compressed-tensors --no-zero-points, or fewer ranks"),
+        (["--recipe", "awq", "--tp-compatible", "8"], 2, "on each of 8 ranks\n  fix: use --tp-compatible 1"),
         (["--recipe", "awq", "--no-zero-points", "--tp-compatible", "8"], 2, "on each of 8 ranks\n  fix: use --tp-compatible 1"),
         (["--recipe", "awq", "--format", "autoawq", "--scheme", "w4a8"], 2, "or --scheme w4a16"),
     ],
