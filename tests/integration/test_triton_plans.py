@@ -11,10 +11,10 @@ from core.tests.planning.made import published, source
 from paddock.config import EngineConfig
 from paddock.errors import PlanError
 from paddock.planning.backends import Question
-from paddock.planning.hardware import parse_gpus, this_cpu
+from paddock.planning.hardware import Hardware, parse_gpus, this_cpu
 from paddock.planning.plan import Plan
 from paddock.planning.resolve import resolve
-from paddock.plugins import AttentionNeeds
+from paddock.plugins import AttentionNeeds, Issue
 from paddock.plugins.host import PluginHost
 from paddock_triton import plugin
 
@@ -99,3 +99,51 @@ def test_asked_for_by_name_it_is_never_replaced() -> None:
 def test_published_families_attend_in_the_kernels(name: str, kv: str) -> None:
     """Their heads are among those declared, with plain and with FP8 pages, whether or not the weights fit one GPU."""
     assert _plan(name, kv_cache_dtype=kv).attention.name == "triton"
+
+
+SMALL = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "num_hidden_layers": 2,
+}
+
+
+def _int4_plan(group: int, *, hardware: Hardware = H200, dtype: str = "auto", **options: Any) -> Plan:
+    """Return the plan of a Llama 576 wide in AutoAWQ's layout."""
+    raw = published("llama-3.1-8b-awq")
+    raw |= SMALL | {"quantization_config": raw["quantization_config"] | {"group_size": group}}
+    return resolve(EngineConfig(model="small", dtype=dtype, **options), PluginHost().collect(), hardware, source(raw))
+
+
+def _of_groups(plan: Plan) -> list[Issue]:
+    return [issue for issue in plan.issues if issue.code == "int4_in_plain_torch"]
+
+
+@pytest.mark.parametrize(("group", "stuck", "sizes"), [(48, 14, "48"), (96, 14, "96"), (16, 14, "16"), (-1, 12, "576")])
+def test_4_bit_linears_whose_groups_no_kernel_is_for_are_warned_of(group: int, stuck: int, sizes: str) -> None:
+    """How many, the first by name, their groups, and the sizes to quantise with; whole rows of 1,536 inputs are served."""
+    (issue,) = _of_groups(_int4_plan(group))
+    assert issue.level == "warning"
+    assert issue.message.startswith(f"{stuck} 4-bit linears run in plain torch")
+    assert f": {stuck} in groups of {sizes} inputs, the first model.layers.0.self_attn.q_proj (" in issue.message
+    assert "linear_int4 takes groups of 32, 64, multiples of 128; linear_int4_fp8 takes " in issue.message
+    assert issue.fix.startswith("quantise the model again with --group-size 64 or 32, or set ops to linear_int4=paddock and ")
+
+
+def test_groups_that_kernels_serve_and_plain_torch_itself_are_no_warning() -> None:
+    """Nor is anything said on a CPU, on an older GPU, or in float32: the kernels were not chosen."""
+    assert not any(_of_groups(_int4_plan(group)) for group in (32, 64))
+    others: list[dict[str, Any]] = [{"hardware": this_cpu()}, {"hardware": parse_gpus("A100")}, {"dtype": "float32"}]
+    for other in others:
+        assert _of_groups(_int4_plan(48, **other)) == []
+    for name in ("llama-3.1-8b-awq", "llama-3.1-70b-awq", "llama-3.1-405b-awq", "falcon-180b-awq"):
+        assert _of_groups(_plan(name)) == []
+
+
+def test_under_strict_such_groups_are_refused_unless_plain_torch_is_asked_for() -> None:
+    """By the way out that the warning names."""
+    assert [issue.code for issue in _int4_plan(48, strict=True).errors] == ["int4_in_plain_torch"]
+    enough = {"linear_int4": "paddock", "linear_int4_fp8": "paddock"}
+    assert _int4_plan(48, strict=True, ops=enough).errors == ()

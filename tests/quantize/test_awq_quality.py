@@ -93,7 +93,9 @@ def test_the_command_prints_a_table_and_keeps_what_it_made(
 
 
 def test_a_group_that_does_not_fit_is_one_error(llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With the group sizes that do."""
+    """With every linear that it does not fit, and the group sizes that do."""
     asked = ["--group-size", "128", "--calibration", str(llama.parent / "text.txt"), "--text", "generated", "--device", "cpu"]
     assert main([str(llama), *asked, "--windows", "2", "--window", "24", "--samples", "6"]) == 1
-    assert "error: group_size is 128, and self_attn.q_proj has 64 inputs" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "error: group_size is 128, and self_attn.q_proj, self_attn.k_proj, " in said
+    assert " have 64 inputs: 0.5 groups; mlp.down_proj has 96 inputs: 0.75 groups" in said

@@ -31,6 +31,7 @@ FALCON_RW = {
 LLAMA_70B = {"hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64, "num_key_value_heads": 8}
 LLAMA_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32}
 SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
+LLAMA_FED_BY_NORMS = ", ".join((*(f"self_attn.{name}_proj" for name in "qkvo"), "mlp.gate_proj", "mlp.up_proj"))
 STORIES = {"hidden_size": 288, "intermediate_size": 768, "num_attention_heads": 6, "num_key_value_heads": 6}
 
 
@@ -56,13 +57,22 @@ def test_without_options_it_is_w4a16_in_compressed_tensors_with_groups_of_128() 
 @pytest.mark.parametrize(
     ("config", "says", "fix"),
     [
-        (SMOLLM2, "self_attn.q_proj has 576 inputs: 4.5 groups", "use --group-size 64 or 32"),
-        (STORIES, "self_attn.q_proj has 288 inputs: 2.25 groups", "use --group-size 32"),
-        (FALCON_7B, "self_attention.query_key_value has 4544 inputs: 35.5 groups", "use --group-size 64 or 32"),
+        (SMOLLM2, f"{LLAMA_FED_BY_NORMS} have 576 inputs: 4.5 groups", "use --group-size 64 or 32"),
+        (STORIES, f"{LLAMA_FED_BY_NORMS} have 288 inputs: 2.25 groups", "use --group-size 32"),
+        (
+            FALCON_7B,
+            "self_attention.query_key_value, self_attention.dense, mlp.dense_h_to_4h have 4544 inputs: 35.5 groups",
+            "use --group-size 64 or 32",
+        ),
+        (
+            STORIES | {"intermediate_size": 800},
+            f"{LLAMA_FED_BY_NORMS} have 288 inputs: 2.25 groups; mlp.down_proj has 800 inputs: 6.25 groups",
+            "use --group-size 32",
+        ),
     ],
 )
 def test_models_with_odd_widths_are_told_what_works(config: dict[str, Any], says: str, fix: str) -> None:
-    """The default of 128 is refused like one that was asked for."""
+    """The default of 128 is refused like one that was asked for; every linear that it does not divide is named."""
     for asked in ({}, {"group_size": 128}):
         with pytest.raises(OptionError) as raised:
             settled(config, **asked)
@@ -108,6 +118,12 @@ def test_groups_that_no_share_slices_are_chosen(config: dict[str, Any], ranks: i
         ),
         (LLAMA_7B, {"tp_compatible": 16}, "688 inputs of mlp.down_proj on each of 16 ranks", "use --tp-compatible 8"),
         (STORIES, {"tp_compatible": 2}, "the 144 inputs of self_attn.o_proj on each of 2 ranks", "use --tp-compatible 1"),
+        (
+            STORIES | {"intermediate_size": 800},
+            {"tp_compatible": 2},
+            "divides the 144 inputs of self_attn.o_proj, nor the 400 inputs of mlp.down_proj on each of 2 ranks",
+            "use --tp-compatible 1",
+        ),
         (SMOLLM2, {"tp_compatible": 2}, "tp_compatible is 2: part 'q' has 9 heads", "divides 9"),
     ],
 )
@@ -142,18 +158,26 @@ def test_zero_points_are_chosen_where_a_layout_leaves_them_open(layout: str, sch
 
 def test_outputs_that_do_not_fill_a_word_are_refused() -> None:
     """AutoAWQ packs eight outputs together, on every rank, and compressed-tensors eight zero points."""
-    config = LLAMA_70B | {"num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 4, "hidden_size": 64}
+    config = LLAMA_70B | {"num_attention_heads": 128, "num_key_value_heads": 16, "head_dim": 4, "hidden_size": 64}
     config |= {"intermediate_size": 64 * 16}
     with pytest.raises(
-        OptionError, match=r"which with zero points stores 8 outputs together; self_attn\.q_proj has 4 on each of 16 ranks"
+        OptionError, match=r"which with zero points stores 8 outputs together; self_attn\.k_proj has 4 on each of 16 ranks"
     ) as raised:
         settled(config, format="autoawq", tp_compatible=16)
     assert raised.value.fix == "use --format compressed-tensors --no-zero-points, or fewer ranks"
     with pytest.raises(OptionError, match="compressed-tensors', which with zero points stores 8 outputs together") as raised:
         settled(config, tp_compatible=16)
     assert raised.value.fix == "use --format compressed-tensors --no-zero-points, or fewer ranks"
-    with pytest.raises(OptionError, match="no group size of"):  # its outputs are let pass
-        settled(config, tp_compatible=16, zero_points=False)
+    assert settled(config, tp_compatible=16, zero_points=False).group_size == 32
+
+
+@pytest.mark.parametrize("layout", ["compressed-tensors", "autoawq"])
+def test_groups_that_do_not_divide_the_inputs_are_said_before_outputs_that_fill_no_word(layout: str) -> None:
+    """A model with both faults is told of its groups: no choice of zero points would help it."""
+    config = LLAMA_70B | {"num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 4, "hidden_size": 64}
+    config |= {"intermediate_size": 64 * 16}
+    with pytest.raises(OptionError, match=r"no group size of 128, 64 or 32 divides the 4 inputs of self_attn\.o_proj on each"):
+        settled(config, format=layout, tp_compatible=16)
 
 
 def folds(config: dict[str, Any]) -> list[tuple[tuple[str, ...], str, str]]:

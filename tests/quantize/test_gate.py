@@ -11,12 +11,14 @@ import pytest
 
 from paddock.cli.main import main
 from paddock.errors import OptionError, PlanError, QualityError
+from paddock.planning.hardware import parse_gpus
 from paddock.quantize import gate
 from paddock.quantize.manifest import MANIFEST
-from paddock.quantize.options import parse_gate
+from paddock.quantize.options import QuantizeOptions, parse_gate
+from paddock.quantize.stack import LayerStack
 from paddock.quantize.text import read_text
 from paddock.testing.text import byte_level_tokenizer
-from tests.quantize.made import TEXT, run
+from tests.quantize.made import TEXT, random_llama, run, write_model
 
 
 def test_the_gate_measures_both_models_on_what_calibration_did_not_read(llama: Path, tmp_path: Path) -> None:
@@ -84,6 +86,109 @@ def test_a_gate_nothing_can_measure_is_refused_before_the_work(
     with pytest.raises(PlanError, match="no gate can measure it"):
         run(llama, tmp_path / "out", "fp8-official", gate=0.01)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_gate_that_no_device_here_can_measure_is_refused_before_the_work(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU without FP8 can make an FP8 model and not run it: said first, with the reason and the way out."""
+    monkeypatch.setattr("paddock.quantize.job.detect_hardware", lambda config: parse_gpus("A100"))
+    with pytest.raises(PlanError, match=r"the gate could not measure .* needs compute capability 8\.9, .* has 8\.0") as raised:
+        run(llama, tmp_path / "out", "fp8-official", gate=0.01)
+    assert raised.value.fix.endswith("or leave the gate out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def layers_begun(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list of the layers that were begun."""
+    begun: list[int] = []
+    load = LayerStack.load
+
+    def watched(self: LayerStack, index: int) -> Any:
+        begun.append(index)
+        return load(self, index)
+
+    monkeypatch.setattr(LayerStack, "load", watched)
+    return begun
+
+
+@pytest.mark.parametrize("words", ["", "\n"])
+def test_a_text_too_short_for_the_gate_is_refused_before_the_first_layer(
+    llama: Path, tmp_path: Path, layers_begun: list[int], words: str
+) -> None:
+    """Nothing is written either, so that a longer one can be given."""
+    (tmp_path / "held.txt").write_text(words)
+    with pytest.raises(OptionError, match=r"held\.txt' has \d tokens? \(all\), too few to predict") as raised:
+        run(llama, tmp_path / "out", "fp8-official", gate=0.01, gate_text=tmp_path / "held.txt")
+    assert "--gate-text" in raised.value.fix
+    assert layers_begun == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_text_in_tokens_that_the_model_does_not_know_is_refused_before_the_first_layer(
+    tmp_path: Path, layers_begun: list[int]
+) -> None:
+    """A tokenizer of another model, found without running this one."""
+    source = write_model(tmp_path / "plain/llama", random_llama(vocab_size=100))
+    with pytest.raises(OptionError, match=r"gives token \d\d\d of the gate's text, and the model knows 100"):
+        run(source, tmp_path / "out", "fp8-official", gate=0.01)
+    assert layers_begun == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plain_model_without_a_perplexity_is_refused_before_the_first_layer(tmp_path: Path, layers_begun: list[int]) -> None:
+    """Its logits are not finite: no limit could hold the quantised model to it."""
+    model = random_llama()
+    model.model.norm.weight[0] = float("nan")
+    source = write_model(tmp_path / "plain/llama", model)
+    with pytest.raises(QualityError, match="llama has no perplexity on the gate's text"):
+        run(source, tmp_path / "out", "fp8-dynamic", gate=0.01)
+    assert layers_begun == []
+    assert json.loads((tmp_path / "out" / MANIFEST).read_text())["gate"] == {}
+
+
+def test_a_quantised_model_without_a_perplexity_fails(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder is kept, marked failed."""
+    measure = gate.measure
+
+    def spoilt(folder: str, *arguments: Any, **options: Any) -> dict[str, Any]:
+        if Path(folder).name == "out":
+            raise QualityError("not finite")
+        return measure(folder, *arguments, **options)
+
+    monkeypatch.setattr(gate, "measure", spoilt)
+    with pytest.raises(QualityError, match="grown by nan%"):
+        run(llama, tmp_path / "out", "fp8-official", gate=10.0)
+    assert json.loads((tmp_path / "out" / MANIFEST).read_text())["status"] == "failed"
+
+
+def test_a_run_that_goes_on_does_not_measure_the_plain_model_again(
+    llama: Path, tmp_path: Path, worse: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is in the manifest, whatever limit is asked for; on another text it is measured anew."""
+    (tmp_path / "held.txt").write_text(TEXT[:300])
+    with monkeypatch.context() as patch:
+        patch.setattr(LayerStack, "load", _interrupt)
+        for options in ({"gate": 0.01}, {"gate": 0.03}, {"gate": 0.03, "gate_text": tmp_path / "held.txt"}):
+            with pytest.raises(KeyboardInterrupt):
+                run(llama, tmp_path / "out", "fp8-official", **options)
+    assert worse == ["llama", "llama"]
+    manifest = run(llama, tmp_path / "out", "fp8-official", gate=0.04, gate_text=tmp_path / "held.txt")
+    assert worse == ["llama", "llama", "out"]
+    assert (manifest.gate["limit"], manifest.gate["text"], manifest.status) == (0.04, "held.txt", "complete")
+
+
+def _interrupt(*_: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, "ppl<=1%", True])
+def test_a_limit_that_is_no_share_is_refused(value: Any) -> None:
+    """NaN would let nothing pass, a text would fail at the end."""
+    with pytest.raises(OptionError, match="gate is") as raised:
+        QuantizeOptions(recipe="awq", out=Path("out"), gate=value)
+    assert "0.01" in raised.value.fix
 
 
 @pytest.mark.parametrize(("text", "share"), [("ppl<=1%", 0.01), ("ppl <= 0.5 %", 0.005), ("ppl<=0%", 0.0)])
@@ -157,7 +262,7 @@ def test_a_4_bit_model_that_loses_too_much_fails(llama: Path, tmp_path: Path) ->
         (["--kv-cache", "int8"], 2, "no scales for a KV cache in 'int8'"),
         (["--group-size", "64"], 2, "leave group_size out"),
         (["--recipe", "awq", "--group-size", "64"], 2, "use --group-size 32"),
-        (["--recipe", "awq", "--tp-compatible", "8"], 2, "use --format compressed-tensors --no-zero-points, or fewer ranks"),
+        (["--recipe", "awq", "--tp-compatible", "8"], 2, "on each of 8 ranks\n  fix: use --tp-compatible 1"),
         (["--recipe", "awq", "--no-zero-points", "--tp-compatible", "8"], 2, "on each of 8 ranks\n  fix: use --tp-compatible 1"),
         (["--recipe", "awq", "--format", "autoawq", "--scheme", "w4a8"], 2, "or --scheme w4a16"),
     ],

@@ -54,7 +54,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[PaddockError], str, str]] = {
     "groups on ranks": (
         {"recipe": "awq", "tp_compatible": 4},
         OptionError,
-        "no group size of 128, 64 or 32 divides the 16 inputs of self_attn.o_proj on each of 4 ranks",
+        "divides the 16 inputs of self_attn.o_proj, nor the 24 inputs of mlp.down_proj on each of 4 ranks",
         "use --tp-compatible 1",
     ),
     "awq and kv scales": (

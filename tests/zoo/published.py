@@ -102,8 +102,8 @@ def _calibrate(module: Any, group: Any, amax: Tensor) -> None:
         module.input_scale.data.copy_(scale.reshape(module.input_scale.shape))
 
 
-def modelopt(folder: Path, config: str, *, kv: bool = False) -> Tensor:
-    """Write a checkpoint of ModelOpt; return its logits for `tokens(1)`."""
+def modelopt(folder: Path, config: str, *, kv: bool = False, head: bool = False) -> Tensor:
+    """Write a checkpoint of ModelOpt, its head quantised too where `head`; return its logits for `tokens(1)`."""
     import modelopt.torch.quantization as mtq
     from modelopt.torch.export import export_hf_checkpoint
     from modelopt.torch.export.unified_export_hf import requantize_resmooth_fused_llm_layers as unify
@@ -111,6 +111,8 @@ def modelopt(folder: Path, config: str, *, kv: bool = False) -> Tensor:
     model, settings = new_model(), copy.deepcopy(getattr(mtq, config))
     if kv:
         settings["quant_cfg"] += mtq.FP8_KV_CFG["quant_cfg"]
+    if head:
+        settings["quant_cfg"] = [rule for rule in settings["quant_cfg"] if rule["quantizer_name"] != "*lm_head*"]
     mtq.quantize(model, settings, lambda model: model(tokens(4)))
     unify(model)  # as the export does: linears that share an input share the scale of their input, or of their blocks
     with torch.no_grad():
@@ -147,6 +149,7 @@ WRITERS: dict[str, Callable[[Path], Tensor]] = {
     ),
     "modelopt-fp8": lambda folder: modelopt(folder, "FP8_DEFAULT_CFG"),
     "modelopt-fp8-kv": lambda folder: modelopt(folder, "FP8_DEFAULT_CFG", kv=True),
+    "modelopt-head": lambda folder: modelopt(folder, "FP8_DEFAULT_CFG", head=True),
     "modelopt-channel": lambda folder: modelopt(folder, "FP8_PER_CHANNEL_PER_TOKEN_CFG"),
     "modelopt-block": lambda folder: modelopt(folder, "FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG"),
 }

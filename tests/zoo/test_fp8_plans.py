@@ -24,7 +24,7 @@ from paddock_falcon import plugin as falcon
 from paddock_llama import plugin as llama
 from paddock_quant_fp8 import plugin as fp8
 from tests.zoo.formats import store_rows
-from tests.zoo.test_published_fp8 import PUBLISHED, built, copied, logits, planned, rewrite
+from tests.zoo.test_published_fp8 import BOUND, PUBLISHED, built, copied, error_of, logits, planned, rewrite
 from tests.zoo.test_quantised_checkpoints import LLAMA, LLAMA_SPEC, is_plain
 
 DOWN = "model.layers.0.mlp.down_proj"
@@ -190,3 +190,38 @@ def test_formats_of_checkpoints_alone_say_what_can_be_asked_for(tmp_path: Path, 
     with pytest.raises(PlanError, match="is not quantised") as caught:
         on_gpus(config_only(tmp_path, **BIG), quantization=name)
     assert "quantised while it is read as fp8" in caught.value.fix
+
+
+def test_a_quantised_head_is_planned_in_fp8_and_counted_so() -> None:
+    """The list of what is plain does not name it: a byte a weight, and its two scales."""
+    plain, quantised = (planned(PUBLISHED / name).ledger.weights.head for name in ("modelopt-fp8", "modelopt-head"))
+    assert (plain, quantised) == (4 * 48 * 32, 48 * 32 + 4 + 4)
+
+
+def test_a_quantised_head_that_is_tied_is_refused_by_the_plan_with_the_way_out(tmp_path: Path) -> None:
+    """A tied head has no tensors of its own; read as a linear of its own it gives the logits its tool computes."""
+    folder = copied("modelopt-head", tmp_path)
+    rewrite(folder, tie_word_embeddings=True)
+    (issue,) = planned(folder).errors
+    assert issue.code == "checkpoint_disagrees"
+    assert "lm_head: config.json ties it to the embedding; the checkpoint holds it quantised, as input_scale, " in issue.message
+    assert issue.fix.startswith("set tie_word_embeddings to false in config.json")
+    rewrite(folder, tie_word_embeddings=False)
+    assert error_of(folder) < BOUND
+
+
+def test_a_plain_copy_of_a_tied_head_is_no_disagreement(tmp_path: Path) -> None:
+    """Exports of tied models may hold the table twice."""
+    folder = copied("modelopt-fp8", tmp_path)
+    rewrite(folder, tie_word_embeddings=True)
+    assert not planned(folder).errors
+
+
+def test_a_list_that_names_a_quantised_head_is_said_by_the_plan(tmp_path: Path) -> None:
+    """Before memory is taken: the list says plain, the tensors say FP8."""
+    folder = copied("modelopt-head", tmp_path)
+    entry = json.loads((folder / "config.json").read_text())["quantization_config"]
+    rewrite(folder, quantization_config=entry | {"ignore": ["lm_head"]})
+    (folder / "hf_quant_config.json").unlink()
+    (issue,) = planned(folder).errors
+    assert "lm_head: config.json means weight; the checkpoint holds input_scale, weight, weight_scale" in issue.message

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from paddock import axes
-from paddock.axes import EMBED, FFN, HEADS, KV_HEADS, Linear, Part, Shard
+from paddock.axes import EMBED, FFN, HEADS, KV_HEADS, VOCAB, Linear, Part, Shard
 from paddock.checkpoint.index import stored_tensors
 from paddock.checkpoint.matching import match
 from paddock.checkpoint.reading import read as fill
@@ -30,7 +30,7 @@ from paddock_quant_fp8.plugin import paddock_quantizations as fp8_formats
 from tests.zoo.formats import WRITTEN, Stored, Written, store_blocks, store_half_rows
 from tests.zoo.test_published_fp8 import NAMES, PUBLISHED, planned
 
-CUTS, CPU = frozenset({HEADS, KV_HEADS, FFN}), torch.device("cpu")
+CUTS, CPU = frozenset({HEADS, KV_HEADS, FFN, VOCAB}), torch.device("cpu")
 # Of four ranks two share a KV head; a share is whole blocks of 128 by 128, and whole groups of 128.
 QKV = Linear(
     "qkv",

@@ -163,14 +163,17 @@ class TensorAxis:
         first, end = self.span(start, start + size)
         return end - first
 
+    def piece(self, size: int) -> int:
+        """Return how many elements an entry is for on a rank with `size` of them: groups that its ends slice lie in pieces."""
+        if self.group == -1:
+            return size
+        return math.gcd(self.step, size) if self.cut < self.step else self.step
+
     def held(self, size: int) -> int:
-        """Return how many entries a rank with `size` elements keeps: groups that its ends slice are kept in pieces."""
+        """Return how many entries a rank with `size` elements keeps."""
         if self.side == "fixed":
             return self.extent(size)
-        filled = math.ceil(size / self.fill) * self.fill
-        if self.group == -1:
-            return math.ceil(filled / size)
-        return math.ceil(filled / (math.gcd(self.step, size) if self.cut < self.step else self.step))
+        return math.ceil(math.ceil(size / self.fill) * self.fill / self.piece(size))
 
 
 @frozen

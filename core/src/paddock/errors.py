@@ -40,7 +40,7 @@ class CheckpointError(PaddockError):
 
 
 class QualityError(PaddockError):
-    """A quantised model is further from its source than was allowed."""
+    """A quantised model is further from its source than was allowed, or how far cannot be measured."""
 
 
 class KernelError(PaddockError):

@@ -54,6 +54,30 @@ def test_either_file_says_the_same_as_both() -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "quantised"),
+    [
+        ({"exclude_modules": []}, True),
+        ({"exclude_modules": ["model.embed_tokens"]}, True),
+        ({"exclude_modules": ["*lm_head*"]}, False),
+        ({"exclude_modules": None}, False),
+        ({}, False),
+    ],
+)
+def test_a_list_without_the_head_means_that_it_is_quantised(said: dict[str, Any], quantised: bool) -> None:
+    """In either file; where nothing lists what is plain, the head is, as the tool leaves it unasked."""
+    in_config = {"ignore": said["exclude_modules"]} if said else {}
+    for found in (
+        detect(facts(file={"quant_algo": "FP8"} | said)),
+        detect(facts({"quant_method": "modelopt", "quant_algo": "FP8"} | in_config)),
+    ):
+        assert found is not None
+        assert [tensor.name for tensor in found.tensors("lm_head", HEAD)] == (
+            ["weight", "weight_scale", "input_scale"] if quantised else ["weight"]
+        )
+        assert found.stored(DOWN_PATH, DOWN) is not None
+
+
+@pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"quant_algo": None}, "config.json says quant_algo FP8; hf_quant_config.json says no quant_algo"),

@@ -13,12 +13,14 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from paddock.layers import reference
-from paddock.layers.int4 import Int4Weight, int4_weight
+from paddock.layers.int4 import Int4Form, Int4Weight, int4_weight
 from paddock.layers.reference import FP8
+from paddock.plugins import OpSpec
 from paddock.testing.oracle import assert_close, poisoned
 from paddock_triton import ops_linear_int4
 from paddock_triton.int4_spec import Int4Tile
 from paddock_triton.ops_linear_int4 import launch_int4, linear_int4, linear_int4_fp8
+from paddock_triton.plugin import paddock_ops
 
 BF16, FP16 = torch.bfloat16, torch.float16
 TOKENS = (0, 1, 3, 8, 9, 16, 17, 33, 64, 65, 128, 129, 300)
@@ -265,3 +267,19 @@ def test_other_groups_run_in_plain_torch(device: torch.device) -> None:
     xq = reference.quantize_fp8_token(x_TI)
     found = linear_int4_fp8(xq.values_TI, xq.scale, weight, FP16)
     assert torch.equal(found, reference.linear_int4_fp8(xq.values_TI, xq.scale, weight, FP16))
+
+
+@pytest.mark.parametrize("spec", [spec for spec in paddock_ops() if spec.groups], ids=lambda spec: spec.op)
+def test_the_groups_that_are_declared_are_those_that_the_kernels_take(spec: OpSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan's warning rests on it: no other group is served, and none that is declared runs in plain torch."""
+    monkeypatch.setattr(ops_linear_int4, "runs_on", lambda device: True)
+    nothing = torch.empty(0, dtype=torch.uint8)
+    for group in range(1, 1025):
+        form = Int4Form(inputs=group, outputs=1, group=group)
+        served = ops_linear_int4._serves(nothing, Int4Weight(form=form, packed=nothing, scales=nothing))
+        assert served == spec.serves_groups_of(group), group
+
+
+def test_both_products_declare_their_groups() -> None:
+    """So that planning can say what neither serves."""
+    assert [spec.op for spec in paddock_ops() if spec.groups] == ["linear_int4", "linear_int4_fp8"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from paddock.axes import Linear, Scheme, WeightTable
 from paddock.config import DUMMY, EngineConfig
@@ -11,6 +11,8 @@ from paddock.planning.notes import Notes
 from paddock.planning.weights import Tensors
 
 _LISTED = 10
+_FIX = "take config.json and weights from the same export; a module that is plain there must be in the config's ignore list"
+_FIX_TIED = "set tie_word_embeddings to false in config.json, so that the quantised head is read as the linear it is"
 _NOT_OF_LINEARS = {"bias", *(ending.rpartition(".")[2] for endings in NAMES.values() for ending in endings)}
 
 
@@ -20,7 +22,9 @@ def say_disagreement(
     """Note one error with every linear whose tensors are not those of the format; `tensors` is what the checkpoint must hold."""
     if names is None or config.load_format == DUMMY:
         return
-    found = list(_differences(tensors, table, names))
+    held = _by_module(name for name in names if not name.endswith((*table.ignored, *UNREAD)))
+    tied = list(_quantised_though_tied(table, held))
+    found = [*_differences(tensors, table, held), *tied]
     if not found:
         return
     rest = [f"and {len(found) - _LISTED} more"] if len(found) > _LISTED else []
@@ -31,12 +35,11 @@ def say_disagreement(
         "\n    ".join(
             [f"by config.json the model is {format_}, but its weights say otherwise:", *sorted(found)[:_LISTED], *rest]
         ),
-        "take config.json and weights from the same export; a module that is plain there must be in the config's ignore list",
+        _FIX_TIED if len(tied) == len(found) else f"{_FIX}; {_FIX_TIED}" if tied else _FIX,
     )
 
 
-def _differences(tensors: Tensors, table: WeightTable, names: Iterable[str]) -> Iterator[str]:
-    held = _by_module(name for name in names if not name.endswith((*table.ignored, *UNREAD)))
+def _differences(tensors: Tensors, table: WeightTable, held: Mapping[str, set[str]]) -> Iterator[str]:
     for _, source, module in table.modules():
         if not isinstance(module, Linear) or module.tied_to:
             continue
@@ -49,6 +52,20 @@ def _differences(tensors: Tensors, table: WeightTable, names: Iterable[str]) -> 
                 yield (
                     f"{source}{part.source}: config.json means {', '.join(sorted(must))}; "
                     f"the checkpoint holds {', '.join(sorted(has)) or 'nothing'}"
+                )
+
+
+def _quantised_though_tied(table: WeightTable, held: Mapping[str, set[str]]) -> Iterator[str]:
+    """Yield a sentence for each head that config.json ties to its embedding and the checkpoint holds in more than a weight."""
+    for _, source, module in table.modules():
+        if not isinstance(module, Linear) or not module.tied_to:
+            continue
+        for part in module.out:
+            has = held.get(source + part.source, set())
+            if not has <= {"weight"}:
+                yield (
+                    f"{source}{part.source}: config.json ties it to the embedding; "
+                    f"the checkpoint holds it quantised, as {', '.join(sorted(has))}"
                 )
 
 

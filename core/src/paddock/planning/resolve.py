@@ -18,6 +18,7 @@ from paddock.planning.formats import Format, choose_format, choose_model
 from paddock.planning.fp8_accumulation import choose_accumulation
 from paddock.planning.hardware import Hardware
 from paddock.planning.int4_compute import Int4Compute, choose_int4
+from paddock.planning.int4_groups import say_plain_torch
 from paddock.planning.issues import with_issues
 from paddock.planning.layout import Divisible, Layout, choose_layout
 from paddock.planning.ledger import Room
@@ -82,6 +83,7 @@ def _decide(config: EngineConfig, registry: Registry, hardware: Hardware, files:
     say_disagreement(config, fmt.scheme, held, table, files.tensor_names, notes)
     model = Divisible(table=table, tensors=tensors, needs=needs, layer_cost=_layer_cost(spec, parsed))
     layout = choose_layout(config, registry, hardware, model, notes)
+    say_plain_torch(fmt.scheme, table, tensors, layout.shard, ops, int4, notes)
     sized = Sized(
         device=hardware.device,
         positions=parsed.max_model_len,

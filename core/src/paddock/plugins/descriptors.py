@@ -276,7 +276,9 @@ class OpSpec:
     """An implementation of an op the core defines in `layers.ops`, of the same signature. Higher `rank` wins where it serves.
 
     `requires` names packages to import that may be missing: planning looks for them, and imports none. `compile_ahead` is as an
-    attention backend's; it is entered once, however many of a plugin's ops name it.
+    attention backend's; it is entered once, however many of a plugin's ops name it. `groups` is for ops over 4-bit weights: how
+    many inputs share a scale in the weights its kernels are for, and so may multiples of the largest; empty for any. Weights in
+    other groups it computes in plain torch, of which planning warns.
     """
 
     op: str = field(validator=_name)
@@ -285,9 +287,14 @@ class OpSpec:
     dtypes: frozenset[str] = field(default=frozenset({"bfloat16", "float16", "float32"}), converter=_name_set, validator=_dtype)
     min_compute_capability: tuple[int, int] | None = field(default=None, validator=_capability)
     requires: tuple[str, ...] = field(default=(), converter=_names, validator=_modules)
+    groups: frozenset[int] = field(default=frozenset(), converter=_size_set, validator=_all_positive)
     compile_ahead: str | None = field(default=None, validator=_optional_reference)
     rank: int = field(default=0, validator=_whole)
     summary: str = field(default="", validator=_text)
+
+    def serves_groups_of(self, size: int) -> bool:
+        """Return whether its kernels are for weights of which `size` inputs share a scale."""
+        return not self.groups or size in self.groups or size % max(self.groups) == 0
 
 
 @frozen(kw_only=True)

@@ -1,4 +1,7 @@
-"""The gate: a quantised model's perplexity against its source's, on text that calibration never read."""
+"""The gate: a quantised model's perplexity against its source's, on text that calibration never read.
+
+What could only be found to be impossible at the end of the work is looked for before it begins.
+"""
 
 from __future__ import annotations
 
@@ -7,33 +10,107 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from attrs import evolve
+
 from paddock import log
-from paddock.config import EngineConfig
-from paddock.errors import OptionError, PaddockError, QualityError, RequestError
+from paddock.checkpoint.source import CONFIG
+from paddock.config import EngineConfig, read_environment
+from paddock.errors import OptionError, PaddockError, PlanError, QualityError, RequestError
 from paddock.evaluation import perplexity
 from paddock.llm import LLM
+from paddock.planning import issues
+from paddock.planning.hardware import Hardware
+from paddock.planning.resolve import resolve as planned
+from paddock.plugins import CheckpointFacts, resolve
+from paddock.plugins.registry import Registry
+from paddock.quantize.source import PlainCheckpoint
+from paddock.quantize.text import Text
+from paddock.text.beginning import first_ids
+from paddock.text.tokenizer import Tokenizer
 
 _WINDOW = 2048
+_ENGINE_OPTIONS = ("device", "strict", "revision", "tokenizer", "ignore_config_keys")
+_LONGER = "give a longer one with --gate-text FILE"
+
+
+def check_text(text: Text, tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Raise OptionError for a text of which nothing can be predicted, or that begins with tokens the model does not know."""
+    ids = first_ids(tokenizer.encode, text.words, _WINDOW)
+    if len(ids) < 2:
+        raise OptionError(
+            f"the gate's text {text.name!r} has {len(ids)} token{'s' * (len(ids) != 1)} ({text.part}), too few to predict one "
+            f"from another",
+            fix=_LONGER,
+        )
+    if max(ids) >= vocab_size:
+        raise OptionError(
+            f"the tokenizer gives token {max(ids)} of the gate's text, and the model knows {vocab_size}",
+            fix="use the model's own tokenizer",
+        )
+
+
+def require_measurable(
+    files: Mapping[str, Mapping[str, Any]],
+    plain: PlainCheckpoint,
+    config: EngineConfig,
+    registry: Registry,
+    hardware: Hardware,
+) -> None:
+    """Raise PlanError where the quantised model that `files` will describe could not be run here, as `plan` would say of it."""
+    others = {name: value for name, value in files.items() if name != CONFIG}
+    facts = CheckpointFacts(config=files[CONFIG], dtype=plain.dtype, files=others, ignored_keys=config.ignore_config_keys)
+    if all(resolve(each.spec.detect)(facts) is None for each in registry.quantizations):
+        raise PlanError(
+            "no installed plugin runs what the recipe writes, so no gate can measure it",
+            fix="upgrade the plugin that brings the format, or leave the gate out",
+        )
+    made = evolve(plain.source, config=files[CONFIG], quantization_files=others, tensor_names=None)
+    try:
+        asked = EngineConfig.from_options(config.model, **_options(config) | {"revision": None})
+        issues.require_runnable(planned(asked, registry, hardware, made, strict=read_environment().strict))
+    except PaddockError as error:
+        raise PlanError(
+            f"the gate could not measure the quantised model: {error.message}",
+            fix=f"{error.fix}, or leave the gate out" if error.fix else "leave the gate out",
+        ) from error
 
 
 def measure(folder: str, config: EngineConfig, text: str, *, plugins: tuple[object, ...], autoload: bool) -> dict[str, Any]:
-    """Return the perplexity of the model in a folder on a text; NaN, with a warning that says why, where it has none.
+    """Return the perplexity of the model in a folder on a text.
 
-    Raises OptionError where the text is too short.
+    Raises OptionError where the text is too short, QualityError where the model has none, and what loading it raises.
     """
-    names = ("device", "strict", "revision", "tokenizer", "ignore_config_keys")
-    options: dict[str, Any] = {name: getattr(config, name) for name in names} | {"prefer": dict(config.prefer)}
+    options = _options(config)
     if folder != config.model:
         options["revision"] = None
     with LLM(folder, plugins=plugins, autoload=autoload, progress=False, **options) as llm:
         try:
             found = perplexity(llm, text, window=min(_WINDOW, llm.max_model_len - 1))
         except RequestError as error:
-            raise OptionError(f"the gate's text: {error.message}", fix="give a longer one with --gate-text FILE") from error
+            raise OptionError(f"the gate's text: {error.message}", fix=_LONGER) from error
         except PaddockError as error:
-            log.get_logger().warning("perplexity_not_measured", model=folder, message=error.message, fix=error.fix)
-            return {"tokens": 0, "nats": math.nan, "perplexity": math.nan}
+            raise QualityError(f"{folder} has no perplexity on the gate's text: {error.message}", fix=error.fix) from error
+    if not math.isfinite(found.perplexity):
+        raise QualityError(
+            f"{folder} has no perplexity on the gate's text: {found.nats:.0f} nats a token are too many",
+            fix="check that model and tokenizer belong together",
+        )
     return {"tokens": found.tokens, "nats": found.nats, "perplexity": found.perplexity}
+
+
+def measure_quantised(folder: str, config: EngineConfig, text: str, **owners: Any) -> dict[str, Any]:
+    """Return what `measure` does; NaN, with a warning that says why, for a model that has no perplexity."""
+    try:
+        return measure(folder, config, text, **owners)
+    except QualityError as error:
+        log.get_logger().warning("perplexity_not_measured", model=folder, message=error.message, fix=error.fix)
+        return {"tokens": 0, "nats": math.nan, "perplexity": math.nan}
+
+
+def is_measured(gate: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    """Return whether a manifest's gate has the source's perplexity, measured on the text that is asked for."""
+    before = gate.get("before", {}).get("perplexity", math.nan)
+    return math.isfinite(before) and {key: gate.get(key) for key in asked} == asked
 
 
 def growth(gate: Mapping[str, Any]) -> float:
@@ -51,3 +128,8 @@ def require_passed(folder: Path, gate: Mapping[str, Any]) -> None:
             f"The model stays in {folder}, marked failed",
             fix="use another recipe, or calibrate on more text of the kind the model will read",
         )
+
+
+def _options(config: EngineConfig) -> dict[str, Any]:
+    """Return the options that a model is measured with."""
+    return {name: getattr(config, name) for name in _ENGINE_OPTIONS} | {"prefer": dict(config.prefer)}

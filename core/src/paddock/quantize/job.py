@@ -15,15 +15,16 @@ from attrs import field, frozen
 from torch import Tensor
 
 from paddock.assemble import collect, detect_hardware
-from paddock.checkpoint.source import CONFIG, open_source
+from paddock.checkpoint.source import open_source
 from paddock.config import EngineConfig
-from paddock.errors import OptionError, PlanError
+from paddock.errors import OptionError
 from paddock.planning.hardware import Hardware
-from paddock.plugins import CheckpointFacts, RecipeSpec, resolve
+from paddock.plugins import RecipeSpec, resolve
 from paddock.plugins.descriptors import RECIPE_OPTIONS
 from paddock.plugins.discovery import core_version
 from paddock.plugins.provider import Provided
 from paddock.plugins.registry import Registry
+from paddock.quantize import gate
 from paddock.quantize.options import DEFAULT_TEXT, QuantizeOptions
 from paddock.quantize.recipe import Recipe, RecipeInputs
 from paddock.quantize.source import PlainCheckpoint, open_plain
@@ -69,8 +70,10 @@ def decided(config: EngineConfig, options: QuantizeOptions, plugins: tuple[objec
     dtype = _computed(checkpoint.dtype, hardware)
     stack = LayerStack(checkpoint=checkpoint, device=torch.device(hardware.device), dtype=getattr(torch, dtype), length=length)
     files = recipe.files(source.config)
-    if options.gate is not None:
-        _require_readable(files, checkpoint.dtype, registry, options)
+    gate_text = _gate_text(text, options)
+    if gate_text is not None:
+        gate.check_text(gate_text, read_tokenizer(_tokenizer_folder(config, checkpoint)), checkpoint.config.vocab_size)
+        gate.require_measurable(files, checkpoint, config, registry, hardware)
     calibration = None
     if ids_NL is not None and text is not None:
         calibration = text.for_calibration.said() | {"samples": len(ids_NL), "sequence_length": length}
@@ -85,7 +88,7 @@ def decided(config: EngineConfig, options: QuantizeOptions, plugins: tuple[objec
         made_from=_made_from(provided, options, checkpoint, calibration, f"{hardware.device} {dtype}"),
         stack=stack,
         ids_NL=ids_NL,
-        gate_text=_gate_text(text, options),
+        gate_text=gate_text,
         files=files,
     )
 
@@ -159,17 +162,6 @@ def _text(recipe: Recipe, options: QuantizeOptions) -> Text | None:
     return None
 
 
-def _require_readable(files: Mapping[str, Mapping[str, Any]], dtype: str, registry: Registry, options: QuantizeOptions) -> None:
-    """Raise PlanError for a gate on a format that nothing installed can run."""
-    others = {name: value for name, value in files.items() if name != CONFIG}
-    facts = CheckpointFacts(config=files[CONFIG], dtype=dtype, files=others)
-    if all(resolve(each.spec.detect)(facts) is None for each in registry.quantizations):
-        raise PlanError(
-            f"no installed plugin runs what the recipe {options.recipe!r} writes, so no gate can measure it",
-            fix="upgrade the plugin that brings the format, or leave the gate out",
-        )
-
-
 def _gate_text(text: Text | None, options: QuantizeOptions) -> Text | None:
     if options.gate is None:
         return None
@@ -181,8 +173,7 @@ def _gate_text(text: Text | None, options: QuantizeOptions) -> Text | None:
 
 def _sequences(text: Text, config: EngineConfig, options: QuantizeOptions, checkpoint: PlainCheckpoint) -> Tensor:
     """Return the calibration sequences, all of which the model can take."""
-    folder = Path(config.tokenizer) if config.tokenizer else checkpoint.source.folder
-    ids_NL = sequences(text.for_calibration, read_tokenizer(folder), options)
+    ids_NL = sequences(text.for_calibration, read_tokenizer(_tokenizer_folder(config, checkpoint)), options)
     longest, known = checkpoint.config.max_model_len, checkpoint.config.vocab_size
     if ids_NL.shape[1] > longest:
         raise OptionError(
@@ -193,6 +184,10 @@ def _sequences(text: Text, config: EngineConfig, options: QuantizeOptions, check
             f"the tokenizer gives token {int(ids_NL.max())}, and the model knows {known}", fix="use the model's own tokenizer"
         )
     return ids_NL
+
+
+def _tokenizer_folder(config: EngineConfig, checkpoint: PlainCheckpoint) -> Path:
+    return Path(config.tokenizer) if config.tokenizer else checkpoint.source.folder
 
 
 def _computed(saved: str, hardware: Hardware) -> str:

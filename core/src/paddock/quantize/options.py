@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,11 @@ def _true_or_false(_: object, attribute: Attribute[Any], value: object) -> None:
         raise OptionError(f"{attribute.name} is {value!r}", fix="give True or False")
 
 
+def _share(_: object, attribute: Attribute[Any], value: object) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)):
+        raise OptionError(f"{attribute.name} is {value!r}", fix="give a share such as 0.01, or parse_gate('ppl<=1%')")
+
+
 def parse_gate(text: str) -> float:
     """Return how much a perplexity may grow, as a share: 0.01 for `ppl<=1%`; raise OptionError for any other form."""
     match = _GATE.fullmatch(text)
@@ -56,7 +62,7 @@ class QuantizeOptions:
     calibration: str | None = None
     samples: int | None = field(default=None, validator=_at_least(1))
     sequence_length: int | None = field(default=None, validator=_at_least(2))
-    gate: float | None = None
+    gate: float | None = field(default=None, validator=_share)
     gate_text: Path | None = None
     max_shard_bytes: int = field(default=MAX_SHARD_BYTES, validator=_at_least(1))
     group_size: int | None = field(default=None, validator=_at_least(1))

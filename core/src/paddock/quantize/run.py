@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from attrs import evolve
@@ -41,7 +40,7 @@ def quantize(
     Of `config`, the model, its tokenizer, revision and ignored keys, the device, and what settles plugins are used. A run that
     was interrupted goes on where it was, and its result is the same byte for byte. `progress` None shows a bar on a terminal.
     Raises PaddockError: OptionError, PluginError and CheckpointError before anything is written, CheckpointError where writing
-    fails, QualityError where the gate is not passed.
+    fails, QualityError where the gate is not passed, or the plain model has no perplexity to hold it to: that before any layer.
     """
     log.configure_once(read_environment().log_level)
     job = decided(config, options, tuple(plugins), autoload=autoload)
@@ -96,28 +95,27 @@ def _layer(job: Job, index: int, x_NLE: Tensor | None) -> dict[str, Tensor]:
 
 
 def _gate_before(job: Job, folder: OutputFolder) -> None:
-    """Measure the plain model, unless an interrupted run has."""
+    """Measure the plain model, unless an interrupted run has; raise QualityError where it has no perplexity."""
     if job.gate_text is None:
         return
-    asked = {"limit": job.options.gate, **job.gate_text.said()}
-    known = folder.manifest.gate
-    if {key: known.get(key) for key in asked} != asked or "before" not in known:
-        folder.note_gate(asked | {"before": _measured(job, job.config.model)})
+    text = job.gate_text.said()
+    if gate.is_measured(folder.manifest.gate, text):
+        before = folder.manifest.gate["before"]
+    else:
+        before = gate.measure(job.config.model, job.config, job.gate_text.words, plugins=job.plugins, autoload=job.autoload)
+    folder.note_gate({"limit": job.options.gate, **text, "before": before})
 
 
 def _gate_after(job: Job, folder: OutputFolder) -> None:
     """Measure the quantised model; where it fails, mark the folder and raise QualityError."""
     if job.gate_text is None:
         return
-    found = folder.manifest.gate | {"after": _measured(job, str(folder.path))}
+    made = str(folder.path)
+    after = gate.measure_quantised(made, job.config, job.gate_text.words, plugins=job.plugins, autoload=job.autoload)
+    found = folder.manifest.gate | {"after": after}
     folder.note_gate(found | {"growth": gate.growth(found)})
     try:
         gate.require_passed(folder.path, folder.manifest.gate)
     except QualityError:
         folder.close(FAILED)
         raise
-
-
-def _measured(job: Job, model: str) -> dict[str, Any]:
-    assert job.gate_text is not None
-    return gate.measure(model, job.config, job.gate_text.words, plugins=job.plugins, autoload=job.autoload)

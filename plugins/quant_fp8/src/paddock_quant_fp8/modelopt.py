@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from attrs import frozen
+from attrs import field, frozen
 
 from paddock.axes import FP8_STATIC, FP8_TOKEN, PLAIN
 from paddock.errors import ModelConfigError
@@ -23,16 +23,21 @@ ALGORITHMS = {
     "FP8_PER_CHANNEL_PER_TOKEN": Stored(scales=ROW, input_format=FP8_TOKEN),
     "FP8_PB_WO": Stored(scales=BLOCK, input_format=PLAIN),
 }
+_LISTS = ("exclude_modules", "ignore")
 _FP8_KV = {"dynamic": False, "num_bits": 8, "type": "float"}
 
 
 @frozen
 class _Said:
-    """What a file says: the algorithm, `fp8` or nothing for KV, and the modules left plain, in order of name."""
+    """What a file says: the algorithm, `fp8` or nothing for KV, and the modules left plain, in order of name.
+
+    `lists` says whether it has a list of them, though it be empty.
+    """
 
     algorithm: str
     kv: str | None
     skipped: tuple[str, ...]
+    lists: bool = field(eq=False)
 
     def __str__(self) -> str:
         """Return it as the error for two files that disagree quotes it."""
@@ -42,7 +47,8 @@ class _Said:
 def detect(facts: CheckpointFacts) -> ModelOptFp8 | None:
     """Return the scheme of a ModelOpt checkpoint in FP8, else None: its other algorithms are left to other formats.
 
-    Raises ModelConfigError for unknown keys, a KV cache in other than FP8, and two files that disagree.
+    A list of plain modules without the head means that the head is quantised; without any list it is plain, as the tool leaves it
+    unasked. Raises ModelConfigError for unknown keys, a KV cache in other than FP8, and two files that disagree.
     """
     if isinstance(facts.config.get("compression_config"), Mapping):
         return None
@@ -61,7 +67,13 @@ def detect(facts: CheckpointFacts) -> ModelOptFp8 | None:
     first, *others = read.values()
     if any(other != first for other in others):
         raise _two_stories(read)
-    return ModelOptFp8(dtype=facts.dtype, how=ALGORITHMS[first.algorithm], skipped=first.skipped, kv_cache_dtype=first.kv)
+    return ModelOptFp8(
+        dtype=facts.dtype,
+        how=ALGORITHMS[first.algorithm],
+        skipped=first.skipped,
+        quantises_head=any(one.lists for one in read.values()),
+        kv_cache_dtype=first.kv,
+    )
 
 
 def _in_file(facts: CheckpointFacts) -> tuple[ConfigReader, Entry] | None:
@@ -86,10 +98,11 @@ def _two_stories(said: Mapping[str, object]) -> ModelConfigError:
 def _read(name: str, reader: ConfigReader, entry: Entry) -> _Said:
     """Return what one file says, in either of the two forms."""
     reader.accept("quant_algo", "producer", "config_groups", "kv_cache_scheme", "kv_cache_quant_algo", "group_size")
-    skipped = names_in(reader, entry, "exclude_modules", "ignore")
+    skipped = names_in(reader, entry, *_LISTS)
     kv = _kv(reader, entry)
     reader.finish()
-    return _Said(_algorithm(entry), kv, tuple(sorted(set(skipped))))
+    lists = any(entry.get(key) is not None for key in _LISTS)
+    return _Said(_algorithm(entry), kv, tuple(sorted(set(skipped))), lists)
 
 
 def _kv(reader: ConfigReader, entry: Entry) -> str | None:

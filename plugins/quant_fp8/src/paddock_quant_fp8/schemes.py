@@ -127,18 +127,23 @@ class TensorwiseFp8:
 
 @frozen(kw_only=True)
 class ModelOptFp8:
-    """Checkpoints NVIDIA's ModelOpt exports: every linear is `how`, but for the head and the modules in `skipped`."""
+    """Checkpoints NVIDIA's ModelOpt exports: every linear is `how`, but for the modules in `skipped`.
+
+    The head is one of those linears where it `quantises_head`, else plain whatever is skipped.
+    """
 
     dtype: str
     how: Stored
     skipped: tuple[str, ...] = ()
+    quantises_head: bool = False
     name: str = "modelopt"
     kv_cache_dtype: str | None = None
 
     def stored(self, path: str, linear: Linear) -> Stored | None:
-        """Return `how`; None for a skipped linear and for the head."""
-        skipped = is_head(linear) or left_plain(path, linear, lambda part: module_lists.in_modelopt(self.skipped, part))
-        return None if skipped else self.how
+        """Return `how`; None for a skipped linear, and for a head that is not quantised."""
+        if is_head(linear) and not self.quantises_head:
+            return None
+        return None if left_plain(path, linear, lambda part: module_lists.in_modelopt(self.skipped, part)) else self.how
 
     def tensors(self, path: str, linear: Linear) -> tuple[Tensor, ...]:
         """Return the tensors that hold the linear."""

@@ -33,6 +33,7 @@ from paddock_triton.int4_bringing import barriers, token_copier, weight_copier
 from paddock_triton.int4_multiplying import multiplier
 from paddock_triton.int4_spec import LATE_GROUPS, LATE_SLOTS, ROWS, STEP, Int4Spec, Int4Tile
 from paddock_triton.launch import launch, launches_nothing
+from paddock_triton.plugin import INT4_GROUPS
 from paddock_triton.rows import blocks_of, unit_stride
 
 _LINE = 16  # bytes: where rows may begin that the copy engine brings
@@ -110,9 +111,9 @@ def linear_int4_fp8(values_TI: Tensor, scale_T1: Tensor, weight: Int4Weight, dty
 
 
 def _serves(x_TI: Tensor, weight: Int4Weight) -> bool:
-    """Return whether the kernel is for this device and this size of groups; others run in plain torch."""
+    """Return whether the kernel is for this device and this size of groups; others run in plain torch, as plans say."""
     group = weight.form.group
-    return runs_on(x_TI.device) and (group in (32, 64) or group % STEP.value == 0)
+    return runs_on(x_TI.device) and (group in INT4_GROUPS or group % STEP.value == 0)
 
 
 def _halves_tile(tokens: int, weight: Int4Weight) -> Int4Tile:

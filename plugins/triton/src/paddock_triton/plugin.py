@@ -39,6 +39,9 @@ OPS_OF_HALVES = frozenset(
     {"linear_fp8", "linear_fp8_fast", "linear_fp8_blocks", "linear_int4", "linear_int4_fp8"}
 )  # not exact enough for float32
 
+INT4_GROUPS = frozenset({32, 64, 128})  # inputs that share a scale, beside multiples of the largest: a copy's step
+GROUPS_OF_OPS = {"linear_int4": INT4_GROUPS, "linear_int4_fp8": INT4_GROUPS}
+
 
 @hookimpl
 def paddock_attention_backends() -> list[AttentionSpec]:
@@ -76,6 +79,7 @@ def paddock_ops() -> list[OpSpec]:
             dtypes=HALVES if op in OPS_OF_HALVES else (*HALVES, "float32"),
             min_compute_capability=HOPPER,
             requires=("triton",),
+            groups=GROUPS_OF_OPS.get(op, ()),
             compile_ahead=COMPILE_AHEAD,
             rank=10,
             summary="fused, in Triton",

@@ -34,7 +34,8 @@ def chosen(inputs: RecipeInputs) -> Chosen:
 
     It has zero points where the layout can have them, unless they are declined, as the preset W4AFP8 of compressed-tensors does.
     Raises OptionError for an unknown name, for FP8 activations in AutoAWQ's layout, which has no word for them, for zero points
-    where a layout always or never has them, and for groups that do not divide a linear's inputs, or a rank's share of them.
+    where a layout always or never has them, for groups that do not divide the inputs of linears, or a rank's share of them, all
+    of which it names, and then for outputs that a layout cannot store together.
     """
     layout, scheme = _one_of("format", inputs.format, FORMATS), _one_of("scheme", inputs.scheme, SCHEMES)
     if (layout, scheme) == (AUTOAWQ, W4A8):
@@ -44,8 +45,9 @@ def chosen(inputs: RecipeInputs) -> Chosen:
         )
     shares = _shares(inputs.table, inputs.tp_compatible or 1)
     zero_points = _zero_points(layout, inputs.zero_points)
+    group_size = _group_size(shares, inputs)
     _check_outputs(shares, layout, zero_points, inputs.tp_compatible)
-    return Chosen(format=layout, scheme=scheme, group_size=_group_size(shares, inputs), zero_points=zero_points)
+    return Chosen(format=layout, scheme=scheme, group_size=group_size, zero_points=zero_points)
 
 
 def _zero_points(layout: str, given: bool | None) -> bool:
@@ -100,21 +102,27 @@ def _group_size(shares: tuple[Linear, ...], inputs: RecipeInputs) -> int:
         raise OptionError(f"group_size is {given}", fix=f"use {_listed(GROUP_SIZES)}, sizes that 4-bit kernels commonly take")
     where = f" on each of {ranks} ranks" if ranks else ""
     if not able:
-        stuck = next(linear for linear in shares if linear.in_size % GROUP_SIZES[-1])
-        raise OptionError(
-            f"no group size of {_listed(GROUP_SIZES)} divides the {stuck.in_size} inputs of {stuck.name}{where}",
-            fix=_other_ways(inputs),
-        )
+        stuck = _undivided(shares, GROUP_SIZES[-1])
+        inputs_of = ", nor ".join(f"the {size} inputs of {', '.join(names)}" for size, names in stuck.items())
+        raise OptionError(f"no group size of {_listed(GROUP_SIZES)} divides {inputs_of}{where}", fix=_other_ways(inputs))
     if given is None and ranks is not None:
         return able[0]
     size = GROUP_SIZES[0] if given is None else given
     if size not in able:
-        linear = next(linear for linear in shares if linear.in_size % size)
-        raise OptionError(
-            f"group_size is {size}, and {linear.name} has {linear.in_size} inputs{where}: {linear.in_size / size:g} groups",
-            fix=f"use --group-size {_listed(tuple(able))}",
+        have = (
+            f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} {width} inputs{where}: {width / size:g} groups"
+            for width, names in _undivided(shares, size).items()
         )
+        raise OptionError(f"group_size is {size}, and {'; '.join(have)}", fix=f"use --group-size {_listed(tuple(able))}")
     return size
+
+
+def _undivided(shares: tuple[Linear, ...], size: int) -> dict[int, list[str]]:
+    """Return the linears of the checkpoint whose inputs groups of `size` do not divide, by how many inputs they have."""
+    found: dict[int, list[str]] = {}
+    for linear in (linear for linear in shares if linear.in_size % size):
+        found.setdefault(linear.in_size, []).extend(part.source for part in linear.out)
+    return found
 
 
 def _able(shares: tuple[Linear, ...]) -> list[int]:
