@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from core.tests.planning.made import RAW, gpus, planned
 
-from paddock.axes import Tensor
+from paddock.axes import Tensor, TensorAxis
 from paddock.errors import OptionError, PlanError
 from paddock.planning.fp8_accumulation import choose_accumulation
 from paddock.planning.notes import Notes
@@ -13,6 +13,8 @@ from paddock.planning.weights import Tensors
 from paddock.plugins import OpSpec
 
 STORED: Tensors = {"layers.0.up": (Tensor("weight", "float8_e4m3fn"), Tensor("weight_scale", "float32"))}
+BLOCKS = (TensorAxis("out", group=128), TensorAxis("in", group=128))
+IN_BLOCKS: Tensors = {"layers.0.up": (Tensor("weight", "float8_e4m3fn"), Tensor("weight_scale_inv", "float32", BLOCKS))}
 
 
 def _ops(exact: int, fast: int) -> list[OpSpec]:
@@ -57,3 +59,14 @@ def test_fast_sums_of_nothing_are_refused() -> None:
     assert "leave fp8_accumulation at exact" in error.value.fix
     with pytest.raises(OptionError, match="fp8_accumulation is 'quick'"):
         planned(RAW, gpus(), fp8_accumulation="quick")
+
+
+def test_products_with_scales_of_blocks_have_exact_sums_alone() -> None:
+    """Their op has no other: fast sums are refused, unless other products of the checkpoint can have them; nothing is chosen."""
+    found, notes = _chosen("exact", _ops(10, 10), IN_BLOCKS)
+    assert (found, notes.choices) == ("exact", [])
+    with pytest.raises(PlanError, match=r"'fast', but products with scales of blocks have exact sums alone"):
+        _chosen("fast", _ops(10, 10), IN_BLOCKS)
+    rows = (TensorAxis("out"), TensorAxis("in", group=-1))
+    by_row: Tensors = {"layers.0.down": (Tensor("weight", "float8_e4m3fn"), Tensor("weight_scale", "float32", rows))}
+    assert _chosen("fast", _ops(10, 10), {**IN_BLOCKS, **by_row})[0] == "fast"

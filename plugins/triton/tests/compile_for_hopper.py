@@ -322,17 +322,22 @@ def _turns() -> None:
     json.dump({name: sorted(said) for name, said in found.items()}, sys.stdout)
 
 
-def _int4_cuts() -> list[tuple[Int4Tile, bool, int, torch.dtype]]:
-    """Return each tile that a product with INT4 weights takes: with it whether inputs are FP8, the group, the scales' dtype."""
-    op = ops_linear_int4
-    wide = [evolve(tile, shared=shared) for tile in (op._FP8_MANY, op._FP8_MANY_NARROW) for shared in (True, False)]
-    many = [*wide, *op._FP8_DEEP.values()]
-    halves = [*op._HALVES.values(), op._HALVES_MANY]
+def _int4_cuts() -> list[tuple[Int4Tile, torch.dtype, int, torch.dtype]]:
+    """Return each tile that a product with INT4 weights takes: with it the dtype of inputs, the group, the scales' dtype.
+
+    Scales in float32 take most memory, in the smallest groups; float16 is multiplied otherwise than bfloat16 by few tokens alone.
+    """
+    op, wide = ops_linear_int4, torch.float32
+    many = [evolve(tile, shared=shared) for tile in (op._FP8_MANY, op._FP8_MANY_NARROW) for shared in (True, False)]
+    fp8, halves = [*op._FP8.values(), *many, *op._FP8_DEEP.values()], [*op._HALVES.values(), op._HALVES_MANY]
+    other_groups = [op._FP8_OTHER_GROUPS, *(op._FP8[most] for most in (8, 16, 32))]
     return [
-        *((tile, True, 128, HALF) for tile in (*op._FP8.values(), *many)),
-        *((tile, True, 128, torch.float32) for tile in (*op._FP8.values(), *many) if tile.tokens == 256),
-        (op._FP8_OTHER_GROUPS, True, 64, HALF),
-        *((tile, False, 128, HALF) for tile in halves),
+        *((tile, FP8, 128, dtype) for tile in fp8 for dtype in (HALF, wide)),
+        (op._FP8_OTHER_GROUPS, FP8, 64, HALF),
+        *((tile, FP8, 32, wide) for tile in other_groups),
+        *((tile, HALF, 128, HALF) for tile in halves),
+        *((evolve(tile, deep=False), HALF, 32, wide) for tile in halves),
+        (halves[0], torch.float16, 128, HALF),
     ]
 
 
@@ -346,14 +351,13 @@ def _int4() -> None:
 
     JITFunction.run = compiled
     codes_OI = torch.zeros(512, 1024, dtype=torch.uint8)
-    for tile, fp8, group, scale_dtype in _int4_cuts():
+    for tile, dtype, group, scale_dtype in _int4_cuts():
         groups_GO = torch.zeros(1024 // group, 512, dtype=torch.uint8)
         weight = int4_weight(codes_OI, groups_GO.to(scale_dtype), groups_GO)
-        x_TI = torch.zeros(TOKENS, 1024, dtype=FP8 if fp8 else HALF)
-        scale_T1 = torch.ones(TOKENS, 1) if fp8 else None
+        x_TI, scale_T1 = torch.zeros(TOKENS, 1024, dtype=dtype), torch.ones(TOKENS, 1) if dtype == FP8 else None
         ops_linear_int4.launch_int4(torch.zeros(TOKENS, 512, dtype=HALF), x_TI, scale_T1, weight, tile)
-        kernel = made[-1]
-        found.append({"tile": str(tile), "fp8": fp8, "sums": tile.tokens * tile.halves // 2, "columns": tile.tokens // tile.cuts})
+        kernel, cut = made[-1], {"tile": str(tile), "group": group, "scales": str(scale_dtype), "inputs": str(dtype)}
+        found.append(cut | {"sums": tile.tokens * tile.halves // 2, "columns": tile.tokens // tile.cuts})
         products = re.findall(r"\b((?:wgmma\.mma_async|mma\.sync)\S+) \{[^}]*\}, (\{?)", kernel.asm["ptx"])
         found[-1]["products"] = sorted({(name, "registers" if brace else "shared") for name, brace in products})
         found[-1] |= {"stack": _stack(kernel.asm["cubin"]), "shared": kernel.metadata.shared}

@@ -18,6 +18,8 @@ from paddock_triton.int4_spec import MOST_BY_WARPS
 _EARLY = {"starts the next", "waits", "ld.global"}
 MANY_SUMS, MOST_STACK, SHARED = 128, 320, 232_448  # float32 of a thread, bytes of a thread, bytes of a block on an H200
 STACK = {(False, 64): 8, (True, 64): 80}  # bytes, by (FP8, tokens of a cut): with Triton 3.7; in the late steps of four teams
+STACK_OF_GROUPS = {(False, 64): 16, (False, 128): 64}  # likewise, where a step has several groups; with either Triton
+KINDS = {"torch.float8_e4m3fn": "e4m3", "torch.bfloat16": "bf16", "torch.float16": "f16"}
 SCRIPT = Path(__file__).parent / "compile_for_hopper.py"
 
 
@@ -75,13 +77,13 @@ def int4_tiles() -> list[dict[str, Any]]:
 def test_int4_codes_are_the_matrix_units_operand_in_registers(int4_tiles: list[dict[str, Any]]) -> None:
     """FP8 by the unit's instruction for 8 bits as wide as a cut, 16 bits by that for 16, or by each warp's for few tokens."""
     for tile in int4_tiles:
-        columns = tile["columns"]
-        if tile["fp8"]:
+        columns, kind = tile["columns"], KINDS[tile["inputs"]]
+        if kind == "e4m3":
             wanted = f"wgmma.mma_async.sync.aligned.m64n{columns}k32.f32.e4m3.e4m3"
         elif columns > MOST_BY_WARPS:
-            wanted = f"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.bf16.bf16"
+            wanted = f"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{kind}.{kind}"
         else:
-            wanted = "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
+            wanted = f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32"
         assert [wanted, "registers"] in tile["products"], tile
         assert {where for _, where in tile["products"]} == {"registers"}, tile
 
@@ -89,7 +91,8 @@ def test_int4_codes_are_the_matrix_units_operand_in_registers(int4_tiles: list[d
 def test_an_int4_product_fits_registers_and_shared_memory(int4_tiles: list[dict[str, Any]]) -> None:
     """Where a thread has 128 sums or more it may keep some of the rest in its stack; elsewhere nothing but what is stated."""
     for tile in int4_tiles:
-        most = MOST_STACK if tile["sums"] >= MANY_SUMS else STACK.get((tile["fp8"], tile["columns"]), 0)
+        fp8, stack = KINDS[tile["inputs"]] == "e4m3", STACK if tile["group"] >= 128 else STACK_OF_GROUPS
+        most = MOST_STACK if tile["sums"] >= MANY_SUMS else stack.get((fp8, tile["columns"]), 0)
         assert tile["stack"] <= most, tile
         assert tile["shared"] <= SHARED, tile
 

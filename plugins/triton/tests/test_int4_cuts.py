@@ -17,7 +17,7 @@ from attrs import evolve
 pytest.importorskip("triton")
 
 from paddock.layers import reference
-from paddock.layers.int4 import Int4Weight, int4_weight
+from paddock.layers.int4 import Int4Form, Int4Weight, int4_weight
 from paddock.layers.reference import FP8
 from paddock.testing.oracle import poisoned
 from paddock_triton import int4_bringing, ops_linear_int4
@@ -134,7 +134,10 @@ def test_rows_begin_where_the_copy_engine_can(tokens: int, dtype: torch.dtype) -
         (True, 256, {"deep": True}),
         (True, 128, {"deep": True, "late": True}),
         (True, 128, {"teams": 3}),
-        (True, 128, {"halves": 2}),
+        (True, 128, {"teams": 2, "halves": 2}),
+        (True, 128, {"teams": 2, "cuts": 2}),
+        (True, 256, {"teams": 2, "halves": 2}),
+        (True, 128, {"teams": 4, "halves": 2, "late": True}),
     ],
 )
 def test_no_tile_is_cut_as_the_kernel_cannot(fp8: bool, group: int, cut: dict[str, Any]) -> None:
@@ -142,6 +145,23 @@ def test_no_tile_is_cut_as_the_kernel_cannot(fp8: bool, group: int, cut: dict[st
     tile = evolve(Int4Tile(tokens=16, teams=4, slots=4), **cut)
     with pytest.raises(AssertionError, match="Int4Tile"):
         Int4Spec(tile=tile, fp8=fp8, zeros=True, group=group, scale_bytes=2)
+
+
+@pytest.mark.parametrize("group", [32, 64, 128, 256])
+def test_every_tile_that_is_picked_is_one_that_the_kernel_can_take(group: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever tokens and sizes there are; each is among those whose copies are counted above, but for who shares tiles."""
+    monkeypatch.setattr(ops_linear_int4, "processors", lambda _device: 132)
+    known = [(evolve(tile, shared=True), fp8) for tile, fp8, of_group in CUTS if of_group == group]
+    for outputs, inputs in ((64, 512), (8192, 8192), (10240, 8192), (14848, 59392), (57344, 8192)):
+        form = Int4Form(inputs=inputs, outputs=outputs, group=group)
+        packed = torch.empty(form.blocks, form.slabs, 1024, dtype=torch.uint8, device="meta")
+        scales = torch.empty(form.group_rows, form.filled_outputs, dtype=torch.float32, device="meta")
+        weight = Int4Weight(form=form, packed=packed, scales=scales)
+        for tokens in (1, 8, 9, 16, 17, 32, 33, 64, 65, 128, 129, 256, 257, 300, 4096, 131_072):
+            for pick, fp8 in ((ops_linear_int4._fp8_tile, True), (ops_linear_int4._halves_tile, False)):
+                tile = pick(tokens, weight)
+                ops_linear_int4._spec(tile, weight, fp8=fp8)
+                assert (evolve(tile, shared=True), fp8) in known, (tokens, outputs)
 
 
 @pytest.mark.parametrize(

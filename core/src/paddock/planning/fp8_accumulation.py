@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+from paddock.axes import Tensor
 from paddock.config import EXACT_SUMS, FAST_SUMS
 from paddock.errors import PlanError
 from paddock.planning.notes import ASKED, Notes
@@ -19,17 +20,20 @@ COST = "on an H200 a product of 4,096 tokens errs by 0.3 % of its root mean squa
 def choose_accumulation(
     asked: str, tensors: Tensors, ops: Sequence[OpSpec], *, rounds_weights: bool, scheme: str, notes: Notes
 ) -> str:
-    """Return how sums are kept, and write the choice down where there are FP8 products.
+    """Return how sums are kept, and write the choice down where there are FP8 products that can be summed either way.
 
-    `rounds_weights`: 4-bit weights become FP8 in large steps. Where no plugin has quicker sums but one has the exact product,
-    that one stays, with a warning. Raises PlanError where fast sums are asked for and no product is in FP8.
+    `rounds_weights`: 4-bit weights become FP8 in large steps. Products with scales of blocks are summed exactly. Where no plugin
+    has quicker sums but one has the exact product, that one stays, with a warning. Raises PlanError where fast sums are asked for
+    and there is no product for them.
     """
-    multiplies = rounds_weights or any(tensor.dtype == FP8 for stored in tensors.values() for tensor in stored)
-    if not multiplies:
+    in_fp8 = [stored for stored in tensors.values() if any(tensor.dtype == FP8 for tensor in stored)]
+    if not rounds_weights and all(map(_has_blocks, in_fp8)):
         if asked == FAST_SUMS:
+            reason = "products with scales of blocks have exact sums alone" if in_fp8 else "no product is in FP8"
             raise PlanError(
-                f"{NAME} is {asked!r}, but no product is in FP8 (quantization {scheme})",
-                fix=f"leave {NAME} at {EXACT_SUMS}, or use a checkpoint in FP8, or 4-bit weights with int4_compute w8a8",
+                f"{NAME} is {asked!r}, but {reason} (quantization {scheme})",
+                fix=f"leave {NAME} at {EXACT_SUMS}, or use a checkpoint in FP8 with scales of rows or of whole weights, or 4-bit "
+                "weights with int4_compute w8a8",
             )
         return EXACT_SUMS
     if asked == EXACT_SUMS:
@@ -48,3 +52,8 @@ def choose_accumulation(
         return EXACT_SUMS
     notes.choose(NAME, FAST_SUMS, f"{ASKED}; {COST}")
     return FAST_SUMS
+
+
+def _has_blocks(stored: Collection[Tensor]) -> bool:
+    """Return whether a linear's scales are of blocks of its weight: several along its inputs."""
+    return any(axis.side == "in" and axis.group > 1 for tensor in stored for axis in tensor.axes)

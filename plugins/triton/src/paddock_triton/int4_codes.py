@@ -26,7 +26,7 @@ shr.b32 high, $2, 4;
 lop3.b32 $0, $2, 0x0F0F0F0F, 0x80808080, 0xEA;
 lop3.b32 $1, high, 0x0F0F0F0F, 0x80808080, 0xEA;
 }""")
-# The same in 16 bits, raised: as bfloat16 0x4300 | q is 128 + q, as float16 0x6400 | q is 1024 + q.
+# The same in bfloat16, raised: 0x4300 | q is 128 + q.
 _RAISED_BF16 = gl.constexpr("""{
 .reg .b32 a, b, c, d;
 prmt.b32 a, $4, 0, 0x4140;
@@ -38,8 +38,7 @@ lop3.b32 $1, b, 0x000F000F, 0x43004300, 0xEA;
 lop3.b32 $2, c, 0x000F000F, 0x43004300, 0xEA;
 lop3.b32 $3, d, 0x000F000F, 0x43004300, 0xEA;
 }""")
-_RAISED_FP16 = gl.constexpr(_RAISED_BF16.value.replace("43004300", "64006400"))
-# And less a row's zero point, likewise raised.
+# And less a row's zero point, likewise raised; in float16 0x6400 | q is 1024 + q.
 _TO_BF16 = gl.constexpr("""{
 .reg .b32 a, b, c, d;
 prmt.b32 a, $4, 0, 0x4140;
@@ -144,21 +143,18 @@ def numbers(packed_CJ: gl.shared_memory_descriptor, zero_C: gl.tensor, dtype: gl
 
 
 @gluon.jit
-def raised_codes(packed_CJ: gl.shared_memory_descriptor, dtype: gl.constexpr) -> gl.tensor:
-    """Return the codes of a half [64, 128] in 16 bits, raised; the order of inputs is that of `numbers`."""
-    regs: gl.constexpr = "=r,=r,=r,=r,r"
-    given = [_bytes(packed_CJ)]
-    if dtype == gl.bfloat16:
-        low_CJ, high_CJ = gl.inline_asm_elementwise(_RAISED_BF16, regs, given, (gl.bfloat16, gl.bfloat16), is_pure=True, pack=4)
-    else:
-        low_CJ, high_CJ = gl.inline_asm_elementwise(_RAISED_FP16, regs, given, (gl.float16, gl.float16), is_pure=True, pack=4)
+def raised_codes(packed_CJ: gl.shared_memory_descriptor) -> gl.tensor:
+    """Return the codes of a half [64, 128] in bfloat16, raised; the order of inputs is that of `numbers`."""
+    low_CJ, high_CJ = gl.inline_asm_elementwise(
+        _RAISED_BF16, "=r,=r,=r,=r,r", [_bytes(packed_CJ)], (gl.bfloat16, gl.bfloat16), is_pure=True, pack=4
+    )
     return _turned(_rows(low_CJ, high_CJ))
 
 
 @gluon.jit
-def minus_raised_zeros(zero_C: gl.tensor, dtype: gl.constexpr, spec: gl.constexpr) -> gl.tensor:
+def minus_raised_zeros(zero_C: gl.tensor, spec: gl.constexpr) -> gl.tensor:
     """Return what is to be added to `raised_codes` [64, 128], the same for every input: a thread has two."""
-    low_CJ, high_CJ = raised_zeros(zero_C, dtype, spec)
+    low_CJ, high_CJ = raised_zeros(zero_C, gl.bfloat16, spec)
     return _rows(-low_CJ, -high_CJ)
 
 

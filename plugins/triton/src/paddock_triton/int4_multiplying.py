@@ -1,8 +1,8 @@
 """The teams of `ops_linear_int4`: four warps each that turn codes into operands, multiply, and add up by groups.
 
-Zero points leave the steps of FP8: sum x (code - zero) scale = sum x code scale - sum over groups of (sum x) (zero scale), whose
+Codes in FP8 keep their zero points: sum x (code - zero) scale = sum x code scale - sum over groups of (sum x) (zero scale), whose
 last term is a product of its own, over groups instead of inputs. It is taken off in steps of 16 groups after a tile's others
-(`late`); where tokens are few, group by group.
+(`late`); where tokens are few, products of x with -zero follow those with codes in each step instead.
 
 R rows (outputs) of a half, 64; C bytes of the codes or zeros of two rows, 32 a half; N tokens of a tile, or of a cut of one;
 K inputs of a group within a step; G groups; B slots, S teams, P planes of sums: their bfloat16s and what those left.
@@ -161,10 +161,13 @@ def _step_groups(accs: gl.tuple, ring: gl.tuple, m: gl.tensor, INDEX: gl.constex
                 numbers_RK = part_of(numbers(packed_CJ, zero_C, x_BNK.dtype, spec), group, spec)
                 products_RN = warpgroup_mma(numbers_RK, x_KN, _nothing(spec), use_acc=False, is_async=True)
                 products_RN = warpgroup_mma_wait(0, deps=[products_RN])
+            elif x_BNK.dtype == gl.float16:  # raised by 1,024, codes would leave too few bits of a sum of float32
+                numbers_RK = part_of(numbers(packed_CJ, zero_C, x_BNK.dtype, spec), group, spec)
+                products_RN = mma_v2(numbers_RK, inputs_of(x_KN, spec), _nothing(spec))
             else:
                 operand_KN = inputs_of(x_KN, spec)
-                codes_RK = part_of(raised_codes(packed_CJ, x_BNK.dtype), group, spec)
-                minus_RK = part_of(minus_raised_zeros(zero_C, x_BNK.dtype, spec), group, spec)
+                codes_RK = part_of(raised_codes(packed_CJ), group, spec)
+                minus_RK = part_of(minus_raised_zeros(zero_C, spec), group, spec)
                 products_RN = mma_v2(minus_RK, operand_KN, mma_v2(codes_RK, operand_KN, _nothing(spec)))
             acc_RN += products_RN * _scales_of(ring, slot, group, INDEX, spec)[:, None]
     _barrier()

@@ -52,9 +52,9 @@ class Int4Spec:
 
     def __attrs_post_init__(self) -> None:
         """Hold the tile to what the kernel can do: it would leave out halves or cuts, or groups' zero points."""
-        tile, one_group = self.tile, self.fp8 and self.groups == 1
+        tile = self.tile
         assert tile.tokens % tile.cuts == 0, tile
-        assert one_group or (tile.halves, tile.cuts) == (1, 1), (tile, "has halves or cuts", self.group)
+        assert tile.late or (tile.halves, tile.cuts) == (1, 1), (tile, "has halves or cuts", self.group)
         assert not tile.late or (self.fp8 and self.group == _STEP and not tile.deep), (tile, "is late", self.group)
         assert not tile.deep or (self.group == _STEP and (tile.halves, tile.cuts) == (1, 1)), (tile, "is deep", self.group)
         assert tile.teams in (2, 4), (tile, "has other roles")
