@@ -62,9 +62,12 @@ def quantization_of(recipe: str, layers: int) -> dict[str, Any]:
 
 
 def write(source: Path, folder: Path, recipe: str, layers: int | None) -> Path:
-    """Write a config.json of the recipe into a new folder and return it."""
+    """Write a config.json of the recipe into a new folder and return it; raise click's error for more layers than there are."""
     config = json.loads((source / "config.json").read_text())
-    layers = layers or config["num_hidden_layers"]
+    has = config["num_hidden_layers"]
+    layers = layers or has
+    if layers > has:
+        raise click.BadParameter(f"--layers is {layers}, and the model has {has}: give 1 to {has}")
     folder.mkdir()
     config |= {"num_hidden_layers": layers, "quantization_config": quantization_of(recipe, layers)}
     (folder / "config.json").write_text(json.dumps(config))

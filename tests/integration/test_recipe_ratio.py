@@ -63,3 +63,10 @@ def test_a_shape_that_is_none_is_refused(text: str) -> None:
     """By its name, with one that is."""
     with pytest.raises(click.BadParameter, match="is no ISL/OSL"):
         Shape.of(text)
+
+
+def test_more_layers_than_the_model_has_are_refused(source: Path, tmp_path: Path) -> None:
+    """A ratio of them would be of another model."""
+    with pytest.raises(click.BadParameter, match="--layers is 5, and the model has 4: give 1 to 4"):
+        write(source, tmp_path / "part", STATIC, 5)
+    assert not (tmp_path / "part").exists()

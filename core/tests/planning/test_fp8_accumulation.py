@@ -49,7 +49,8 @@ def test_a_plugin_with_exact_sums_alone_keeps_them() -> None:
     """Rather than fall to the plain-torch product; the plan warns."""
     found, notes = _chosen("fast", _ops(10, 0), STORED)
     (issue,) = notes.issues
-    assert (found, issue.level, "somewhere:linear_fp8" in issue.message) == ("exact", "warning", True)
+    assert (found, issue.level, issue.code) == ("exact", "warning", "fp8_sums_stay_exact")
+    assert "somewhere:linear_fp8" in issue.message
 
 
 def test_fast_sums_of_nothing_are_refused() -> None:

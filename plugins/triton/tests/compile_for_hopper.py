@@ -329,13 +329,14 @@ def _int4_cuts() -> list[tuple[Int4Tile, torch.dtype, int, torch.dtype]]:
     """
     op, wide = ops_linear_int4, torch.float32
     many = [evolve(tile, shared=shared) for tile in (op._FP8_MANY, op._FP8_MANY_NARROW) for shared in (True, False)]
-    fp8, halves = [*op._FP8.values(), *many, *op._FP8_DEEP.values()], [*op._HALVES.values(), op._HALVES_MANY]
+    deep = [*op._FP8_DEEP.values(), *(evolve(op._FP8_DEEP[most], shared=True) for most in (8, 16))]
+    fp8, halves = [*op._FP8.values(), *many, *deep], [*op._HALVES.values(), op._HALVES_MANY]
     other_groups = [op._FP8_OTHER_GROUPS, *(op._FP8[most] for most in (8, 16, 32))]
     return [
         *((tile, FP8, 128, dtype) for tile in fp8 for dtype in (HALF, wide)),
         (op._FP8_OTHER_GROUPS, FP8, 64, HALF),
         *((tile, FP8, 32, wide) for tile in other_groups),
-        *((tile, HALF, 128, HALF) for tile in halves),
+        *((tile, HALF, 128, HALF) for tile in (*halves, evolve(halves[0], shared=False))),
         *((evolve(tile, deep=False), HALF, 32, wide) for tile in halves),
         (halves[0], torch.float16, 128, HALF),
     ]

@@ -44,7 +44,7 @@ def choose_accumulation(
     if by_op[FAST_OP].rank < by_op[EXACT_OP].rank:
         notes.find(
             "warning",
-            "fp8-accumulation",
+            "fp8_sums_stay_exact",
             f"{NAME} is {asked!r}, but the plugin that multiplies FP8 ({by_op[EXACT_OP].implementation}) has exact sums alone",
             f"leave {NAME} at {EXACT_SUMS}, or use a plugin that implements {FAST_OP}",
         )

@@ -3,7 +3,7 @@
 Roles meet in shared memory alone, in pipes: a pipe of K or of V is slots for tiles, with two barriers a slot, one that says
 its tile is there (`full`) and one that says all its readers are done with it (`free`). Tile t lies in slot t % slots; which of a
 slot's uses a barrier speaks of is the parity of t // slots. The groups read one pair of pipes; where pages are FP8, those who
-convert read another.
+convert read a third, through which K and V go in turns: its use 2 t is tile t of K, 2 t + 1 that of V.
 
 M rows of a group, N keys of a tile, D head size, B slots.
 """
