@@ -23,9 +23,14 @@ def _ops(exact: int, fast: int) -> list[OpSpec]:
     return [OpSpec(op=op, implementation=f"somewhere:{op}", devices=("cuda",), rank=rank) for op, rank in ranks.items()]
 
 
-def _chosen(asked: str, ops: list[OpSpec], stored: Tensors, *, rounds_weights: bool = False) -> tuple[str, Notes]:
+def _chosen(
+    asked: str, ops: list[OpSpec], stored: Tensors, *, rounds_weights: bool = False, owners: dict[str, str] | None = None
+) -> tuple[str, Notes]:
     notes = Notes()
-    return choose_accumulation(asked, stored, ops, rounds_weights=rounds_weights, scheme="made", notes=notes), notes
+    chosen = choose_accumulation(
+        asked, stored, ops, owners=owners or {}, rounds_weights=rounds_weights, scheme="made", notes=notes
+    )
+    return chosen, notes
 
 
 def test_sums_are_exact_unless_speed_is_asked_for() -> None:
@@ -51,6 +56,16 @@ def test_a_plugin_with_exact_sums_alone_keeps_them() -> None:
     (issue,) = notes.issues
     assert (found, issue.level, issue.code) == ("exact", "warning", "fp8_sums_stay_exact")
     assert "somewhere:linear_fp8" in issue.message
+
+
+def test_an_exact_product_that_was_asked_for_by_name_is_not_replaced() -> None:
+    """Unless whose fast one is meant was said too."""
+    owners = {"linear_fp8": "mine"}
+    with pytest.raises(PlanError, match="ops asks for linear_fp8 of mine") as error:
+        _chosen("fast", _ops(10, 10), STORED, owners=owners)
+    assert "ops linear_fp8_fast=mine" in error.value.fix
+    assert _chosen("exact", _ops(10, 10), STORED, owners=owners)[0] == "exact"
+    assert _chosen("fast", _ops(10, 10), STORED, owners=owners | {"linear_fp8_fast": "mine"})[0] == "fast"
 
 
 def test_fast_sums_of_nothing_are_refused() -> None:

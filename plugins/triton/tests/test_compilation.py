@@ -17,7 +17,7 @@ from paddock_triton.int4_spec import MOST_BY_WARPS
 
 _EARLY = {"starts the next", "waits", "ld.global"}
 MANY_SUMS, MOST_STACK, SHARED = 128, 320, 232_448  # float32 of a thread, bytes of a thread, bytes of a block on an H200
-STACK = {(False, 64): 16, (True, 64): 80}  # bytes, by (FP8, tokens of a cut): with Triton 3.7; in the late steps of four teams
+STACK = {(False, 64): 8, (True, 64): 80}  # bytes, by (FP8, tokens of a cut): with Triton 3.7; in the late steps of four teams
 STACK_OF_GROUPS = {(False, 64): 16, (False, 128): 64}  # likewise, where a step has several groups; with either Triton
 KINDS = {"torch.float8_e4m3fn": "e4m3", "torch.bfloat16": "bf16", "torch.float16": "f16"}
 SCRIPT = Path(__file__).parent / "compile_for_hopper.py"

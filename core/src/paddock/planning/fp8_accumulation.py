@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from paddock.axes import Tensor
 from paddock.config import EXACT_SUMS, FAST_SUMS
@@ -18,13 +18,20 @@ COST = "on an H200 a product of 4,096 tokens errs by 0.3 % of its root mean squa
 
 
 def choose_accumulation(
-    asked: str, tensors: Tensors, ops: Sequence[OpSpec], *, rounds_weights: bool, scheme: str, notes: Notes
+    asked: str,
+    tensors: Tensors,
+    ops: Sequence[OpSpec],
+    *,
+    owners: Mapping[str, str],
+    rounds_weights: bool,
+    scheme: str,
+    notes: Notes,
 ) -> str:
     """Return how sums are kept, and write the choice down where there are FP8 products that can be summed either way.
 
     `rounds_weights`: 4-bit weights become FP8 in large steps. Products with scales of blocks are summed exactly. Where no plugin
-    has quicker sums but one has the exact product, that one stays, with a warning. Raises PlanError where fast sums are asked for
-    and there is no product for them.
+    has quicker sums but one has the exact product, that one stays, with a warning. `owners` are the plugins that ops were asked
+    of. Raises PlanError where fast sums are asked for and there is no product for them, or the exact one is asked for by name.
     """
     in_fp8 = [stored for stored in tensors.values() if any(tensor.dtype == FP8 for tensor in stored)]
     if not rounds_weights and all(map(_has_blocks, in_fp8)):
@@ -40,6 +47,11 @@ def choose_accumulation(
         rejected = Rejected(FAST_SUMS, f"not asked for; {COST}")
         notes.choose(NAME, EXACT_SUMS, "sums of FP8 products keep their bits unless speed is asked for", [rejected])
         return EXACT_SUMS
+    if EXACT_OP in owners and FAST_OP not in owners:
+        raise PlanError(
+            f"{NAME} is {asked!r}, which calls {FAST_OP}, but ops asks for {EXACT_OP} of {owners[EXACT_OP]}",
+            fix=f"leave {NAME} at {EXACT_SUMS}, or say whose {FAST_OP} is meant: ops {FAST_OP}={owners[EXACT_OP]}",
+        )
     by_op = {spec.op: spec for spec in ops}
     if by_op[FAST_OP].rank < by_op[EXACT_OP].rank:
         notes.find(

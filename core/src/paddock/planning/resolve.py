@@ -74,6 +74,7 @@ def _decide(config: EngineConfig, registry: Registry, hardware: Hardware, files:
         config.fp8_accumulation,
         tensors,
         ops,
+        owners=dict(config.ops),
         rounds_weights=int4.weights_from is not None,
         scheme=fmt.scheme.name,
         notes=notes,

@@ -11,9 +11,7 @@ Prefill by `attention_prefill`, one sequence of 8k, 64 heads on 8, D 128, which 
   bfloat16: 64 x 64, 4 warps, 3 stages, copy engine 523 (4 stages 342, 8 warps 327, pointers 468); 128 x 64, 8 warps 465;
   pages of 128: 128 x 128, 8 warps 531, but 394 against 421 for 4 sequences of 2k; 64 x 64 521, in another run 469.
   FP8: 256 x 64, 8 warps, 3 stages 365; 64 x 64 308; 128 x 128 333. D 64, 4k: 411. D 256, 4k: 128 x 64, 8 warps 497; 64 x 64 344.
-Prefill in FP8 arithmetic has not been timed. Compiled for D 128: 128 x 64 on 8 warps 236 registers, 128 x 128 on 8 255, 64 x 64
-  on 4 254, none spills; 128 x 64 on 4 spills 621 times, 256 x 64 on 8 630. Rows share the turning of V, which FP8 products
-  need. For D 256: 64 x 64 on 8 warps 254 registers; 128 x 64 on 8 spills hundreds of times.
+Prefill in FP8 arithmetic, multiplied in float16, has not been timed; its tiles were chosen for products of e4m3 (decision 69).
 Not taken: torch's cuDNN attention on gathered pages, 646, for it plans 39 to 510 ms at each new length.
 """
 

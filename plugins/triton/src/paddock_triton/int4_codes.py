@@ -26,25 +26,22 @@ shr.b32 high, $2, 4;
 lop3.b32 $0, $2, 0x0F0F0F0F, 0x80808080, 0xEA;
 lop3.b32 $1, high, 0x0F0F0F0F, 0x80808080, 0xEA;
 }""")
-# The same in bfloat16, raised: 0x4300 | q is 128 + q.
-_RAISED_BF16 = gl.constexpr("""{
+_IN_PAIRS = """{
 .reg .b32 a, b, c, d;
 prmt.b32 a, $4, 0, 0x4140;
 prmt.b32 b, $4, 0, 0x4342;
 shr.b32 c, a, 4;
 shr.b32 d, b, 4;
+"""
+# The same in bfloat16, raised: 0x4300 | q is 128 + q.
+_RAISED_BF16 = gl.constexpr(f"""{_IN_PAIRS}
 lop3.b32 $0, a, 0x000F000F, 0x43004300, 0xEA;
 lop3.b32 $1, b, 0x000F000F, 0x43004300, 0xEA;
 lop3.b32 $2, c, 0x000F000F, 0x43004300, 0xEA;
 lop3.b32 $3, d, 0x000F000F, 0x43004300, 0xEA;
-}""")
+}}""")
 # And less a row's zero point, likewise raised; in float16 0x6400 | q is 1024 + q.
-_TO_BF16 = gl.constexpr("""{
-.reg .b32 a, b, c, d;
-prmt.b32 a, $4, 0, 0x4140;
-prmt.b32 b, $4, 0, 0x4342;
-shr.b32 c, a, 4;
-shr.b32 d, b, 4;
+_TO_BF16 = gl.constexpr(f"""{_IN_PAIRS}
 lop3.b32 a, a, 0x000F000F, 0x43004300, 0xEA;
 lop3.b32 b, b, 0x000F000F, 0x43004300, 0xEA;
 lop3.b32 c, c, 0x000F000F, 0x43004300, 0xEA;
@@ -53,7 +50,7 @@ sub.rn.bf16x2 $0, a, $5;
 sub.rn.bf16x2 $1, b, $6;
 sub.rn.bf16x2 $2, c, $7;
 sub.rn.bf16x2 $3, d, $8;
-}""")
+}}""")
 _TO_FP16 = gl.constexpr(_TO_BF16.value.replace("43004300", "64006400").replace("bf16x2", "f16x2"))
 
 

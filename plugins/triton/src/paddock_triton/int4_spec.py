@@ -15,6 +15,7 @@ STEP = gl.constexpr(_STEP)  # inputs
 ROWS = gl.constexpr(_ROWS)  # of a half
 MOST_BY_WARPS = 8  # tokens of 16 bits
 FEW = gl.constexpr(MOST_BY_WARPS)
+ALL_REGISTERS = 2048  # of each lane of a multiprocessor
 _TEAM_WARPS, _COPIER_REGISTERS, _MOST_ROWS = 4, 24, 256
 LATE_GROUPS, LATE_SLOTS = gl.constexpr(_LATE_GROUPS), gl.constexpr(2)
 
@@ -26,7 +27,7 @@ class Int4Tile:
     `shared`: programs take equal parts of all steps, so that tiles are shared; else whole tiles. `late`: FP8's zero points are
     taken off after a tile's steps, in a product of their own; else in each step. `deep`: a tile has 64 rows, and each team takes
     another 128 inputs of a step, so that few tiles are shared where outputs are few. A program takes at most `registers` of each
-    lane of a multiprocessor, of its 2,048: what is left is for kernels between the product before and this one.
+    lane of a multiprocessor, of all its 2,048: what is left is for kernels between the product before and this one.
     """
 
     tokens: int
@@ -37,7 +38,7 @@ class Int4Tile:
     shared: bool = True
     late: bool = False
     deep: bool = False
-    registers: int = 2048
+    registers: int = ALL_REGISTERS
 
 
 @frozen(kw_only=True)
@@ -169,6 +170,11 @@ class Int4Spec:
     def launch_registers(self) -> int:
         """Return the registers of a thread as a program starts; its roles divide them anew."""
         return _eights(self.tile.registers // self._warps)
+
+    @property
+    def most_registers(self) -> int | None:
+        """Return the most that the compiler may give a thread as a program starts, None where it may use all there are."""
+        return None if self.tile.registers == ALL_REGISTERS else self.launch_registers
 
     @property
     def team_registers(self) -> int:

@@ -33,8 +33,9 @@ from paddock_triton.rows import blocks_of
 PARTS = {2048: 4, 8192: 8}
 # Features of the narrowest row that is shared. The quantisation alone, as above: 14848, 1 token 2.43, 2.87; 28672 3.44, 2.89.
 LEAST_ACTIVATION, LEAST_QUANTISATION = 12288, 20480
-# Features of the widest row that one program takes, and of a part of a wider one in two launches.
-# TODO(until a GPU has timed them): take the better of the parts that `python -m tests.bench.shared_rows` prints.
+# Features of the widest row that one program takes, and of a part of a wider one in two launches. On an H200, us by one program,
+# in two launches of 2048, of 8192: SiLU 53248, 64 tokens 23.16, 8.71, 10.91; GELU 59392, 64 tokens 24.52, 10.52, 12.58, 4096
+# tokens 512.71, 491.32, 530.85; 18176, 4096 tokens 109.95, 152.49, 202.86 (`python -m tests.bench.shared_rows`).
 MOST_ALONE, TWICE_PART = 32768, 2048
 
 

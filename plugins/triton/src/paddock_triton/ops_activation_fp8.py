@@ -30,9 +30,8 @@ from paddock_triton.ops_activation import GELU_BLOCK, SILU_BLOCK, WARPS, gelu_at
 from paddock_triton.rows import blocks_of, power_of_2, unit_stride
 
 # A scale a token takes the whole row. Where tokens are many a program holds it alone: one of Llama-70B's 28,672 still fits into
-# the registers of 16 warps (SiLU on an H200: 64 tokens 5.5 us, 4096 202). A wider one by one program, computed twice a block at a
-# time, took 24 us for 64 tokens of 59,392 and 510 for 4096: it takes two launches, and blocks are what these are held to.
-# TODO(until a GPU has timed both): take blocks out.
+# the registers of 16 warps (SiLU on an H200: 64 tokens 5.5 us, 4096 202). A wider one takes two launches; by one program,
+# computed twice a block at a time, it is what tests and `tests/bench/shared_rows.py` hold these to.
 _BLOCK, _MOST_WARPS = 8192, 16
 
 

@@ -173,7 +173,7 @@ def launch_int4(out_TO: Tensor, x_TI: Tensor, scale_T1: Tensor | None, weight: I
         _int4_kernel, (programs,),
         out_TO, *_described(weight, x_TI, sums, spec), out_TO if scale_T1 is None else scale_T1, parts,
         counters(x_TI.device, tiles * spec.teams if spec.shared else 1), tokens, form.outputs, steps, span, tiles,
-        token_tiles, spec=spec, num_warps=4, maxnreg=spec.launch_registers, **DEPENDENT,
+        token_tiles, spec=spec, num_warps=4, maxnreg=spec.most_registers, **DEPENDENT,
     )  # fmt: skip
 
 
