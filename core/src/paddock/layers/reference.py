@@ -234,6 +234,11 @@ def quantize_fp8_static(x_TI: Tensor, scale: Tensor) -> QuantizedActivation:
     return QuantizedActivation(_saturate(x_TI.float() / scale), scale)
 
 
+def fp8_scale(largest: Tensor) -> Tensor:
+    """Return largest / 448, the quotient rounded once on every device: torch on a GPU multiplies by a number's reciprocal."""
+    return largest / torch.full_like(largest, FP8_MAX)
+
+
 def quantize_fp8_token(x_TI: Tensor, bound: float | None = None, group: int | None = None) -> QuantizedActivation:
     """Return x in FP8 with a scale [T, 1] that maps each token's largest magnitude, at most `bound`, to 448.
 
@@ -247,7 +252,7 @@ def quantize_fp8_token(x_TI: Tensor, bound: float | None = None, group: int | No
     amax_T1 = x_TI.abs().amax(-1, keepdim=True).float()
     if bound is not None:
         amax_T1 = amax_T1.clamp(max=bound)
-    scale_T1 = (amax_T1 / FP8_MAX).clamp(min=FP8_MIN_SCALE)
+    scale_T1 = fp8_scale(amax_T1).clamp(min=FP8_MIN_SCALE)
     return QuantizedActivation(_saturate(x_TI.float() / scale_T1), scale_T1)
 
 
