@@ -15,6 +15,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from paddock.layers import QuantizedActivation, reference
+from paddock.testing import oracle
 from paddock.testing.oracle import UNIT_ROUNDOFF, poisoned
 from paddock_triton import ops_activation, ops_activation_fp8, ops_norm, ops_quantize
 
@@ -81,7 +82,10 @@ def _split(found: Any) -> tuple[Tensor | None, QuantizedActivation]:
 
 
 def _compare(name: str, given: tuple[Any, ...], scales: Scale) -> None:
-    """Hold the fused kernel to the two, bit for bit."""
+    """Hold the fused kernel to the two, bit for bit.
+
+    On a GPU each kernel adds a row up in the order its own layout gives, which float32 shows and 16 bits round away.
+    """
     value, bound, group = scales
     scale = _scale(value, given[0].device)
     with poisoned():
@@ -91,9 +95,19 @@ def _compare(name: str, given: tuple[Any, ...], scales: Scale) -> None:
     if total is not None:
         assert expected_total is not None
         assert torch.equal(total, expected_total), at
-    assert torch.equal(found.scale, expected.scale), at
     assert found.values_TI.shape == expected.values_TI.shape
+    if "norm" in name and given[0].is_cuda and given[0].dtype == torch.float32:
+        _next_to_all_are(name, found, expected, torch.float32)
+        return
+    assert torch.equal(found.scale, expected.scale), at
     assert torch.equal(found.values_TI.float(), expected.values_TI.float()), at
+
+
+def _next_to_all_are(name: str, found: QuantizedActivation, expected: QuantizedActivation, dtype: torch.dtype) -> None:
+    """Hold scales to the op's roundings, and FP8 values to what another order of summation may tip."""
+    torch.testing.assert_close(found.scale, expected.scale, rtol=max(oracle.bound(name, dtype), 2 * UNIT_ROUNDOFF[dtype]), atol=0)
+    if found.values_TI.numel():
+        assert (found.values_TI.float() != expected.values_TI.float()).float().mean() < TIPPED
 
 
 @pytest.mark.parametrize("scales", SCALES, ids=str)
@@ -163,8 +177,7 @@ def test_next_to_all_values_are_the_twin_s(name: str, delta: bool, device: torch
             (_, found), (_, expected) = (
                 _split(op(*given, scale, bound, group)) for op in (FUSED[name], getattr(reference, f"{name}_fp8"))
             )
-            torch.testing.assert_close(found.scale, expected.scale, rtol=2 * UNIT_ROUNDOFF[dtype], atol=0)
-            assert (found.values_TI.float() != expected.values_TI.float()).float().mean() < TIPPED
+            _next_to_all_are(name, found, expected, dtype)
 
 
 @pytest.mark.parametrize("scales", [(0.25, None), (None, None), (None, 3.5)], ids=str)

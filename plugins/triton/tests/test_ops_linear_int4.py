@@ -24,6 +24,7 @@ from paddock_triton.plugin import paddock_ops
 
 BF16, FP16 = torch.bfloat16, torch.float16
 TOKENS = (0, 1, 3, 8, 9, 16, 17, 33, 64, 65, 128, 129, 300)
+LEAST_OUTPUTS = 32
 # (O, I, group): whole tiles, outputs and inputs that fill up, every size of groups, groups over several steps, over all inputs.
 WEIGHTS = [
     (512, 512, 128),
@@ -72,20 +73,25 @@ def _tokens(count: int, inputs: int, device: torch.device, dtype: torch.dtype) -
 @pytest.mark.parametrize("zeros", [True, False], ids=["zeros", "symmetric"])
 @pytest.mark.parametrize("shape", WEIGHTS, ids=str)
 def test_any_tokens_times_any_weight(shape: tuple[int, int, int], zeros: bool, device: torch.device) -> None:
-    """No token, one, tiles of each size and several, with 16-bit inputs and with FP8 ones; a dtype with each kind of zeros."""
+    """No token, one, tiles of each size and several, with 16-bit inputs and with FP8 ones; a dtype with each kind of zeros.
+
+    An error is relative to at least `LEAST_OUTPUTS` outputs together: products of one alone may cancel to next to nothing.
+    """
     dtype = BF16 if zeros else FP16
     weight = _weight(shape, device, zeros=zeros, dtype=dtype)
     for tokens in TOKENS:
-        x_TI = _tokens(tokens, shape[1], device, dtype)
+        draws = -(-LEAST_OUTPUTS // (tokens * shape[0])) if tokens else 1
+        x_NTI = _tokens(draws * tokens, shape[1], device, dtype).unflatten(0, (draws, tokens))
         with poisoned():
-            found = linear_int4(x_TI, weight)
-        assert (found.dtype, found.shape) == (dtype, (tokens, shape[0]))
-        assert_close(found, reference.linear_int4(x_TI.float(), weight), op="linear_int4", dtype=dtype, at=f"T{tokens}")
-        xq = reference.quantize_fp8_token(x_TI)
+            found = [linear_int4(x_TI, weight) for x_TI in x_NTI]
+        assert (found[0].dtype, found[0].shape) == (dtype, (tokens, shape[0]))
+        expected = reference.linear_int4(x_NTI.flatten(0, 1).float(), weight)
+        assert_close(torch.cat(found), expected, op="linear_int4", dtype=dtype, at=f"T{tokens}")
+        inputs = [reference.quantize_fp8_token(x_TI) for x_TI in x_NTI]
         with poisoned():
-            found = linear_int4_fp8(xq.values_TI, xq.scale, weight, dtype)
-        expected = reference.linear_int4_fp8(xq.values_TI, xq.scale, weight, torch.float32)
-        assert_close(found, expected, op="linear_int4_fp8", dtype=dtype, at=f"T{tokens}")
+            found = [linear_int4_fp8(xq.values_TI, xq.scale, weight, dtype) for xq in inputs]
+        expected = torch.cat([reference.linear_int4_fp8(xq.values_TI, xq.scale, weight, torch.float32) for xq in inputs])
+        assert_close(torch.cat(found), expected, op="linear_int4_fp8", dtype=dtype, at=f"T{tokens}")
 
 
 @pytest.mark.gpu

@@ -12,7 +12,7 @@ from attrs import frozen
 from torch import Tensor
 
 from paddock.layers.int4 import MIDDLE
-from paddock.layers.reference import FP8_MAX
+from paddock.layers.reference import fp8_scale
 from paddock_quant_awq.recipes.chosen import AUTOAWQ, COMPRESSED, MODELOPT, W4A8, Chosen
 from paddock_quant_awq.recipes.rounding import Rounded, Rounding
 from paddock_quant_awq.words import AWQ_ORDER, IN_ORDER, pack
@@ -53,7 +53,7 @@ def static_scales(paths: Iterable[str], meanings: Iterable[Tensor], largest_inpu
     """Return ModelOpt's two scalars for the parts of one product: largest weight / 448, largest input / 448; 1 for zeros."""
     largest_weight = torch.stack([weight_OI.abs().amax() for weight_OI in meanings]).amax()
     named = {"weight_scale_2": largest_weight, "input_scale": largest_input}
-    scales = {name: torch.where(each > 0, each / FP8_MAX, torch.ones_like(each)).float() for name, each in named.items()}
+    scales = {name: torch.where(each > 0, fp8_scale(each), torch.ones_like(each)).float() for name, each in named.items()}
     return {f"{path}.{name}": scale for path in paths for name, scale in scales.items()}
 
 

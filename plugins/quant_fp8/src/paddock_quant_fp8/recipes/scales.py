@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from paddock.errors import CheckpointError
-from paddock.layers.reference import FP8, FP8_MAX, FP8_MIN_SCALE
+from paddock.layers.reference import FP8, FP8_MAX, FP8_MIN_SCALE, fp8_scale
 from paddock_quant_fp8.scales import chunks
 
 
@@ -40,7 +40,7 @@ def row_scales(weight_OI: Tensor, what: str) -> Tensor:
     """Return a scale for each row [O, 1] float32: its largest magnitude / 448, at least FBGEMM's floor of 1 / (448 * 512)."""
     amax_O1 = weight_OI.abs().amax(-1, keepdim=True).float()
     _refuse_not_finite(amax_O1, what)
-    return (amax_O1 / FP8_MAX).clamp(min=FP8_MIN_SCALE)
+    return fp8_scale(amax_O1).clamp(min=FP8_MIN_SCALE)
 
 
 def quantised(weight_OI: Tensor, scale: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def quantised(weight_OI: Tensor, scale: Tensor) -> Tensor:
 
 def _checked(amax: Tensor, what: str) -> Tensor:
     _refuse_not_finite(amax, what)
-    return torch.where(amax > 0, amax / FP8_MAX, torch.ones_like(amax))
+    return torch.where(amax > 0, fp8_scale(amax), torch.ones_like(amax))
 
 
 def _refuse_not_finite(amax: Tensor, what: str) -> None:
