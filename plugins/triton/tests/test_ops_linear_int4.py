@@ -81,7 +81,7 @@ def test_any_tokens_times_any_weight(shape: tuple[int, int, int], zeros: bool, d
     weight = _weight(shape, device, zeros=zeros, dtype=dtype)
     for tokens in TOKENS:
         draws = -(-LEAST_OUTPUTS // (tokens * shape[0])) if tokens else 1
-        x_NTI = _tokens(draws * tokens, shape[1], device, dtype).unflatten(0, (draws, tokens))
+        x_NTI = _tokens(draws * tokens, shape[1], device, dtype).view(draws, tokens, shape[1])
         with poisoned():
             found = [linear_int4(x_TI, weight) for x_TI in x_NTI]
         assert (found[0].dtype, found[0].shape) == (dtype, (tokens, shape[0]))

@@ -25,10 +25,12 @@ from paddock_triton.attention_tile import (
     round_queries,
     whole,
 )
-from paddock_triton.dependence import DEPENDENT, start_next, wait
+from paddock_triton.dependence import DEPENDENT, fetch, start_next, wait
 from paddock_triton.failures import OTHER_ATTENTION, named
 from paddock_triton.fp8 import emitted
 from paddock_triton.launch import launch
+
+_LINE = tl.constexpr(128)  # bytes
 
 
 @named("decode", fix=OTHER_ATTENTION)
@@ -46,6 +48,8 @@ def decode(
         out_THD,
         q_THD,
         *spec.sources(kv),
+        kv.k_pages_NPKD,
+        kv.v_pages_NPKD,
         tables_SM,
         units.units_U8,
         units.counters_S,
@@ -68,21 +72,26 @@ def decode(
 
 @triton.jit(do_not_specialize=["table_stride"], do_not_specialize_on_alignment=["tables_ptr"])
 def _decode(
-    out_ptr: tl.tensor, q_ptr: tl.tensor, k_source: tl.tensor, v_source: tl.tensor, tables_ptr: tl.tensor,
-    units_ptr: tl.tensor, counters_ptr: tl.tensor, found_ptr: tl.tensor, weight_ptr: tl.tensor, q_scale_ptr: tl.tensor,
-    k_scale_ptr: tl.tensor, v_scale_ptr: tl.tensor, slopes_ptr: tl.tensor, out_scale_ptr: tl.tensor, table_stride: tl.tensor,
-    BLOCKS: tl.constexpr, spec: tl.constexpr,
+    out_ptr: tl.tensor, q_ptr: tl.tensor, k_source: tl.tensor, v_source: tl.tensor, k_pages_ptr: tl.tensor,
+    v_pages_ptr: tl.tensor, tables_ptr: tl.tensor, units_ptr: tl.tensor, counters_ptr: tl.tensor, found_ptr: tl.tensor,
+    weight_ptr: tl.tensor, q_scale_ptr: tl.tensor, k_scale_ptr: tl.tensor, v_scale_ptr: tl.tensor, slopes_ptr: tl.tensor,
+    out_scale_ptr: tl.tensor, table_stride: tl.tensor, BLOCKS: tl.constexpr, spec: tl.constexpr,
 ) -> None:  # fmt: skip
     start_next()
     block, unit = tl.program_id(0), tl.program_id(1)
-    wait()
     unit_ptr = units_ptr + unit * UNIT
     # all of a unit is asked for at once: a wait for each would come before the first key is asked for
     seq, begin, end, pieces = tl.load(unit_ptr), tl.load(unit_ptr + 1), tl.load(unit_ptr + 2), tl.load(unit_ptr + 3)
     first_unit, length = tl.load(unit_ptr + 4), tl.load(unit_ptr + 5)
+    kv_head, first_row = block // BLOCKS, block % BLOCKS * spec.block_m
+    begin, end = tl.where(seq < 0, 0, begin), tl.where(seq < 0, 0, end)
+    table_ptr = tables_ptr + tl.maximum(seq, 0).to(tl.int64) * table_stride
+    page = find_page(table_ptr, begin, end, spec)
+    if spec.fetched > 0:
+        _fetch_first(k_pages_ptr, v_pages_ptr, table_ptr, begin, end, kv_head, spec)
+    wait()
     if seq < 0:
         return
-    kv_head, first_row = block // BLOCKS, block % BLOCKS * spec.block_m
     row_M, d_D = first_row + tl.arange(0, spec.block_m), tl.arange(0, spec.pad)
     head_M = kv_head * spec.group + row_M
     at_MD = (seq.to(tl.int64) * spec.heads + head_M)[:, None] * spec.head + d_D[None, :]
@@ -98,9 +107,8 @@ def _decode(
     if spec.in_fp8:
         q_MD, q_scale_M = round_queries(q_MD, q_scale_ptr, spec)
         k_scale = k_scale * q_scale_M
-    table_ptr = tables_ptr + seq.to(tl.int64) * table_stride
     acc_MD, sum_M, max_M = _gather(
-        q_MD, k_source, v_source, table_ptr, begin, end, length, kv_head, slope_M, k_scale, spec
+        q_MD, k_source, v_source, table_ptr, page, begin, end, length, kv_head, slope_M, k_scale, spec
     )  # fmt: skip
     found_MD = acc_MD * (v_scale / tl.where(sum_M > 0, sum_M, 1.0))[:, None]
     if pieces == 1:
@@ -118,17 +126,32 @@ def _decode(
 
 
 @triton.jit
+def _fetch_first(
+    k_pages_ptr: tl.tensor, v_pages_ptr: tl.tensor, table_ptr: tl.tensor, begin: tl.tensor, end: tl.tensor, kv_head: tl.tensor,
+    spec: tl.constexpr,
+) -> None:  # fmt: skip
+    """Bring the first tiles' keys and values near: the kernel before may be writing one of them, but not the others."""
+    lines: tl.constexpr = (spec.head * k_pages_ptr.dtype.element_ty.primitive_bitwidth // 8 + _LINE - 1) // _LINE
+    key_N = tl.minimum(begin + tl.arange(0, spec.fetched * spec.block_n), tl.maximum(end - 1, 0))
+    page_N = tl.load(table_ptr + key_N // spec.page).to(tl.int64)
+    row_N = (page_N * spec.page + key_N % spec.page) * spec.num_kv_heads + kv_head
+    for line in tl.static_range(lines):
+        at_N = row_N * spec.head + line * (spec.head // lines)
+        fetch(k_pages_ptr + at_N)
+        fetch(v_pages_ptr + at_N)
+
+
+@triton.jit
 def _gather(
-    q_MD: tl.tensor, k_source: tl.tensor, v_source: tl.tensor, table_ptr: tl.tensor, begin: tl.tensor, end: tl.tensor,
-    length: tl.tensor, kv_head: tl.tensor, slope_M: tl.tensor, k_scale: tl.tensor, spec: tl.constexpr,
+    q_MD: tl.tensor, k_source: tl.tensor, v_source: tl.tensor, table_ptr: tl.tensor, page: tl.tensor, begin: tl.tensor,
+    end: tl.tensor, length: tl.tensor, kv_head: tl.tensor, slope_M: tl.tensor, k_scale: tl.tensor, spec: tl.constexpr,
 ) -> tl.tuple:  # fmt: skip
-    """Return (accumulator, sum, maximum) over the keys `begin..end` of a sequence of `length`."""
+    """Return (accumulator, sum, maximum) over the keys `begin..end` of a sequence of `length`; `page` is the first tile's."""
     first = tl.maximum(length - spec.window, 0) if spec.window else 0
     state = empty_state(spec)
     first_M = tl.full([spec.block_m], 0, tl.int32) + first
     last_M = tl.full([spec.block_m], 0, tl.int32) + (end - 1)
     whole_end = begin if spec.window else begin + (end - begin) // spec.block_n * spec.block_n
-    page = find_page(table_ptr, begin, end, spec)
     for key_start in tl.range(begin, whole_end, spec.block_n):
         k_ND = load_rows(k_source, page, key_start, kv_head, first, end, False, 1, spec)
         v_ND = load_rows(v_source, page, key_start, kv_head, first, end, False, spec.words, spec)

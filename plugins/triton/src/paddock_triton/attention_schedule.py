@@ -103,6 +103,7 @@ def _launch(
         num_warps=4,
         **DEPENDENT,
     )
+    # Zeroed behind them: what runs after this fill, a kernel without dependent launch, may read the units before it waits.
     return Units(units_U8, torch.zeros(counters, dtype=torch.int32, device=device))
 
 

@@ -3,8 +3,9 @@
 That hides a launch and the first loads of weights behind the kernel before: a Llama-3.1-8B layer at batch 1 is nine kernels of
 2 to 70 us. Rules for a kernel launched with `DEPENDENT`: every program calls `start_next` first, and `wait` before it reads what
 an earlier kernel wrote and before it writes anything, for memory may be given anew to the next tensor while its last reader
-runs; only weights and tables, which no kernel writes, may be read sooner. No program returns without having waited: what starts
-after a kernel counts on everything before it being done.
+runs. Sooner may be read: weights and tables, which no kernel writes; and what was there before a kernel of another kind ran:
+positions, slots, lengths and page tables, which the host sends before a step, and units of attention, after which counters are
+zeroed. No program returns without having waited: what starts after a kernel counts on everything before it being done.
 """
 
 from __future__ import annotations

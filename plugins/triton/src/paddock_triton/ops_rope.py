@@ -60,32 +60,36 @@ def _write(
 
 
 @triton.jit
-def _rotated(
-    a_BJ: tl.tensor, b_BJ: tl.tensor, cos_sin_ptr: tl.tensor, positions_ptr: tl.tensor, token: tl.tensor,
-    HALF: tl.constexpr, LANES: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Return the halves turned to the token's position, rounded to their dtype."""
-    half_J = tl.arange(0, LANES)
+def _angles(
+    cos_sin_ptr: tl.tensor, positions_ptr: tl.tensor, token: tl.tensor, HALF: tl.constexpr, LANES: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor]:
+    """Return cosines and sines [1, J'] of the token's position."""
+    half_1J = tl.arange(0, LANES)[None, :]
     row_ptr = cos_sin_ptr + tl.load(positions_ptr + token) * (2 * HALF)
-    cos_1J = tl.load(row_ptr + half_J, mask=half_J < HALF, other=0.0)[None, :]
-    sin_1J = tl.load(row_ptr + HALF + half_J, mask=half_J < HALF, other=0.0)[None, :]
+    cos_1J = tl.load(row_ptr + half_1J, mask=half_1J < HALF, other=0.0)
+    return cos_1J, tl.load(row_ptr + HALF + half_1J, mask=half_1J < HALF, other=0.0)
+
+
+@triton.jit
+def _rotated(a_BJ: tl.tensor, b_BJ: tl.tensor, cos_1J: tl.tensor, sin_1J: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    """Return the halves turned by the angles, rounded to their dtype."""
     a32_BJ, b32_BJ = a_BJ.to(tl.float32), b_BJ.to(tl.float32)
     return (a32_BJ * cos_1J - b32_BJ * sin_1J).to(a_BJ.dtype), (b32_BJ * cos_1J + a32_BJ * sin_1J).to(b_BJ.dtype)
 
 
 @triton.jit
 def _keep(
-    k_ptr: tl.tensor, v_ptr: tl.tensor, cos_sin_ptr: tl.tensor, positions_ptr: tl.tensor,
-    k_pages_ptr: tl.tensor, v_pages_ptr: tl.tensor, slots_ptr: tl.tensor, k_scale_ptr: tl.tensor, v_scale_ptr: tl.tensor,
+    k_ptr: tl.tensor, v_ptr: tl.tensor, cos_1J: tl.tensor | None, sin_1J: tl.tensor | None,
+    k_pages_ptr: tl.tensor, v_pages_ptr: tl.tensor, slot: tl.tensor, k_scale_ptr: tl.tensor, v_scale_ptr: tl.tensor,
     k_stride: tl.tensor, k_head: tl.tensor, v_stride: tl.tensor, v_head: tl.tensor, token: tl.tensor, block: tl.tensor,
     COUNT: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr, LANES: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Store a block of keys, rotated if there is a table, and its values in the token's slot."""
-    row = tl.load(slots_ptr + token) * (2 * HALF * COUNT)
+    """Store a block of keys, rotated if there are angles, and its values in the token's slot."""
+    row = slot * (2 * HALF * COUNT)
     a_BJ, b_BJ = _read(k_ptr + token * k_stride, 0, k_head, block, COUNT, COUNT, HALF, HEADS, LANES)
     c_BJ, d_BJ = _read(v_ptr + token * v_stride, 0, v_head, block, COUNT, COUNT, HALF, HEADS, LANES)
-    if cos_sin_ptr is not None:
-        a_BJ, b_BJ = _rotated(a_BJ, b_BJ, cos_sin_ptr, positions_ptr, token, HALF, LANES)
+    if cos_1J is not None:
+        a_BJ, b_BJ = _rotated(a_BJ, b_BJ, cos_1J, sin_1J)
     _write(k_pages_ptr + row, a_BJ, b_BJ, k_scale_ptr, block, COUNT, HALF, HEADS, LANES)
     _write(v_pages_ptr + row, c_BJ, d_BJ, v_scale_ptr, block, COUNT, HALF, HEADS, LANES)
 
@@ -101,17 +105,20 @@ def _rope_and_cache_kernel(
 ) -> None:  # fmt: skip
     """Rotate a block of query heads, or rotate and store a block of keys and store its values."""
     start_next()
-    wait()
     q_blocks: tl.constexpr = (Q_HEADS + Q_BLOCK - 1) // Q_BLOCK
     blocks: tl.constexpr = q_blocks + (KV_HEADS + KV_BLOCK - 1) // KV_BLOCK
     token, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
+    # Neither positions nor slots are written while a step runs: one after the other these loads take as long as all that follows.
+    cos_1J, sin_1J = _angles(cos_sin_ptr, positions_ptr, token, HALF, LANES)
+    slot = tl.load(slots_ptr + token)
+    wait()
     if block < q_blocks:
         a_BJ, b_BJ = _read(q_ptr + token * q_stride, q_group, q_head, block, Q_HEADS, Q_GROUP, HALF, Q_BLOCK, LANES)
-        a_BJ, b_BJ = _rotated(a_BJ, b_BJ, cos_sin_ptr, positions_ptr, token, HALF, LANES)
+        a_BJ, b_BJ = _rotated(a_BJ, b_BJ, cos_1J, sin_1J)
         _write(out_ptr + token * (2 * HALF * Q_HEADS), a_BJ, b_BJ, None, block, Q_HEADS, HALF, Q_BLOCK, LANES)
     else:
         _keep(
-            k_ptr, v_ptr, cos_sin_ptr, positions_ptr, k_pages_ptr, v_pages_ptr, slots_ptr, k_scale_ptr, v_scale_ptr,
+            k_ptr, v_ptr, cos_1J, sin_1J, k_pages_ptr, v_pages_ptr, slot, k_scale_ptr, v_scale_ptr,
             k_stride, k_head, v_stride, v_head, token, block - q_blocks, KV_HEADS, HALF, KV_BLOCK, LANES,
         )  # fmt: skip
 
@@ -125,11 +132,12 @@ def _cache_kv_kernel(
 ) -> None:  # fmt: skip
     """Store a block of keys and values as they are."""
     start_next()
-    wait()
     blocks: tl.constexpr = (KV_HEADS + KV_BLOCK - 1) // KV_BLOCK
     token, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
+    slot = tl.load(slots_ptr + token)
+    wait()
     _keep(
-        k_ptr, v_ptr, None, None, k_pages_ptr, v_pages_ptr, slots_ptr, k_scale_ptr, v_scale_ptr,
+        k_ptr, v_ptr, None, None, k_pages_ptr, v_pages_ptr, slot, k_scale_ptr, v_scale_ptr,
         k_stride, k_head, v_stride, v_head, token, block, KV_HEADS, HALF, KV_BLOCK, LANES,
     )  # fmt: skip
 
