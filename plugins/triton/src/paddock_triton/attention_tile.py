@@ -29,8 +29,7 @@ class Tile:
     """Rows of queries and of keys a program holds, and how Triton is to schedule it.
 
     `tma` uses the copy engine where a tile lies within a page. `pairs` reads FP8 values two at a time, as 16-bit words: only
-    those does the tensor core's transposing load know; single bytes cost a load each. `fetched` tiles of keys and values, a power
-    of two or none, a decode asks for while the kernel before it runs. `registers` caps those of a thread.
+    those does the tensor core's transposing load know; single bytes cost a load each. `registers` caps those of a thread.
     """
 
     block_m: int
@@ -39,7 +38,6 @@ class Tile:
     stages: int
     tma: bool = False
     pairs: bool = False
-    fetched: int = 0
     registers: int | None = None
 
 
@@ -57,7 +55,6 @@ class Spec:
     block_m: int
     block_n: int
     tma: bool
-    fetched: int
     fp8: bool
     pairs: bool
     scale: float
@@ -80,7 +77,6 @@ class Spec:
             block_m=tile.block_m,
             block_n=tile.block_n,
             tma=tile.tma and page % tile.block_n == 0 and head == triton.next_power_of_2(head),
-            fetched=tile.fetched,
             fp8=fp8,
             # from 64 rows on, products are warp-group ones, which read V from shared memory: there a kernel of pairs faulted
             pairs=tile.pairs and fp8 and kv.k_pages_NPKD.is_cuda and tile.block_m < 64,

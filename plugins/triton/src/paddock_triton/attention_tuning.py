@@ -26,7 +26,6 @@ from paddock.layers import LayerKV
 from paddock.layers.reference import FP8
 from paddock_triton.attention_tile import Tile
 
-_FETCHED = 4  # tiles of keys of a decode
 _CPU_PROCESSORS = 8  # the interpreter runs one program after the other; enough that sequences are split
 
 
@@ -46,12 +45,12 @@ def decode_tile(q_THD: Tensor, kv: LayerKV) -> Tile:
     _, _, num_kv_heads, head = kv.k_pages_NPKD.shape
     small, fp8 = q_THD.shape[1] // num_kv_heads <= 16, kv.k_pages_NPKD.dtype == FP8
     if head > 128:
-        return Tile(block_m=16 if small else 32, block_n=32, warps=4, stages=3, tma=True, pairs=True, fetched=_FETCHED)
+        return Tile(block_m=16 if small else 32, block_n=32, warps=4, stages=3, tma=True, pairs=True)
     if fp8 and small:
-        return Tile(block_m=16, block_n=64, warps=4, stages=3, tma=True, pairs=True, fetched=_FETCHED)
+        return Tile(block_m=16, block_n=64, warps=4, stages=3, tma=True, pairs=True)
     if fp8:
-        return Tile(block_m=32, block_n=64, warps=2, stages=4, pairs=True, fetched=_FETCHED)
-    return Tile(block_m=16 if small else 64, block_n=64, warps=4, stages=4, tma=True, fetched=_FETCHED)
+        return Tile(block_m=32, block_n=64, warps=2, stages=4, pairs=True)
+    return Tile(block_m=16 if small else 64, block_n=64, warps=4, stages=4, tma=True)
 
 
 def prefill_tile(q_THD: Tensor, kv: LayerKV, *, in_fp8: bool = False) -> Tile:
