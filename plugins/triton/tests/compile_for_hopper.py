@@ -32,8 +32,7 @@ from paddock.errors import KernelError
 from paddock.layers import AttentionInputs, AttentionParams, LayerKV
 from paddock.layers.int4 import int4_weight
 from paddock.plugins import AttentionNeeds, resolve
-from paddock_triton import attention, meeting, ops_activation_fp8, ops_linear_int4, ops_norm, ops_quantize, plugin
-from paddock_triton.fp8 import empty_fp8
+from paddock_triton import attention, ops_activation_fp8, ops_linear_int4, ops_norm, ops_quantize, plugin
 from paddock_triton.int4_spec import Int4Tile
 
 FP8, HALF = torch.float8_e4m3fn, torch.bfloat16
@@ -64,6 +63,7 @@ INSTRUCTIONS = {
 PROMPTS_IN_FP8 = ".f32.f16.f16"  # float16 holds each FP8 value; products of e4m3 came out not finite on a GPU
 IN_REGISTERS = {"_largest_kernel", "_part_kernel"}  # kernels that may keep nothing in a stack
 TOKENS, OTHER_TOKENS = 20, (21, 32)  # of a step: rows that begin at multiples of 16 bytes, rows that do not, a power of two
+FEW, MANY = 1, 40  # of a step: wide rows that programs share, and wide rows that they do not, whichever way TOKENS take
 
 
 class Hopper:
@@ -205,15 +205,7 @@ def _calls(tokens: int) -> dict[str, Callable[[], Any]]:
     q_THD, *rest = _examples(tokens)["rope_and_cache"]
     q_TKGD = q_THD.view(tokens, 2, 4, 64)
     more["rope_and_cache, in groups"] = partial(ops["rope_and_cache"].func, q_TKGD, *rest)  # type: ignore[attr-defined]
-    x_TX = torch.zeros(tokens, 2 * 14336, dtype=HALF)
-    activation = partial(ops_activation_fp8.launch_shared, empty_fp8(x_TX, 14336, None), x_TX, None)
-    more["silu_mul_fp8, a shared row"] = partial(activation, 2048, gated=True)
-    more["gelu_fp8, a shared row"] = partial(activation, 8192, gated=False)
-    more["quantize_fp8_token, a shared row"] = partial(
-        ops_quantize.launch_shared, empty_fp8(x_TX, 2 * 14336, None), x_TX, None, 2048
-    )
-    for name, (x_TX, width, launch) in _wide_rows(tokens).items():
-        more[f"{name}, a wide row"] = partial(launch, empty_fp8(x_TX, width, None), x_TX, None, meeting.TWICE_PART)
+    more |= _wide_rows(tokens)
     more["quantize_fp8_token, a scale a group"] = partial(
         ops["quantize_fp8_token"].func,  # type: ignore[attr-defined]
         *_examples(tokens)["quantize_fp8_token"],
@@ -237,14 +229,15 @@ def _calls(tokens: int) -> dict[str, Callable[[], Any]]:
     return ops | more | {name: partial(_attend, *step, tokens=tokens) for name, step in STEPS.items()}
 
 
-def _wide_rows(tokens: int) -> dict[str, tuple[torch.Tensor, int, Callable[..., None]]]:
-    """Return, for each op, rows wider than a program takes, how many features come of them, and what launches twice."""
-    x_TX, twice = torch.zeros(tokens, 2 * 53248, dtype=HALF), ops_activation_fp8.launch_twice
-    return {
-        "silu_mul_fp8": (x_TX, 53248, partial(twice, gated=True)),
-        "gelu_fp8": (x_TX[:, :59392], 59392, partial(twice, gated=False)),
-        "quantize_fp8_token": (x_TX[:, :59392], 59392, ops_quantize.launch_twice),
-    }
+def _wide_rows(tokens: int) -> dict[str, Callable[[], Any]]:
+    """Return calls, with a scale a token, of rows that few tokens or, of activations, any number of them have shared."""
+    x_TX, fits = torch.zeros(tokens, 2 * 53248, dtype=HALF), {14336: "a wide row", 53248: "a row too wide for a program"}
+    more: dict[str, Callable[[], Any]] = {}
+    for width, row in fits.items():
+        more[f"silu_mul_fp8, {row}"] = partial(ops_activation_fp8.silu_mul_fp8, x_TX[:, : 2 * width], None, None)
+        more[f"gelu_fp8, {row}"] = partial(ops_activation_fp8.gelu_fp8, x_TX[:, :width], None, None)
+        more[f"quantize_fp8_token, {row}"] = partial(ops_quantize.quantize_fp8_token, x_TX[:, :width], None)
+    return more
 
 
 def _watch_compilations(failing: set[str]) -> list[tuple[str, bool]]:
@@ -263,7 +256,10 @@ def _watch_compilations(failing: set[str]) -> list[tuple[str, bool]]:
 
 
 def _compile_ahead() -> None:
-    """Compile every example's kernels ahead but one's, launch all, and print which were compiled when, and what failed how."""
+    """Compile every example's kernels ahead but one's, launch all, and print which were compiled when, and what failed how.
+
+    Wide rows are launched for other numbers of tokens too, which take other kernels.
+    """
     failing = "_gelu_kernel"
     seen, calls, messages = _watch_compilations({failing}), _calls(TOKENS), []
     with resolve(plugin.COMPILE_AHEAD)(torch.device("cpu")):
@@ -271,7 +267,7 @@ def _compile_ahead() -> None:
             call()
     ahead = [*seen]
     seen.clear()
-    for call in calls.values():
+    for call in (*calls.values(), *_wide_rows(FEW).values(), *_wide_rows(MANY).values()):
         try:
             call()
         except KernelError as error:

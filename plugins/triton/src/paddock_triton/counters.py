@@ -1,4 +1,4 @@
-"""Zeros by which programs of a kernel that wait for others count: 4-bit products and rows that programs share have them."""
+"""Zeros by which programs of a kernel that wait for others count: those of 4-bit products do."""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 Where programs share tiles, parts of one are added up in the order of their programs by the one that begins it: the same sum each
 time. That part is the last of a program's work, what others go on with the first of theirs, so that it has mostly been kept by
 then; if not, the program waits. It may: a launch has no more programs than there are multiprocessors, so that it keeps none of
-those it waits for from starting (`meeting` says the same of rows). R rows of a half, 64; N tokens of a cut.
+those it waits for from starting; kernels before it end by themselves, and none behind it starts before all of its programs have.
+R rows of a half, 64; N tokens of a cut.
 """
 
 from __future__ import annotations
