@@ -117,6 +117,7 @@ def _run_largest(
 
     Kernels that the first steps need are compiled before it, all at once.
     """
+    torch.cuda.empty_cache()  # what loading needed beside the weights goes back, or no page could have it
     weight_bytes = torch.cuda.memory_allocated(device)
     step = LargestStep.of(plan)
     with _room_for(f"weights and a step of {step.tokens} tokens, {step.sequences} sequences", device):
@@ -128,7 +129,10 @@ def _run_largest(
     workspace_bytes = torch.cuda.max_memory_allocated(device) - weight_bytes
     torch.cuda.reset_peak_memory_stats(device)
     seconds = round(time.monotonic() - started, 2)
-    log.get_logger().info("largest_step_run", tokens=step.tokens, gib=_gib(workspace_bytes), seconds=seconds)
+    unused_bytes = torch.cuda.memory_reserved(device) - weight_bytes - workspace_bytes
+    log.get_logger().info(
+        "largest_step_run", tokens=step.tokens, gib=_gib(workspace_bytes), unused_gib=_gib(unused_bytes), seconds=seconds
+    )
     return Loaded(weight_bytes=weight_bytes, workspace_bytes=workspace_bytes)
 
 
