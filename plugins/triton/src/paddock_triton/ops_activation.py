@@ -32,13 +32,18 @@ def place(WIDTH: tl.constexpr, BLOCK: tl.constexpr) -> tuple[tl.tensor, tl.tenso
 
 
 @triton.jit
+def silu_times(gate: tl.tensor, up: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:
+    """Return silu(gate), rounded, times up, rounded, in DTYPE; gate and up hold values of DTYPE in float32."""
+    return ((gate / (1.0 + tl.exp(-gate))).to(DTYPE).to(tl.float32) * up).to(DTYPE)
+
+
+@triton.jit
 def silu_mul_at(row_ptr: tl.tensor, column_B: tl.tensor, WIDTH: tl.constexpr) -> tl.tensor:
     """Return silu(gate), rounded, times up, rounded, of these columns of a row [B]; zeros beyond its width."""
     inside_B = column_B < WIDTH
     gate_B = tl.load(row_ptr + column_B, mask=inside_B, other=0.0).to(tl.float32)
     up_B = tl.load(row_ptr + WIDTH + column_B, mask=inside_B, other=0.0).to(tl.float32)
-    dtype: tl.constexpr = row_ptr.dtype.element_ty
-    return ((gate_B / (1.0 + tl.exp(-gate_B))).to(dtype).to(tl.float32) * up_B).to(dtype)
+    return silu_times(gate_B, up_B, row_ptr.dtype.element_ty)
 
 
 @triton.jit

@@ -80,30 +80,67 @@ def _products(weight_GBV: tl.tensor, x_ptr: tl.tensor, start: tl.tensor, j_GV: t
 
 
 @triton.jit
+def one_product(
+    x_ptr: tl.tensor, x_scale_ptr: tl.tensor, weight_ptr: tl.tensor, scale_ptr: tl.tensor, o_B: tl.tensor, inside_B: tl.tensor,
+    IN: tl.constexpr, EVEN: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_J: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Return these outputs of one token [B], in float32; it has waited by then.
+
+    Groups come first, so that a thread has all rows of a group: x is widened once for them, in the thread that loads it.
+    Weights carried from turn to turn would be taken apart into bytes: none are. Without EVEN a block may reach beyond an edge.
+    """
+    j_GV = tl.arange(0, BLOCK_J // _GROUP)[:, None] * _GROUP + tl.arange(0, _GROUP)[None, :]
+    at_GBV = weight_ptr + o_B.to(tl.int64)[None, :, None] * IN + j_GV[:, None, :]
+    inside_1B1 = inside_B[None, :, None]
+    first_GBV = load_weights(at_GBV, inside_1B1 & (j_GV < IN)[:, None, :], EVEN)
+    scale_B = tl.load(scale_ptr + o_B, mask=inside_B, other=0.0)
+    wait()
+    sum_GB = _products(first_GBV, x_ptr, 0, j_GV, IN)
+    for start in range(BLOCK_J, IN, BLOCK_J):
+        weight_GBV = load_weights(at_GBV + start, inside_1B1 & (start + j_GV < IN)[:, None, :], EVEN)
+        sum_GB += _products(weight_GBV, x_ptr, start, j_GV, IN)
+    return tl.sum(sum_GB, 0) * (tl.load(x_scale_ptr) * scale_B)
+
+
+@triton.jit
 def _one_kernel(
     x_ptr: tl.tensor, x_scale_ptr: tl.tensor, weight_ptr: tl.tensor, scale_ptr: tl.tensor, out_ptr: tl.tensor,
     OUT: tl.constexpr, IN: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_J: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Write a block of one token's outputs.
-
-    Groups come first, so that a thread has all rows of a group: x is widened once for them, in the thread that loads it.
-    Weights carried from turn to turn would be taken apart into bytes: none are.
-    """
+    """Write a block of one token's outputs."""
     start_next()
     o_B = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
-    j_GV = tl.arange(0, BLOCK_J // _GROUP)[:, None] * _GROUP + tl.arange(0, _GROUP)[None, :]
-    at_GBV = weight_ptr + o_B.to(tl.int64)[None, :, None] * IN + j_GV[:, None, :]
-    inside_B = (o_B < OUT)[None, :, None]
     even: tl.constexpr = OUT % BLOCK_B == 0 and IN % BLOCK_J == 0
-    first_GBV = load_weights(at_GBV, inside_B & (j_GV < IN)[:, None, :], even)
-    scale_B = tl.load(scale_ptr + o_B, mask=o_B < OUT, other=0.0)
-    wait()
-    sum_GB = _products(first_GBV, x_ptr, 0, j_GV, IN)
-    for start in range(BLOCK_J, IN, BLOCK_J):
-        weight_GBV = load_weights(at_GBV + start, inside_B & (start + j_GV < IN)[:, None, :], even)
-        sum_GB += _products(weight_GBV, x_ptr, start, j_GV, IN)
-    y_B = tl.sum(sum_GB, 0) * (tl.load(x_scale_ptr) * scale_B)
+    y_B = one_product(x_ptr, x_scale_ptr, weight_ptr, scale_ptr, o_B, o_B < OUT, IN, even, BLOCK_B, BLOCK_J)
     tl.store(out_ptr + o_B, y_B.to(out_ptr.dtype.element_ty), mask=o_B < OUT)
+
+
+@triton.jit
+def few_product(
+    x_ptr: tl.tensor, x_scale_ptr: tl.tensor, weight_ptr: tl.tensor, scale_ptr: tl.tensor, o_B: tl.tensor, inside_B: tl.tensor,
+    m_M: tl.tensor, inside_M: tl.tensor, x_stride: tl.tensor, PER_TOKEN: tl.constexpr, IN: tl.constexpr, EVEN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_J: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Return these outputs of a few tokens [B, M], as W x^T, in float32; it has waited by then.
+
+    The weight takes the matrix unit's longer side. Without EVEN a block may reach beyond an edge.
+    """
+    j_J, inside_B1 = tl.arange(0, BLOCK_J), inside_B[:, None]
+    weight_B1 = weight_ptr + o_B.to(tl.int64)[:, None] * IN
+    x_M1 = x_ptr + m_M.to(tl.int64)[:, None] * x_stride
+    if IN >= AHEAD * _LINE:
+        first_L = tl.arange(0, AHEAD) * _LINE
+        fetch(tl.where(inside_B1, weight_B1 + first_L[None, :], weight_ptr))
+    scale_B = tl.load(scale_ptr + o_B, mask=inside_B, other=0.0)
+    wait()
+    sum_BM = tl.zeros([BLOCK_B, BLOCK_M], tl.float32)
+    for start in tl.range(0, IN, BLOCK_J, num_stages=STAGES):
+        at_J = start + j_J
+        weight_BJ = load_weights(weight_B1 + at_J[None, :], inside_B1 & (at_J < IN)[None, :], EVEN)
+        x_MJ = tl.load(x_M1 + at_J[None, :], mask=inside_M[:, None] & (at_J < IN)[None, :], other=0.0)
+        sum_BM += tl.dot(weight_BJ, tl.trans(x_MJ))
+    x_scale_M = tl.load(x_scale_ptr + m_M * PER_TOKEN, mask=inside_M, other=0.0)
+    return sum_BM * (x_scale_M[None, :] * scale_B[:, None])
 
 
 @triton.jit(do_not_specialize=["tokens"])  # 16, 32 and 64 tokens would each be a kernel more, compiled amid serving
@@ -112,29 +149,16 @@ def _few_kernel(
     tokens: tl.tensor, x_stride: tl.tensor, PER_TOKEN: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_J: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Write a block of a few tokens' outputs, as W x^T: the weight takes the matrix unit's longer side."""
+    """Write a block of a few tokens' outputs."""
     start_next()
-    o_B, j_J = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B), tl.arange(0, BLOCK_J)
-    m_M = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    inside_B1, inside_M = (o_B < OUT)[:, None], m_M < tokens
-    weight_B1 = weight_ptr + o_B.to(tl.int64)[:, None] * IN
-    x_M1 = x_ptr + m_M.to(tl.int64)[:, None] * x_stride
+    o_B, m_M = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B), tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     even: tl.constexpr = OUT % BLOCK_B == 0 and IN % BLOCK_J == 0
-    if IN >= AHEAD * _LINE:
-        first_L = tl.arange(0, AHEAD) * _LINE
-        fetch(tl.where(inside_B1, weight_B1 + first_L[None, :], weight_ptr))
-    scale_B = tl.load(scale_ptr + o_B, mask=o_B < OUT, other=0.0)
-    wait()
-    sum_BM = tl.zeros([BLOCK_B, BLOCK_M], tl.float32)
-    for start in tl.range(0, IN, BLOCK_J, num_stages=STAGES):
-        at_J = start + j_J
-        weight_BJ = load_weights(weight_B1 + at_J[None, :], inside_B1 & (at_J < IN)[None, :], even)
-        x_MJ = tl.load(x_M1 + at_J[None, :], mask=inside_M[:, None] & (at_J < IN)[None, :], other=0.0)
-        sum_BM += tl.dot(weight_BJ, tl.trans(x_MJ))
-    x_scale_M = tl.load(x_scale_ptr + m_M * PER_TOKEN, mask=inside_M, other=0.0)
-    y_BM = sum_BM * (x_scale_M[None, :] * scale_B[:, None])
+    y_BM = few_product(
+        x_ptr, x_scale_ptr, weight_ptr, scale_ptr, o_B, o_B < OUT, m_M, m_M < tokens, x_stride, PER_TOKEN, IN, even, BLOCK_M,
+        BLOCK_B, BLOCK_J, STAGES, AHEAD,
+    )  # fmt: skip
     out_BM = out_ptr + m_M.to(tl.int64)[None, :] * OUT + o_B[:, None]
-    tl.store(out_BM, y_BM.to(out_ptr.dtype.element_ty), mask=inside_B1 & inside_M[None, :])
+    tl.store(out_BM, y_BM.to(out_ptr.dtype.element_ty), mask=(o_B < OUT)[:, None] & (m_M < tokens)[None, :])
 
 
 @named("linear_fp8_fast")
