@@ -30,9 +30,9 @@ PUBLIC = {
     "paddock.execution.sampling_ops": "Draw DrawFiltered REFERENCE_OPS SAMPLING_OP_NAMES SamplingOps",
     "paddock.execution.sampling_reference": "draw draw_filtered most_likely",
     "paddock.layers": """
-        Activation AttentionBackend AttentionInputs AttentionParams Builder Communicator HEADS_APART LayerKV LinearLayer
-        LinearMethod Model OP_NAMES Ops PlainMethod QuantisesRows QuantizedActivation TWO_DELTAS TakesFewPlain TakesGroups
-        allocate finalise part_spans randomise takes targets torch_dtype""",
+        Activation AttentionBackend AttentionInputs AttentionParams Builder Communicator FusesSiluMul HEADS_APART LayerKV
+        LinearLayer LinearMethod Model OP_NAMES Ops PlainMethod QuantisesRows QuantizedActivation TWO_DELTAS TakesFewPlain
+        TakesGroups allocate finalise part_spans randomise takes targets torch_dtype""",
     "paddock.layers.fp8_attention": "LARGEST_EXPONENT attend_in_fp8",
     "paddock.layers.int4": """
         BLOCK FP8_MAX Int4Form Int4Weight MIDDLE MOST OUTPUTS PIECE_BYTES SLAB SLAB_BYTES fill_groups int4_weight pack
@@ -40,7 +40,7 @@ PUBLIC = {
     "paddock.layers.reference": """
         FP8 FP8_MAX FP8_MIN_SCALE add_layer_norm add_rms_norm cache_kv embed fp8_scale gelu gelu_fp8 int4_to_fp8
         layer_norm layer_norm_fp8 linear linear_fp8 linear_fp8_blocks linear_fp8_fast linear_int4 linear_int4_fp8
-        quantize_fp8_static quantize_fp8_token rms_norm rms_norm_fp8 rope_and_cache silu_mul silu_mul_fp8""",
+        linear_silu_mul_fp8 quantize_fp8_static quantize_fp8_token rms_norm rms_norm_fp8 rope_and_cache silu_mul silu_mul_fp8""",
     "paddock.model_config": """
         BOOKKEEPING ConfigReader MAX_LAYERS MAX_POSITIONS MAX_SIZE ROPE_KINDS RopeSpec eos_token_ids parse_rope""",
     "paddock.module_lists": """

@@ -107,6 +107,7 @@ def test_ops_bind_what_is_named_and_fall_back_to_the_reference() -> None:
     ops = Ops.bind({"gelu": gelu})
     assert ops.gelu is gelu
     assert all(getattr(ops, name) is getattr(reference, name) for name in OP_NAMES - {"gelu", "gelu_fp8"})
+    assert Ops.bind({}).linear_silu_mul_fp8 is reference.linear_silu_mul_fp8
 
 
 FUSED = ("rms_norm_fp8", "layer_norm_fp8", "silu_mul_fp8", "gelu_fp8")
@@ -155,6 +156,60 @@ def test_a_fused_op_that_a_plugin_brings_is_not_taken_apart() -> None:
     quantised: list[torch.Tensor] = []
     Ops.bind({"quantize_fp8_token": lambda x, bound, group: quantised.append(x)}).gelu_fp8(torch.ones(1, 2), None, None)
     assert len(quantised) == 1
+
+
+def gate_and_up(tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return FP8 values, their scale, the weight of seven gates and seven ups, and its rows' scales."""
+    x, weight = (torch.randn(shape).mul(50).to(reference.FP8) for shape in ((tokens, 24), (14, 24)))
+    return x, torch.rand(()) * 0.01, weight, torch.rand(14, 1) * 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_product_that_ends_in_an_activation_is_the_two(dtype: torch.dtype) -> None:
+    """Product, silu and its product with up are each rounded, then quantised by the static scale."""
+    for tokens in (0, 1, 5):
+        given, scale = gate_and_up(tokens), torch.tensor(0.03)
+        gate, up = torch.split(reference.linear_fp8(*given, dtype), 7, dim=1)
+        silu = (gate.float() * gate.float().sigmoid()).to(dtype)
+        expected = ((silu * up).float() / scale).clamp(-448, 448).to(reference.FP8)
+        found = reference.linear_silu_mul_fp8(*given, dtype, scale)
+        assert found.scale is scale
+        assert (found.values_TI.view(torch.uint8) != expected.view(torch.uint8)).sum() <= 1  # silu in another order
+
+
+@pytest.mark.parametrize("part", ["linear_fp8", "silu_mul_fp8", "silu_mul", "quantize_fp8_static"])
+def test_a_product_and_an_activation_that_nobody_fuses_are_those_that_are_bound(part: str) -> None:
+    """Whichever part a plugin brings is called, a part of the activation too, and the bits are those of the definition."""
+    called: list[str] = []
+
+    def brought_part(*given: Any) -> Any:
+        called.append(part)
+        return getattr(reference, part)(*given)
+
+    given, scale = gate_and_up(5), torch.tensor(0.03)
+    found = Ops.bind({part: brought_part}).linear_silu_mul_fp8(*given, torch.bfloat16, scale)
+    expected = reference.linear_silu_mul_fp8(*given, torch.bfloat16, scale)
+    assert called == [part]
+    assert torch.equal(found.values_TI.view(torch.uint8), expected.values_TI.view(torch.uint8))
+
+
+def test_fast_sums_reach_a_product_that_ends_in_an_activation() -> None:
+    """A plugin's fused op, whose sums are exact, gives way to the fast product and the activation that are bound."""
+    called: list[str] = []
+
+    def noting(name: str) -> Any:
+        def op(*given: Any) -> Any:
+            called.append(name)
+            return getattr(reference, name)(*given)
+
+        return op
+
+    names = ("linear_fp8", "linear_fp8_fast", "silu_mul_fp8", "linear_silu_mul_fp8")
+    ops, given, scale = Ops.bind({name: noting(name) for name in names}), gate_and_up(5), torch.tensor(0.03)
+    ops.linear_silu_mul_fp8(*given, torch.bfloat16, scale)
+    ops.with_fast_sums().linear_silu_mul_fp8(*given, torch.bfloat16, scale)
+    ops.with_fast_sums().linear_fp8(*given, torch.bfloat16)
+    assert called == ["linear_silu_mul_fp8", "linear_fp8_fast", "silu_mul_fp8", "linear_fp8_fast"]
 
 
 def test_fp8_activations_have_a_scale_a_token_and_group() -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from attrs import evolve
 from torch import nn
 
 from paddock import axes, layers, log
@@ -182,7 +181,7 @@ def build_model(plan: Plan, backend: layers.AttentionBackend, device: torch.devi
 def _ops(plan: Plan) -> layers.Ops:
     """Return the plan's ops; where sums of FP8 products are to be fast, that product is the one that models call."""
     ops = layers.Ops.bind(_implementations(plan, layers.OP_NAMES))
-    return ops if plan.fp8_accumulation == EXACT_SUMS else evolve(ops, linear_fp8=ops.linear_fp8_fast)
+    return ops if plan.fp8_accumulation == EXACT_SUMS else ops.with_fast_sums()
 
 
 def _implementations(plan: Plan, names: Collection[str]) -> dict[str, object]:

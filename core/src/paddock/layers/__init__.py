@@ -6,7 +6,7 @@ weights.
 
 from paddock.layers.attention import AttentionBackend, AttentionInputs, AttentionParams, LayerKV, Model
 from paddock.layers.builder import Builder
-from paddock.layers.linear import LinearLayer, LinearMethod, QuantisesRows, TakesFewPlain, TakesGroups
+from paddock.layers.linear import FusesSiluMul, LinearLayer, LinearMethod, QuantisesRows, TakesFewPlain, TakesGroups
 from paddock.layers.op_marks import HEADS_APART, TWO_DELTAS, takes
 from paddock.layers.ops import OP_NAMES, Ops
 from paddock.layers.parallel import Communicator
@@ -24,6 +24,7 @@ __all__ = [
     "AttentionParams",
     "Builder",
     "Communicator",
+    "FusesSiluMul",
     "LayerKV",
     "LinearLayer",
     "LinearMethod",

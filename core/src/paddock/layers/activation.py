@@ -1,6 +1,6 @@
 """Activations between two linears.
 
-T tokens, F feed-forward size of this rank.
+T tokens, I input features of the linear before, F feed-forward size of this rank.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from paddock import axes
 from paddock.checkpoint.targets import Target
 from paddock.errors import CheckpointError
 from paddock.layers.formats import InputFormat
+from paddock.layers.linear import LinearLayer
 from paddock.layers.ops import Ops
-from paddock.layers.quantized import Activation
+from paddock.layers.quantized import Activation, QuantizedActivation
 
 ActivationKind = Literal["silu_mul", "gelu"]
 
@@ -43,6 +44,7 @@ class ActivationLayer(nn.Module):
         """Bind the op; the output comes in the format `emits` says. Scales are 1 until a checkpoint fills them."""
         super().__init__()
         self._activate = ops.silu_mul if kind == "silu_mul" else ops.gelu
+        self._gated = kind == "silu_mul"
         self._activate_fp8 = ops.silu_mul_fp8 if kind == "silu_mul" else ops.gelu_fp8
         self.emits, self.scaled, self.shard, self.source = emits, scaled, shard, source
         ones_F = None if scaled is None else torch.ones(shard.part(scaled).size, dtype=torch.float32, device=device)
@@ -54,6 +56,20 @@ class ActivationLayer(nn.Module):
             return self._activate_fp8(x_TF, *self.emits.scaling)
         y_TF = self._activate(x_TF)
         return self.emits(y_TF if self.scales is None else (y_TF / self.scales).to(y_TF.dtype))
+
+    def after(self, linear: LinearLayer, x_TI: Activation) -> Activation:
+        """Return the activation of what a linear makes of x, with the same bits whether one op does both or two.
+
+        One op does where the activation is `silu_mul` without scales, x is in FP8, the next linear takes FP8 by a static scale,
+        the method of this one is `FusesSiluMul`, and neither a bias nor another rank's share is added to its product.
+        """
+        fused = linear.fuses_silu_mul if self._gated and self.scales is None else None
+        if fused is not None and isinstance(x_TI, QuantizedActivation) and self.emits.is_fp8(x_TI.values_TI):
+            scale, _, _ = self.emits.scaling
+            if scale is not None:
+                return fused.apply_silu_mul(linear, x_TI, scale)
+        activated: Activation = self(linear(x_TI))
+        return activated
 
     def targets(self) -> Iterator[Target]:
         """Yield where the checkpoint's scales go; it need hold none."""

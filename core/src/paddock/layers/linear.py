@@ -16,7 +16,7 @@ from paddock import axes
 from paddock.checkpoint.targets import Target
 from paddock.layers import packing, parameters
 from paddock.layers.ops import Ops
-from paddock.layers.quantized import Activation
+from paddock.layers.quantized import Activation, QuantizedActivation
 
 
 class LinearMethod(Protocol):
@@ -85,12 +85,21 @@ class TakesGroups(Protocol):
         """Return the inputs that share a token's scale, counted from the first of this rank's."""
 
 
+@runtime_checkable
+class FusesSiluMul(Protocol):
+    """A `LinearMethod` whose product can end in silu(gate) * up in FP8, its outputs being gates and then as many ups."""
+
+    def apply_silu_mul(self, layer: LinearLayer, xq: QuantizedActivation, scale: Tensor) -> QuantizedActivation:
+        """Return what `silu_mul_fp8` makes, by the static `scale` [], of what `apply` returns for FP8 inputs."""
+
+
 class LinearLayer(nn.Module):
     """y = x W^T + b for a rank's share of a declared linear.
 
     `linear` is the share, `whole` the declaration, `source` the checkpoint prefix of its scope. `reduce` sums partial results
     over ranks where the input axis is cut; `gather` joins the ranks' columns where every rank needs them all (the head). A method
     that multiplies plainly does so through `ops`. `aliases` are other checkpoint names of the one tensor of a plain linear.
+    `fuses_silu_mul` is the method where it can go on to an activation: nothing else follows the product, and it offers that.
     """
 
     def __init__(
@@ -116,6 +125,8 @@ class LinearLayer(nn.Module):
             self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
         bias = torch.empty(self.linear.out_size, dtype=dtype, device=device) if whole.bias else None
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        last = bias is None and reduce is None and gather is None
+        self.fuses_silu_mul: FusesSiluMul | None = method if last and isinstance(method, FusesSiluMul) else None
 
     def forward(self, x_TI: Activation) -> Tensor:
         """Return y [T, O]."""

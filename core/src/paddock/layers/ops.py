@@ -18,7 +18,7 @@ from paddock.layers.attention import LayerKV
 from paddock.layers.int4 import Int4Weight
 from paddock.layers.op_marks import adds_two_deltas, keeps_heads_apart, rotates_heads_apart
 from paddock.layers.quantized import QuantizedActivation
-from paddock.layers.unfused_fp8 import FUSED, parts_of
+from paddock.layers.unfused_fp8 import FUSED, unfused
 
 
 class RopeAndCache(Protocol):
@@ -137,6 +137,22 @@ class LinearFp8Blocks(Protocol):
         """Return x W^T [T, O] in `dtype`; a weight's scale covers `block` (outputs, inputs), a token's as many inputs."""
 
 
+class LinearSiluMulFp8(Protocol):
+    """Multiply FP8 values, activate, quantise."""
+
+    def __call__(
+        self,
+        values_TI: Tensor,
+        x_scale: Tensor,
+        weight_OI: Tensor,
+        weight_scale_O1: Tensor,
+        dtype: torch.dtype,
+        scale: Tensor,
+        /,
+    ) -> QuantizedActivation:
+        """Return silu(gate) * up in FP8 by the static `scale` [], for gate and up side by side in x W^T in `dtype`."""
+
+
 @frozen(eq=False, kw_only=True)
 class Ops:
     """One implementation of every op. `layers.reference` defines each of them, signature, rounding and all.
@@ -149,8 +165,10 @@ class Ops:
     likewise, whose sums may keep fewer bits than float32; linear_fp8_blocks(values_TI, scale_TG, weight_OI, weight_scale_QG,
     block, dtype) -> y_TO; linear_int4(x_TI, weight) -> y_TO; linear_int4_fp8(values_TI, scale_T1,
     weight, dtype) -> y_TO; int4_to_fp8(weight, row_scale_O1) -> values_OI; `silu_mul_fp8`, `gelu_fp8`, `rms_norm_fp8` and
-    `layer_norm_fp8` quantise what the plain op returns, by a static scale, one a token, or one a token and group. What an
-    implementation is not marked to take (`takes`) is done before it: heads are laid side by side, two deltas summed.
+    `layer_norm_fp8` quantise what the plain op returns, by a static scale, one a token, or one a token and group;
+    linear_silu_mul_fp8(values_TI, x_scale, weight_OI, weight_scale_O1, dtype, scale) is `linear_fp8` and then `silu_mul_fp8` by
+    the static scale. What an implementation is not marked to take (`takes`) is done before it: heads are laid side by side, two
+    deltas summed.
     """
 
     embed: Callable[[Tensor, Tensor], Tensor] = reference.embed
@@ -175,19 +193,29 @@ class Ops:
     layer_norm_fp8: LayerNormFp8 = field(default=reference.layer_norm_fp8, converter=adds_two_deltas)
     silu_mul_fp8: Fp8Of = reference.silu_mul_fp8
     gelu_fp8: Fp8Of = reference.gelu_fp8
+    linear_silu_mul_fp8: LinearSiluMulFp8 = reference.linear_silu_mul_fp8
 
     @classmethod
     def bind(cls, implementations: Mapping[str, Any]) -> Ops:
         """Return the ops with these implementations by name; an op not named runs its reference.
 
-        A producer of FP8 that nobody fuses runs the plain op bound here, then the quantisation bound here.
+        What nobody fuses, a producer of FP8 or a product that ends in one, runs the parts bound here, one after the other.
         """
         assert implementations.keys() <= OP_NAMES, implementations.keys() - OP_NAMES
         ops = cls(**implementations)
-        apart = parts_of(ops)
-        unfused = (name for name in FUSED if getattr(ops, name) is getattr(reference, name))
-        brought = {name for name in unfused if any(getattr(ops, part) is not getattr(reference, part) for part in FUSED[name])}
-        return evolve(ops, **{name: getattr(apart, name) for name in brought})
+        for name, parts in FUSED.items():
+            if ops._is_defined(name) and not all(map(ops._is_defined, parts)):
+                ops = evolve(ops, **{name: unfused(name, ops)})
+        return ops
+
+    def with_fast_sums(self) -> Ops:
+        """Return the same ops with `linear_fp8_fast` in the place of `linear_fp8`, before an activation too."""
+        ops = evolve(self, linear_fp8=self.linear_fp8_fast)
+        return evolve(ops, **{name: unfused(name, ops) for name, parts in FUSED.items() if "linear_fp8" in parts})
+
+    def _is_defined(self, name: str) -> bool:
+        """Return whether an op runs its definition."""
+        return getattr(self, name) is getattr(reference, name)
 
 
 OP_NAMES = frozenset(fields_dict(Ops))

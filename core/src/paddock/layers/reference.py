@@ -199,6 +199,16 @@ def gelu_fp8(x_TF: Tensor, scale: Tensor | None, bound: float | None, group: int
     return _quantized(gelu(x_TF), scale, bound, group)
 
 
+def linear_silu_mul_fp8(
+    values_TI: Tensor, x_scale: Tensor, weight_OI: Tensor, weight_scale_O1: Tensor, dtype: torch.dtype, scale: Tensor
+) -> QuantizedActivation:
+    """Return silu(gate) * up in FP8 [T, O / 2] by the static `scale` [], for gate and up side by side in x W^T.
+
+    The product is that of `linear_fp8`, arguments and all; it, silu and its product with up are rounded to `dtype`.
+    """
+    return silu_mul_fp8(linear_fp8(values_TI, x_scale, weight_OI, weight_scale_O1, dtype), scale, None)
+
+
 @takes(HEADS_APART)
 def rope_and_cache(
     q_THD: Tensor,

@@ -1,6 +1,7 @@
-"""Producers of FP8 that no kernel fuses: the plain op, then the quantisation, whoever implements the two.
+"""Ops that no kernel fuses: their parts one after the other, whoever implements them.
 
-T tokens, E model size, I features, F feed-forward size. The definitions in `layers.reference` give the same bits.
+T tokens, E model size, I features, O output features, F feed-forward size. The definitions in `layers.reference` give the same
+bits.
 """
 
 from __future__ import annotations
@@ -8,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from attrs import frozen
+import torch
+from attrs import fields, frozen
 from torch import Tensor
 
 from paddock.layers.op_marks import TWO_DELTAS, takes
 from paddock.layers.quantized import QuantizedActivation
+from paddock.planning.fused_ops import PARTS_OF_PRODUCTS
 
 
 @frozen(eq=False, kw_only=True)
@@ -80,9 +83,24 @@ class Unfused:
         return self.quantize_fp8_token(x_TI, bound, group) if scale is None else self.quantize_fp8_static(x_TI, scale)
 
 
-def parts_of(ops: Any) -> Unfused:
-    """Return the fused ops made of the plain ones of `ops`."""
-    return Unfused(**{name: getattr(ops, name) for name in PARTS})
+@frozen(eq=False, kw_only=True)
+class UnfusedProduct:
+    """The product that ends in an activation, made of these."""
+
+    linear_fp8: Callable[[Tensor, Tensor, Tensor, Tensor, torch.dtype], Tensor]
+    silu_mul_fp8: Callable[[Tensor, Tensor | None, float | None], QuantizedActivation]
+
+    def linear_silu_mul_fp8(
+        self,
+        values_TI: Tensor,
+        x_scale: Tensor,
+        weight_OI: Tensor,
+        weight_scale_O1: Tensor,
+        dtype: torch.dtype,
+        scale: Tensor,
+    ) -> QuantizedActivation:
+        """Return silu(gate) * up in FP8 by the static scale, for gate and up side by side in the product."""
+        return self.silu_mul_fp8(self.linear_fp8(values_TI, x_scale, weight_OI, weight_scale_O1, dtype), scale, None)
 
 
 _QUANTISERS = ("quantize_fp8_static", "quantize_fp8_token")
@@ -91,5 +109,11 @@ FUSED = {
     "layer_norm_fp8": ("layer_norm", "add_layer_norm", *_QUANTISERS),
     "silu_mul_fp8": ("silu_mul", *_QUANTISERS),
     "gelu_fp8": ("gelu", *_QUANTISERS),
-}  # what each does one after the other
-PARTS = frozenset(part for parts in FUSED.values() for part in parts)
+} | PARTS_OF_PRODUCTS  # what each does one after the other; a part that is fused itself stands before what it is a part of
+
+
+def unfused(name: str, ops: Any) -> Callable[..., Any]:
+    """Return the fused op of that name made of its parts in `ops`."""
+    kind = UnfusedProduct if name in PARTS_OF_PRODUCTS else Unfused
+    made: Callable[..., Any] = getattr(kind(**{part.name: getattr(ops, part.name) for part in fields(kind)}), name)
+    return made

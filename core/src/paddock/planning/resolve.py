@@ -16,6 +16,7 @@ from paddock.planning.backends import Attention, choose_attention, choose_observ
 from paddock.planning.fit import Sized, choose_length, fit
 from paddock.planning.formats import Format, choose_format, choose_model
 from paddock.planning.fp8_accumulation import choose_accumulation
+from paddock.planning.fused_ops import with_chosen_parts
 from paddock.planning.hardware import Hardware
 from paddock.planning.int4_compute import Int4Compute, choose_int4
 from paddock.planning.int4_groups import say_plain_torch
@@ -79,6 +80,7 @@ def _decide(config: EngineConfig, registry: Registry, hardware: Hardware, files:
         scheme=fmt.scheme.name,
         notes=notes,
     )
+    ops = with_chosen_parts(ops, registry, owners=dict(config.ops), accumulation=accumulation, notes=notes)
     kv_scales.say_missing(config, attention.kv_cache_dtype, fmt.scheme.kv_cache_dtype, files.tensor_names, table, notes)
     held = stored_tensors(table, Unquantized(fmt.dtype)) if fmt.online else tensors
     say_disagreement(config, fmt.scheme, held, table, files.tensor_names, notes)

@@ -30,6 +30,7 @@ OPS = {
     "layer_norm_fp8": "residual add if there is one, layer norm, then FP8",
     "silu_mul_fp8": "SiLU of the gate times the up projection, then FP8",
     "gelu_fp8": "GELU, then FP8",
+    "linear_silu_mul_fp8": "product of an FP8 activation with an FP8 weight, SiLU of the gate times the up projection, then FP8",
 }
 SAMPLING_OPS = {
     "most_likely": "the largest logit of a row and its token",

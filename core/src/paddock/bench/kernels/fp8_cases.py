@@ -1,4 +1,4 @@
-"""The sizes at which FP8 products and the producers of FP8 are measured.
+"""The sizes at which FP8 products, the producers of FP8, and products that end in one are measured.
 
 T tokens, E model size, I, O input and output features, F feed-forward size, G groups of inputs, Q runs of outputs.
 """
@@ -23,6 +23,7 @@ _WEIGHT_SCALE = 1e-4
 _FLOAT32_BYTES = 4
 BLOCK = 128  # outputs, and inputs, to a scale of blocks, as every published checkpoint has them
 PRODUCTS = ("linear_fp8", "linear_fp8_fast", "linear_fp8_blocks")
+GATED = "linear_silu_mul_fp8"
 _SCALINGS = (("static", _SCALE, None), ("a scale a token", None, None), (f"a scale a token and {BLOCK}", None, BLOCK))
 # Op: how many activations it takes, how many features it reads for one it writes, and whether as wide as the feed-forward.
 PRODUCERS = {
@@ -50,12 +51,15 @@ class Fp8Cases:
     sizes: tuple[Fp8Size, ...]
     tokens: tuple[int, ...]
     product_tokens: tuple[int, ...]
+    gated_tokens: tuple[int, ...]
     draw: Draw
 
     def of(self, op: str) -> list[Case]:
         """Return the cases of an op, none for one that is not of these."""
         if op in PRODUCTS:
             return list(self._products(op))
+        if op == GATED:
+            return list(self._gated())
         return list(self._rows(op)) if op in PRODUCERS else []
 
     def _products(self, op: str) -> Iterator[Case]:
@@ -76,18 +80,43 @@ class Fp8Cases:
         groups, runs = (-(-columns // BLOCK), -(-rows // BLOCK)) if blocks else (1, rows)
         rest = ((BLOCK, BLOCK), self.draw.dtype) if blocks else (self.draw.dtype,)
 
-        def values(seed: int, *shape: int) -> Tensor:
-            return (self.draw.normal(seed, *shape) * _DEVIATION).clamp(-FP8_MAX, FP8_MAX).to(FP8)
-
         def scales(seed: int, count: int, size: float) -> Tensor:
             return (self.draw.normal(seed, count, groups).float().abs() + 1.0) * size
 
         def make(seed: int) -> tuple[Any, ...]:
-            x_TI, weight_OI = values(4 * seed, tokens, columns), values(4 * seed + 1, rows, columns)
+            x_TI, weight_OI = self._values(4 * seed, tokens, columns), self._values(4 * seed + 1, rows, columns)
             weight_scale_QG = scales(4 * seed + 3, runs, _WEIGHT_SCALE)
             return x_TI, scales(4 * seed + 2, tokens, _SCALE), weight_OI, weight_scale_QG, *rest
 
         return make
+
+    def _gated(self) -> Iterator[Case]:
+        """Yield gate and up, and what they feed, of the models whose linears are given."""
+        for size, tokens in ((size, t) for size in self.sizes if size.linears for t in self.gated_tokens):
+            rows, columns = 2 * size.feed, size.embed
+            yield Case(
+                name=f"{size.name} {tokens} x {columns} -> 2 x {size.feed}",
+                make=self._gated_product(rows, columns, tokens),
+                nbytes=rows * columns + tokens * (columns + size.feed) + _FLOAT32_BYTES * (rows + 2),
+                flops=2.0 * tokens * rows * columns,
+                kind=FP8_PRODUCTS,
+            )
+
+    def _gated_product(self, rows: int, columns: int, tokens: int) -> Make:
+        """Return what makes gates and ups of about one, and static scales."""
+        size = columns**-0.5 / _DEVIATION
+        scale, x_scale = (torch.tensor(value, device=self.draw.device) for value in (_SCALE, 1 / _DEVIATION))
+
+        def make(seed: int) -> tuple[Any, ...]:
+            x_TI, weight_OI = self._values(3 * seed, tokens, columns), self._values(3 * seed + 1, rows, columns)
+            weight_scale_O1 = (self.draw.normal(3 * seed + 2, rows, 1).float().abs() + 0.5) * size
+            return x_TI, x_scale, weight_OI, weight_scale_O1, self.draw.dtype, scale
+
+        return make
+
+    def _values(self, seed: int, *shape: int) -> Tensor:
+        """Return random FP8 values that use most of its range."""
+        return (self.draw.normal(seed, *shape) * _DEVIATION).clamp(-FP8_MAX, FP8_MAX).to(FP8)
 
     def _rows(self, op: str) -> Iterator[Case]:
         inputs, wide, fed = PRODUCERS[op]

@@ -64,13 +64,17 @@ QUICK = Sizes(name="quick", embed=64, feed=96, heads=(4, 2, 16), linears=((96, 6
 
 @frozen(kw_only=True)
 class Table:
-    """Which models, and how many tokens: of most ops, of linears, FP8 and 4-bit ones, and rows of those that choose tokens."""
+    """Which models, and how many tokens: of most ops, of linears, FP8 and 4-bit ones, and rows of those that choose tokens.
+
+    `gated_tokens` are those of FP8 products that end in an activation.
+    """
 
     models: tuple[Sizes, ...]
     tokens: tuple[int, ...]
     linear_tokens: tuple[int, ...]
     rows: tuple[int, ...]
     fp8_tokens: tuple[int, ...]
+    gated_tokens: tuple[int, ...]
     int4: tuple[Int4Size, ...]
     int4_tokens: tuple[int, ...]
 
@@ -81,6 +85,7 @@ FULL = Table(
     linear_tokens=(1, 2, 4, 8, 16, 32, 64, 256),
     rows=(1, 64, 256),
     fp8_tokens=(1, 2, 4, 8, 16, 32, 64, 256, 4096),
+    gated_tokens=(1, 16, 64),
     int4=(LLAMA_70B_INT4, FALCON_180B_INT4),
     int4_tokens=(1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096),
 )
@@ -90,6 +95,7 @@ SMALL = Table(
     linear_tokens=(1, 7),
     rows=(1, 5),
     fp8_tokens=(1, 7, 65),
+    gated_tokens=(1, 7, 65),
     int4=(QUICK_INT4,),
     int4_tokens=(1, 7, 65),
 )
@@ -126,7 +132,13 @@ class OpCases:
             )
             for model in self.table.models
         )
-        return Fp8Cases(sizes=sizes, tokens=self.table.tokens, product_tokens=self.table.fp8_tokens, draw=self.draw)
+        return Fp8Cases(
+            sizes=sizes,
+            tokens=self.table.tokens,
+            product_tokens=self.table.fp8_tokens,
+            gated_tokens=self.table.gated_tokens,
+            draw=self.draw,
+        )
 
     def _grid(self) -> Iterator[tuple[Sizes, int]]:
         return ((model, tokens) for model in self.table.models for tokens in self.table.tokens)

@@ -22,6 +22,10 @@ from paddock.testing.oracle import ROUNDINGS, UNIT_ROUNDOFF, bound, dense_attent
 
 # FP8 values a twin's arithmetic may tip to their neighbour where they lie on a tie: a GPU's torch divides by a reciprocal.
 TIPPED_SHARE = 1e-3
+# Likewise behind a product whose sums the matrix unit keeps to 14 bits: 1.1 to 1.6 % of values, an error of all of 0.3 to 0.6 %
+# (modelled as in decision 63). A block of wrong values shows in the error, many values beside the right ones in the share.
+_TIPPED_BY_SUMS, _ERROR_OF_SUMS = 0.03, 0.01
+_OF_SUMS = ("linear_silu_mul_fp8",)
 _SCALE_UNITS = 4  # roundings of float32 between two ways to divide
 _QUERIES = 32  # of a prompt's start, middle and end, each compared with dense attention in float64
 
@@ -88,7 +92,12 @@ def _quantised(op: str, found: QuantizedActivation, expected: QuantizedActivatio
     plain = op.removesuffix("_fp8")
     allowed = bound(plain, dtype) if plain in ROUNDINGS else _SCALE_UNITS * UNIT_ROUNDOFF[torch.float32]
     yield Verdict(what="relative error of scales", error=relative_rms(found.scale, expected.scale), allowed=allowed)
-    yield _fp8(found.values_TI, expected.values_TI)
+    if op not in _OF_SUMS:
+        yield _fp8(found.values_TI, expected.values_TI)
+        return
+    error = relative_rms(found.values_TI.float(), expected.values_TI.float())
+    yield _fp8(found.values_TI, expected.values_TI, _TIPPED_BY_SUMS)
+    yield Verdict(what="relative RMS error of FP8 values", error=error, allowed=_ERROR_OF_SUMS)
 
 
 def _pages_compared(
@@ -147,9 +156,9 @@ def _floats(row: str, what: str, actual: Tensor, expected: Tensor) -> Verdict:
     return Verdict(what=f"relative RMS error of {what}", error=relative_rms(actual, expected), allowed=allowed)
 
 
-def _fp8(actual: Tensor, expected: Tensor) -> Verdict:
+def _fp8(actual: Tensor, expected: Tensor, allowed: float = TIPPED_SHARE) -> Verdict:
     unlike = (actual.view(torch.uint8) != expected.view(torch.uint8)).float().mean().item()
-    return Verdict(what="share of FP8 values unlike the twin's", error=unlike, allowed=TIPPED_SHARE)
+    return Verdict(what="share of FP8 values unlike the twin's", error=unlike, allowed=allowed)
 
 
 def _tokens(actual: Tensor, expected: Tensor) -> Verdict:
