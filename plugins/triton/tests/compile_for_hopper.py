@@ -3,8 +3,7 @@
 Run as a script, in a process of its own: what it does to Triton's driver and launches stays there. Triton brings the assembler.
 With the word `orders` only norms are compiled, and the order of their sums is printed. With the word `ahead` everything is
 compiled in threads first, then launched, as far as that goes without a GPU. With the word `turns` it prints, of each kernel
-that may start before its turn, what it does before it has waited for it. With the word `int4` it prints what the assembler says
-of the product with INT4 weights, for each tile that the op takes.
+that may start before its turn, what it does before it has waited for it. `products_for_hopper.py` looks closer at products.
 """
 
 from __future__ import annotations
@@ -33,7 +32,6 @@ from paddock.layers import AttentionInputs, AttentionParams, LayerKV
 from paddock.layers.int4 import int4_weight
 from paddock.plugins import AttentionNeeds, resolve
 from paddock_triton import attention, ops_activation_fp8, ops_linear_int4, ops_norm, ops_quantize, plugin
-from paddock_triton.int4_spec import Int4Tile
 
 FP8, HALF = torch.float8_e4m3fn, torch.bfloat16
 # (H, K, D), KV dtype, page size, features: each tile shape, both ways to read pages, and pairs of FP8 values.
@@ -56,6 +54,8 @@ STEPS: dict[str, tuple[tuple[int, int, int], torch.dtype, int, dict[str, Any]]] 
 INSTRUCTIONS = {
     ("paddock_triton.ops_linear_fp8", "_few_kernel"): "wgmma.mma_async.sync.aligned.m64n32k32.f32.e4m3.e4m3",
     ("paddock_triton.ops_linear_fp8", "_one_kernel"): "cvt.rn.f16x2.e4m3x2",
+    ("paddock_triton.ops_linear_fp8_gated", "_gated_few_kernel"): "wgmma.mma_async.sync.aligned.m64n32k32.f32.e4m3.e4m3",
+    ("paddock_triton.ops_linear_fp8_gated", "_gated_one_kernel"): "cvt.rn.f16x2.e4m3x2",
     ("paddock_triton.ops_int4", "_fp8_kernel"): "st.global.v4.b32",
     ("paddock_triton.ops_linear_fp8_blocks", "_block_few_kernel"): "wgmma.mma_async.sync.aligned.m64n32k32.f32.e4m3.e4m3",
     ("paddock_triton.ops_linear_fp8_blocks", "_block_one_kernel"): "cvt.rn.f16x2.e4m3x2",
@@ -159,6 +159,7 @@ def _examples(tokens: int) -> dict[str, tuple[Any, ...]]:
         "layer_norm_fp8": (x_TE, x_TE, weight_E, None, 1e-5, one, None),
         "silu_mul_fp8": (x_TE, one, None),
         "gelu_fp8": (x_TE, one, None),
+        "linear_silu_mul_fp8": (x_TE.to(FP8), one, torch.zeros(256, 512).to(FP8), torch.ones(256, 1), HALF, one),
         "most_likely": (logits_RV,),
         "draw": (*draw, *noise),
         "draw_filtered": (*draw, integers_3R[0], top_p_R, min_p_R, *noise),
@@ -179,7 +180,7 @@ def _only_compile() -> list[str]:
             instruction = PROMPTS_IN_FP8
         assert instruction in kernel.asm["ptx"], f"{self.fn.__name__} has no {instruction}"
         if self.fn.__name__ in IN_REGISTERS:
-            assert not _stack(kernel.asm["cubin"]), f"{self.fn.__name__} does not fit its registers"
+            assert not resources(kernel.asm["cubin"])["stack"], f"{self.fn.__name__} does not fit its registers"
         if all(kernel is not one for one in known):
             known.append(kernel)
             names.append(self.fn.__name__)
@@ -218,14 +219,11 @@ def _calls(tokens: int) -> dict[str, Callable[[], Any]]:
         scale_TG[:1],
         *blocks,
     )
-    values_TI, one, *weight = _examples(tokens)["linear_fp8"]
-    more["linear_fp8, one token"] = partial(ops["linear_fp8"].func, values_TI[:1], one, *weight)  # type: ignore[attr-defined]
-    more["linear_fp8, a scale a token"] = partial(
-        ops["linear_fp8"].func,  # type: ignore[attr-defined]
-        values_TI,
-        torch.ones(tokens, 1),
-        *weight,
-    )
+    for op in ("linear_fp8", "linear_silu_mul_fp8"):
+        values_TI, one, *weight = _examples(tokens)[op]
+        product, scale_T1 = ops[op].func, torch.ones(tokens, 1)  # type: ignore[attr-defined]
+        more[f"{op}, one token"] = partial(product, values_TI[:1], one, *weight)
+        more[f"{op}, a scale a token"] = partial(product, values_TI, scale_T1, *weight)
     return ops | more | {name: partial(_attend, *step, tokens=tokens) for name, step in STEPS.items()}
 
 
@@ -318,67 +316,29 @@ def _turns() -> None:
     json.dump({name: sorted(said) for name, said in found.items()}, sys.stdout)
 
 
-def _int4_cuts() -> list[tuple[Int4Tile, torch.dtype, int, torch.dtype]]:
-    """Return each tile that a product with INT4 weights takes: with it the dtype of inputs, the group, the scales' dtype.
-
-    Scales in float32 take most memory, in the smallest groups; float16 is multiplied otherwise than bfloat16 by few tokens alone.
-    """
-    op, wide = ops_linear_int4, torch.float32
-    many = [evolve(tile, shared=shared) for tile in (op._FP8_MANY, op._FP8_MANY_NARROW) for shared in (True, False)]
-    deep = [*op._FP8_DEEP.values(), *(evolve(op._FP8_DEEP[most], shared=True) for most in (8, 16))]
-    fp8, halves = [*op._FP8.values(), *many, *deep], [*op._HALVES.values(), op._HALVES_MANY]
-    other_groups = [op._FP8_OTHER_GROUPS, *(op._FP8[most] for most in (8, 16, 32))]
-    return [
-        *((tile, FP8, 128, dtype) for tile in fp8 for dtype in (HALF, wide)),
-        (op._FP8_OTHER_GROUPS, FP8, 64, HALF),
-        *((tile, FP8, 32, wide) for tile in other_groups),
-        *((tile, HALF, 128, HALF) for tile in (*halves, evolve(halves[0], shared=False))),
-        *((evolve(tile, deep=False), HALF, 32, wide) for tile in halves),
-        (halves[0], torch.float16, 128, HALF),
-    ]
-
-
-def _int4() -> None:
-    """Print, for each tile of INT4 products, its sides, the matrix unit's instructions, bytes of stack, and of shared memory."""
-    made, found, run = list[Any](), list[dict[str, Any]](), JITFunction.run
-
-    def compiled(self: Any, *args: Any, warmup: bool, **options: Any) -> Any:
-        made.append(run(self, *args, warmup=True, **options))
-        return made[-1]
-
-    JITFunction.run = compiled
-    codes_OI = torch.zeros(512, 1024, dtype=torch.uint8)
-    for tile, dtype, group, scale_dtype in _int4_cuts():
-        groups_GO = torch.zeros(1024 // group, 512, dtype=torch.uint8)
-        weight = int4_weight(codes_OI, groups_GO.to(scale_dtype), groups_GO)
-        x_TI, scale_T1 = torch.zeros(TOKENS, 1024, dtype=dtype), torch.ones(TOKENS, 1) if dtype == FP8 else None
-        ops_linear_int4.launch_int4(torch.zeros(TOKENS, 512, dtype=HALF), x_TI, scale_T1, weight, tile)
-        kernel, cut = made[-1], {"tile": str(tile), "group": group, "scales": str(scale_dtype), "inputs": str(dtype)}
-        found.append(cut | {"sums": tile.tokens * tile.halves // 2, "columns": tile.tokens // tile.cuts})
-        products = re.findall(r"\b((?:wgmma\.mma_async|mma\.sync)\S+) \{[^}]*\}, (\{?)", kernel.asm["ptx"])
-        found[-1]["products"] = sorted({(name, "registers" if brace else "shared") for name, brace in products})
-        found[-1] |= {"stack": _stack(kernel.asm["cubin"]), "shared": kernel.metadata.shared}
-    json.dump(found, sys.stdout)
-
-
-def _stack(cubin: bytes) -> int:
-    """Return the bytes of stack of a thread: what does not fit its registers lies there."""
+def resources(cubin: bytes) -> dict[str, int]:
+    """Return the registers of a thread and the bytes of its stack: what does not fit its registers lies there."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         said = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    (stack,) = re.findall(r"STACK:(\d+)", said)
-    return int(stack)
+    ((registers, stack),) = re.findall(r"REG:(\d+) STACK:(\d+)", said)
+    return {"registers": int(registers), "stack": int(stack)}
 
 
-def main() -> None:
-    """Compile everything and print {example: [new kernel, ...]}; with other numbers of tokens after all else."""
+def pretend() -> None:
+    """Let Triton and the ops take this machine for one with a Hopper GPU of an H200's size."""
     driver.set_active(Hopper())
     torch.Tensor.is_cuda = property(lambda self: True)  # type: ignore[assignment]
     attention.runs_on = ops_linear_int4.runs_on = lambda device: True  # type: ignore[attr-defined]
     ops_linear_int4.processors = lambda device: 132  # type: ignore[assignment, attr-defined]
-    others = {"ahead": _compile_ahead, "turns": _turns, "orders": _orders, "int4": _int4}
+
+
+def main() -> None:
+    """Compile everything and print {example: [new kernel, ...]}; with other numbers of tokens after all else."""
+    pretend()
+    others = {"ahead": _compile_ahead, "turns": _turns, "orders": _orders}
     if sys.argv[1:]:
         others[sys.argv[1]]()
         return

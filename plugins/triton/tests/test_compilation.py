@@ -20,13 +20,15 @@ MANY_SUMS, MOST_STACK, SHARED = 128, 320, 232_448  # float32 of a thread, bytes 
 STACK = {(False, 64): 8, (True, 64): 80}  # bytes, by (FP8, tokens of a cut): with Triton 3.7; in the late steps of four teams
 STACK_OF_GROUPS = {(False, 64): 16, (False, 128): 64}  # likewise, where a step has several groups; with either Triton
 KINDS = {"torch.float8_e4m3fn": "e4m3", "torch.bfloat16": "bf16", "torch.float16": "f16"}
-SCRIPT = Path(__file__).parent / "compile_for_hopper.py"
+SCRIPT, PRODUCTS = "compile_for_hopper", "products_for_hopper"
 
 
-def _said(*words: str) -> Any:
-    """Return what the script prints."""
+def _said(*words: str, script: str = SCRIPT) -> Any:
+    """Return what a script prints."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    result = subprocess.run([sys.executable, str(SCRIPT), *words], env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", f"plugins.triton.tests.{script}", *words]
+    root = Path(__file__).parents[3]
+    result = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads(result.stdout)
 
@@ -71,7 +73,7 @@ def test_a_kernel_that_starts_early_waits_before_it_writes() -> None:
 @pytest.fixture(scope="module")
 def int4_tiles() -> list[dict[str, Any]]:
     """Return what each tile of a product with INT4 weights compiles to."""
-    return _said("int4")  # type: ignore[no-any-return]
+    return _said("int4", script=PRODUCTS)  # type: ignore[no-any-return]
 
 
 def test_int4_codes_are_the_matrix_units_operand_in_registers(int4_tiles: list[dict[str, Any]]) -> None:
@@ -95,6 +97,29 @@ def test_an_int4_product_fits_registers_and_shared_memory(int4_tiles: list[dict[
         most = MOST_STACK if tile["sums"] >= MANY_SUMS else stack.get((fp8, tile["columns"]), 0)
         assert tile["stack"] <= most, tile
         assert tile["shared"] <= SHARED, tile
+
+
+@pytest.fixture(scope="module")
+def gated_products() -> list[dict[str, Any]]:
+    """Return what products that end in an activation, and plain ones, compile to."""
+    return _said("gated", script=PRODUCTS)  # type: ignore[no-any-return]
+
+
+def test_a_product_sums_in_one_order_whatever_it_ends_in(gated_products: list[dict[str, Any]]) -> None:
+    """A thread has the same products of the same inputs, so that gate and up are the same bits before they are activated."""
+    for product in gated_products:
+        assert product["plain"]["sums"], product
+        assert product["gated"]["sums"] == product["plain"]["sums"], product
+
+
+def test_an_activation_costs_a_product_no_room(gated_products: list[dict[str, Any]]) -> None:
+    """No stack and no more shared memory; as many programs of published weights fit a multiprocessor at once."""
+    for product in gated_products:
+        plain, gated = product["plain"], product["gated"]
+        assert gated["stack"] == 0, product
+        assert gated["shared"] <= plain["shared"], product
+        if product["rows"] > 1000:
+            assert gated["registers"] <= -(-plain["registers"] // 8) * 8, product  # registers are given out by eights
 
 
 def test_other_numbers_of_tokens_compile_nothing(compiled: dict[str, list[str]]) -> None:

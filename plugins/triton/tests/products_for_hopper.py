@@ -1,0 +1,107 @@
+"""Compile products for compute capability 9.0 on a machine that may have no GPU; print what the assembler says of each as JSON.
+
+Run as a module, in a process of its own, from the repository's root: python -m plugins.triton.tests.products_for_hopper WORD.
+`int4` is the product with INT4 weights, for each tile that the op takes; `gated` the product with FP8 weights that ends in an
+activation, beside the plain one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from typing import Any
+
+import torch
+from attrs import evolve
+from plugins.triton.tests.compile_for_hopper import FP8, HALF, TOKENS, pretend, resources
+from triton.runtime.jit import JITFunction
+
+from paddock.layers.int4 import int4_weight
+from paddock_triton import ops_linear_int4
+from paddock_triton.int4_spec import Int4Tile
+from paddock_triton.ops_linear_fp8 import linear_fp8
+from paddock_triton.ops_linear_fp8_gated import linear_silu_mul_fp8
+
+# Gate and up of Llama-3.1-70B and 8B, and a weight whose sides are multiples of nothing.
+GATED: tuple[tuple[int, int], ...] = ((57344, 8192), (28672, 4096), (130, 1000))
+
+
+def _compile_only() -> list[Any]:
+    """Make every launch compile and stop there; return the list that each compiled kernel goes to."""
+    made, run = list[Any](), JITFunction.run
+
+    def compiled(self: Any, *args: Any, warmup: bool, **options: Any) -> Any:
+        made.append(run(self, *args, warmup=True, **options))
+        return made[-1]
+
+    JITFunction.run = compiled
+    return made
+
+
+def _int4_cuts() -> list[tuple[Int4Tile, torch.dtype, int, torch.dtype]]:
+    """Return each tile that a product with INT4 weights takes: with it the dtype of inputs, the group, the scales' dtype.
+
+    Scales in float32 take most memory, in the smallest groups; float16 is multiplied otherwise than bfloat16 by few tokens alone.
+    """
+    op, wide = ops_linear_int4, torch.float32
+    many = [evolve(tile, shared=shared) for tile in (op._FP8_MANY, op._FP8_MANY_NARROW) for shared in (True, False)]
+    deep = [*op._FP8_DEEP.values(), *(evolve(op._FP8_DEEP[most], shared=True) for most in (8, 16))]
+    fp8, halves = [*op._FP8.values(), *many, *deep], [*op._HALVES.values(), op._HALVES_MANY]
+    other_groups = [op._FP8_OTHER_GROUPS, *(op._FP8[most] for most in (8, 16, 32))]
+    return [
+        *((tile, FP8, 128, dtype) for tile in fp8 for dtype in (HALF, wide)),
+        (op._FP8_OTHER_GROUPS, FP8, 64, HALF),
+        *((tile, FP8, 32, wide) for tile in other_groups),
+        *((tile, HALF, 128, HALF) for tile in (*halves, evolve(halves[0], shared=False))),
+        *((evolve(tile, deep=False), HALF, 32, wide) for tile in halves),
+        (halves[0], torch.float16, 128, HALF),
+    ]
+
+
+def _int4() -> list[dict[str, Any]]:
+    """Return, for each tile of INT4 products, its sides, the matrix unit's instructions, bytes of stack, and of shared memory."""
+    made, found = _compile_only(), list[dict[str, Any]]()
+    codes_OI = torch.zeros(512, 1024, dtype=torch.uint8)
+    for tile, dtype, group, scale_dtype in _int4_cuts():
+        groups_GO = torch.zeros(1024 // group, 512, dtype=torch.uint8)
+        weight = int4_weight(codes_OI, groups_GO.to(scale_dtype), groups_GO)
+        x_TI, scale_T1 = torch.zeros(TOKENS, 1024, dtype=dtype), torch.ones(TOKENS, 1) if dtype == FP8 else None
+        ops_linear_int4.launch_int4(torch.zeros(TOKENS, 512, dtype=HALF), x_TI, scale_T1, weight, tile)
+        kernel, cut = made[-1], {"tile": str(tile), "group": group, "scales": str(scale_dtype), "inputs": str(dtype)}
+        found.append(cut | {"sums": tile.tokens * tile.halves // 2, "columns": tile.tokens // tile.cuts})
+        products = re.findall(r"\b((?:wgmma\.mma_async|mma\.sync)\S+) \{[^}]*\}, (\{?)", kernel.asm["ptx"])
+        found[-1]["products"] = sorted({(name, "registers" if brace else "shared") for name, brace in products})
+        found[-1] |= resources(kernel.asm["cubin"]) | {"shared": kernel.metadata.shared}
+    return found
+
+
+def _gated() -> list[dict[str, Any]]:
+    """Return, for tokens, a weight and a dtype, what the plain product and the one that ends in an activation compile to."""
+    made, found, one = _compile_only(), list[dict[str, Any]](), torch.ones(())
+    for (rows, columns), tokens, dtype in ((w, t, d) for w in GATED for t in (1, 16, 32, 64) for d in (HALF, torch.float16)):
+        given = torch.empty(tokens, columns, dtype=FP8), one, torch.empty(rows, columns, dtype=FP8), torch.ones(rows, 1), dtype
+        linear_fp8(*given)
+        linear_silu_mul_fp8(*given, one)
+        plain, gated = (resources(k.asm["cubin"]) | {"shared": k.metadata.shared, "sums": _sums(k)} for k in made[-2:])
+        found.append({"rows": rows, "tokens": tokens, "dtype": str(dtype), "plain": plain, "gated": gated})
+    return found
+
+
+def _sums(kernel: Any) -> list[str]:
+    """Return how a kernel's sums of products lie in threads: the layouts of what is reduced, or of the matrix unit's products."""
+    text = kernel.asm["ttgir"]
+    layouts = dict(re.findall(r"^(#\w+) = (.*)$", text, re.MULTILINE))
+    reduced = re.findall(r"\}\) : \((tensor<.*>)\) ->", text)
+    products = re.findall(r"warp_group_dot .* : (.*) loc", text)
+    return [re.sub(r"#\w+", lambda name: layouts.get(name[0], name[0]), each) for each in (*reduced, *products)]
+
+
+def main() -> None:
+    """Print what the word asks for."""
+    pretend()
+    json.dump({"int4": _int4, "gated": _gated}[sys.argv[1]](), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""FP8 products that end in silu(gate) * up, against the product and then the activation, bit for bit.
+
+T tokens, I input features, F feed-forward size, O = 2F output features.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from paddock.errors import KernelError
+from paddock.layers import QuantizedActivation, reference
+from paddock.layers.reference import FP8
+from paddock.testing.oracle import poisoned
+from paddock_triton import ops_linear_fp8_gated
+from paddock_triton.ops_activation_fp8 import silu_mul_fp8
+from paddock_triton.ops_linear_fp8 import linear_fp8
+from paddock_triton.ops_linear_fp8_gated import linear_silu_mul_fp8
+
+ON_GPU = torch.cuda.is_available()
+DTYPES = (torch.bfloat16, torch.float16) if ON_GPU else (torch.float16, torch.float32)  # the interpreter cuts bfloat16 off
+TOKENS = (0, 1, 2, 15, 16, 17, 32, 33, 63, 64, 65, 130) if ON_GPU else (0, 1, 2, 15, 16, 17, 33, 64, 65)
+# (F, I): whole blocks, a weight smaller than any block, odd sides and edges beside blocks, and published shapes.
+WEIGHTS = [(64, 2048), (1, 5), (33, 2050), (67, 264), *([(14336, 4096), (28672, 8192)] if ON_GPU else [])]
+SCALES = (0.07, 1e-4)  # the second saturates most of what is not near zero
+TIPPED = 0.03 if ON_GPU else 1e-3  # FP8 values beside the twin's: sums in 14 bits (modelled: 1.1 to 1.6 %), or in another order
+
+
+def _given(
+    tokens: int, shape: tuple[int, int], device: torch.device, *, static: bool = True
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return values, their scale, a weight and its rows' scales, for gates and ups of about one."""
+    generator = torch.Generator(device).manual_seed(tokens)
+
+    def values(*size: int) -> Tensor:
+        return (torch.randn(size, generator=generator, device=device) * 60).clamp(-448, 448).to(FP8)
+
+    def scales(*size: int) -> Tensor:
+        return torch.rand(size, generator=generator, device=device) + 1.0
+
+    width, inputs = shape
+    weight_scale_O1 = scales(2 * width, 1) * inputs**-0.5 / 90
+    return values(tokens, inputs), (scales() if static else scales(tokens, 1)) / 90, values(2 * width, inputs), weight_scale_O1
+
+
+def _apart(given: tuple[Tensor, Tensor, Tensor, Tensor], dtype: torch.dtype, scale: Tensor) -> QuantizedActivation:
+    """Return what the product's kernel and then the activation's make."""
+    return silu_mul_fp8(linear_fp8(*given, dtype), scale, None)
+
+
+def _bits(found: QuantizedActivation) -> Tensor:
+    return found.values_TI.view(torch.uint8)
+
+
+@pytest.mark.memcheck
+@pytest.mark.parametrize("static", [True, False], ids=["static", "token"])
+@pytest.mark.parametrize("shape", WEIGHTS, ids=str)
+def test_one_kernel_gives_the_bits_of_two(shape: tuple[int, int], static: bool, device: torch.device) -> None:
+    """No token, one, tiles of each size and more than a tile, whatever the weight's sides; a dtype with each of the scales."""
+    dtype = DTYPES[static % len(DTYPES)]
+    for tokens in TOKENS:
+        given = _given(tokens, shape, device, static=static)
+        for value in SCALES:
+            scale = torch.tensor(value, device=device)
+            with poisoned():
+                found = linear_silu_mul_fp8(*given, dtype, scale)
+            assert (found.values_TI.dtype, found.values_TI.shape) == (FP8, (tokens, shape[0]))
+            assert found.scale is scale
+            assert torch.equal(_bits(found), _bits(_apart(given, dtype, scale))), f"T{tokens} scale {value}"
+
+
+@pytest.mark.usefixtures("rounding")
+def test_next_to_all_values_are_the_twin_s(device: torch.device) -> None:
+    """Gates, ups and their scales are of the right rows; sums in another order tip few values to the one beside."""
+    scale = torch.tensor(SCALES[0], device=device)
+    for dtype in DTYPES:
+        for tokens in (1, 7, 33):
+            given = _given(tokens, (1027 if ON_GPU else 131, 520), device)
+            found = linear_silu_mul_fp8(*given, dtype, scale)
+            expected = reference.linear_silu_mul_fp8(*given, dtype, scale)
+            assert (found.values_TI.float() != expected.values_TI.float()).float().mean() <= TIPPED
+            assert len(set(_bits(expected).flatten().tolist())) > 50
+
+
+def test_rows_of_tokens_may_lie_apart(device: torch.device) -> None:
+    """A slice of a wider activation at an odd offset, one token of it, and a transposed weight give what copies give."""
+    wide_TI, _, weight_OI, weight_scale_O1 = _given(5, (20, 200), device)
+    weight_OI, x_scale_T1 = weight_OI[:, :64].contiguous(), torch.rand(5, 1, device=device)
+    scale = torch.tensor(SCALES[0], device=device)
+    for rows in (slice(0, 5), slice(2, 3)):
+        x_TI = wide_TI[rows, 7:71]
+        rest = (weight_scale_O1, torch.float16, scale)
+        found = linear_silu_mul_fp8(x_TI, x_scale_T1[rows], weight_OI, *rest)
+        for each_TI, each_OI in ((x_TI.contiguous(), weight_OI), (x_TI, weight_OI.T.contiguous().T)):
+            assert torch.equal(_bits(found), _bits(linear_silu_mul_fp8(each_TI, x_scale_T1[rows], each_OI, *rest)))
+
+
+def test_a_gate_and_an_up_out_of_range_saturate(device: torch.device) -> None:
+    """49 times 49 becomes the largest FP8 value, with the sign of up, and what has a gate of -49 zero."""
+    signs_O1 = torch.tensor([1.0, 1.0, -1.0, 1.0, -1.0, 1.0], device=device)[:, None]  # gates of three features, their ups
+    scale = torch.tensor(1.0, device=device)
+    for tokens in (1, 3):
+        x_TI, weight_OI = torch.full((tokens, 64), 448.0, device=device).to(FP8), (448 * signs_O1).expand(6, 64).to(FP8)
+        weight_scale_O1 = torch.full((6, 1), 2.0**-18, device=device)
+        found = linear_silu_mul_fp8(x_TI, scale, weight_OI, weight_scale_O1, torch.float16, scale)
+        expected = torch.tensor([448.0, -448.0, 0.0], device=device)
+        assert torch.equal(found.values_TI.float(), expected.expand(tokens, 3))
+
+
+class Failing:
+    """A kernel that fails."""
+
+    def __getitem__(self, grid: object) -> Failing:
+        return self
+
+    def __call__(self, *_: object, **__: object) -> None:
+        """Fail."""
+        raise RuntimeError("no such product")
+
+
+def test_more_than_64_tokens_are_two_kernels(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither kernel that does both is launched."""
+    for kernel in ("_gated_one_kernel", "_gated_few_kernel"):
+        monkeypatch.setattr(ops_linear_fp8_gated, kernel, Failing())
+    given, scale = _given(65, (16, 64), device), torch.tensor(SCALES[0], device=device)
+    found = linear_silu_mul_fp8(*given, torch.float16, scale)
+    assert torch.equal(_bits(found), _bits(_apart(given, torch.float16, scale)))
+
+
+@pytest.mark.parametrize(("kernel", "tokens"), [("_gated_one_kernel", 1), ("_gated_few_kernel", 2)])
+def test_a_product_that_fails_names_itself_and_the_way_out(
+    kernel: str, tokens: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The op, its tensors, the cause, and the option that takes product and activation apart."""
+    monkeypatch.setattr(ops_linear_fp8_gated, kernel, Failing())
+    given: Any = (*_given(tokens, (16, 64), device), torch.bfloat16, torch.tensor(1.0, device=device))
+    with pytest.raises(KernelError, match="no such product") as caught:
+        linear_silu_mul_fp8(*given)
+    said = f"kernel linear_silu_mul_fp8 does not run on values_TI [{tokens}, 64] float8_e4m3fn"
+    assert caught.value.message.startswith(said)
+    assert "--op linear_silu_mul_fp8=paddock" in caught.value.fix
+
+
+def test_as_many_ups_as_gates(device: torch.device) -> None:
+    """An odd number of rows is no weight of gate and up."""
+    x_TI, weight_OI = torch.zeros(1, 16, device=device).to(FP8), torch.zeros(5, 16, device=device).to(FP8)
+    one = torch.tensor(1.0, device=device)
+    with pytest.raises(AssertionError, match="5 rows are not as many gates as ups"):
+        linear_silu_mul_fp8(x_TI, one, weight_OI, one.expand(5, 1), torch.float16, one)
