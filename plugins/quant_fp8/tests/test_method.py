@@ -9,7 +9,7 @@ from torch import Tensor
 
 from paddock.axes import EMBED, FFN, FP8_STATIC, FP8_TOKEN, PLAIN, VOCAB, Linear, Part
 from paddock.errors import CheckpointError
-from paddock.layers import LinearLayer, Ops, reference
+from paddock.layers import LinearLayer, Ops, QuantizedActivation, reference
 from paddock_quant_fp8.detect import RowwiseFp8, TensorwiseFp8
 from paddock_quant_fp8.method import linear_method
 
@@ -140,6 +140,33 @@ def test_the_product_is_an_op() -> None:
     )
     torch.testing.assert_close(layer(inputs()), 2 * made_final(DYNAMIC)(inputs()))
     assert seen == [(FP8, torch.float32, FP8, torch.float32, torch.float32)]
+
+
+def test_gate_and_up_may_end_in_their_activation() -> None:
+    """What the op bound as `linear_silu_mul_fp8` gets is what the product's gets, and the static scale of what comes behind."""
+    halves = Linear("gate_up", (Part("gate", FFN, 8, source="gate"), Part("up", FFN, 8, source="up")), EMB)
+    layer = LinearLayer(halves, linear_method(STATIC, "gate", halves), torch.float32, torch.device("cpu"))
+    layer.randomise(torch.Generator().manual_seed(5))
+    layer.get_parameter("weight_scale").copy_(torch.tensor([0.002, 0.003]))
+    layer.finalise()
+    method, scale, seen = layer.fuses_silu_mul, torch.tensor(0.01), list[tuple[Any, ...]]()
+
+    def linear_silu_mul_fp8(*given: Any) -> QuantizedActivation:
+        seen.append(given)
+        return reference.linear_silu_mul_fp8(*given)
+
+    layer.ops = Ops.bind({"linear_silu_mul_fp8": linear_silu_mul_fp8})
+    xq = reference.quantize_fp8_static(inputs(), layer.get_parameter("input_scale"))
+    assert method is not None
+    found = method.apply_silu_mul(layer, xq, scale)
+    assert torch.equal(found.values_TI.float(), reference.silu_mul_fp8(layer(xq), scale, None).values_TI.float())
+    (given,) = seen
+    assert given[0] is xq.values_TI
+    assert given[1] is xq.scale
+    assert given[2] is layer.get_parameter("weight")
+    assert given[3] is layer.get_parameter("weight_scale")
+    assert given[4] == torch.float32
+    assert given[5] is scale
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf, 2e4])

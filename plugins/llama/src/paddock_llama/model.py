@@ -31,7 +31,7 @@ class LlamaLayer(nn.Module):
         x_TE, h_TE = self.attention_norm(x_TE, delta_TE)
         q_TI, k_TI, v_TI = self.qkv.split(self.qkv(h_TE))
         x_TE, h_TE = self.mlp_norm(x_TE, self.o(self.attention(q_TI, k_TI, v_TI, inputs, kv)))
-        return x_TE, self.down(self.silu(self.gate_up(h_TE)))
+        return x_TE, self.down(self.silu.after(self.gate_up, h_TE))
 
 
 class Llama(nn.Module):

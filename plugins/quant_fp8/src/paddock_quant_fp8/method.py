@@ -85,6 +85,11 @@ class Fp8Method:
         weight_OI, scale_O1 = layer.get_parameter("weight"), layer.get_parameter("weight_scale")
         return layer.ops.linear_fp8(xq.values_TI, xq.scale, weight_OI, scale_O1, self.dtype)
 
+    def apply_silu_mul(self, layer: LinearLayer, xq: QuantizedActivation, scale: Tensor) -> QuantizedActivation:
+        """Return silu(gate) * up in FP8 by the static scale, for gate and up side by side in x W^T."""
+        weight_OI, scale_O1 = layer.get_parameter("weight"), layer.get_parameter("weight_scale")
+        return layer.ops.linear_silu_mul_fp8(xq.values_TI, xq.scale, weight_OI, scale_O1, self.dtype, scale)
+
     def dequantise(self, layer: LinearLayer) -> Tensor:
         """Return W [O, I] in float32."""
         return layer.get_parameter("weight").float() * layer.get_parameter("weight_scale")
