@@ -19,8 +19,8 @@ from paddock.layers.reference import FP8
 from paddock.testing.oracle import poisoned
 from paddock_triton import ops_linear_fp8_gated
 from paddock_triton.ops_activation_fp8 import silu_mul_fp8
-from paddock_triton.ops_linear_fp8 import linear_fp8
-from paddock_triton.ops_linear_fp8_gated import linear_silu_mul_fp8
+from paddock_triton.ops_linear_fp8 import FEW, ONE, linear_fp8
+from paddock_triton.ops_linear_fp8_gated import launch_gated_few, launch_gated_one, linear_silu_mul_fp8
 
 ON_GPU = torch.cuda.is_available()
 DTYPES = (torch.bfloat16, torch.float16) if ON_GPU else (torch.float16, torch.float32)  # the interpreter cuts bfloat16 off
@@ -98,6 +98,25 @@ def test_rows_of_tokens_may_lie_apart(device: torch.device) -> None:
         found = linear_silu_mul_fp8(x_TI, x_scale_T1[rows], weight_OI, *rest)
         for each_TI, each_OI in ((x_TI.contiguous(), weight_OI), (x_TI, weight_OI.T.contiguous().T)):
             assert torch.equal(_bits(found), _bits(linear_silu_mul_fp8(each_TI, x_scale_T1[rows], each_OI, *rest)))
+
+
+@pytest.mark.parametrize("width", [33, 64])
+def test_nothing_is_written_beside_the_result(width: int, device: torch.device) -> None:
+    """Memory before and behind it stays as it was, whether the last block is whole or not."""
+    scale = torch.tensor(SCALES[0], device=device)
+    for tokens in (1, 3, 20):
+        given, around = (
+            _given(tokens, (width, 64), device),
+            torch.full((tokens * width + 128,), 77, device=device).to(torch.uint8),
+        )
+        out = QuantizedActivation(around[64:-64].view(FP8).view(tokens, width), scale)
+        if tokens == 1:
+            launch_gated_one(out, *given, torch.float16, ONE)
+        else:
+            launch_gated_few(out, *given, torch.float16, FEW[16 if tokens == 3 else 32])
+        assert torch.equal(_bits(out), _bits(_apart(given, torch.float16, scale)))
+        assert bool((around[:64] == 77).all())
+        assert bool((around[-64:] == 77).all())
 
 
 def test_a_gate_and_an_up_out_of_range_saturate(device: torch.device) -> None:
