@@ -4,7 +4,8 @@ What an op costs among its neighbours is not what it costs alone: kernels start 
 waits leaves memory to the next one's weights. So the layers are captured whole, then again with an op replaced by something free
 (a view of its input), and the difference is its price. `--rows` sequences decode one token after `--context` others; weights
 and keys are random; the model is a folder with config.json. Runs the ops and the attention that planning chooses; needs a GPU.
-Of a model in FP8 the ops that emit it are left out. `--layers` takes a part of a model's: a figure of it says so.
+Of a model in FP8 the ops that emit it are left out; SiLU, which a product of few tokens may end in, is run behind it first, and
+then left out there. `--layers` takes a part of a model's: a figure of it says so.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from paddock.execution.build import build_model, fill_model
 from paddock.layers import TWO_DELTAS, AttentionBackend, AttentionInputs, Model, QuantizedActivation, takes, torch_dtype
 from paddock.layers.reference import FP8
 from paddock.planning import rebuild
+from paddock.planning.fused_ops import PARTS_OF_PRODUCTS
 from paddock.planning.plan import Plan
 from paddock.plugins import resolve
 
@@ -130,6 +132,12 @@ def without(plan: Plan, *names: str) -> Plan:
     return evolve(plan, ops=tuple(free))
 
 
+def apart(plan: Plan) -> Plan:
+    """Return the plan with each product that would end in an activation left to its parts."""
+    own = {op: f"paddock.layers.reference:{op}" for op in PARTS_OF_PRODUCTS}
+    return evolve(plan, ops=tuple(evolve(op, implementation=own.get(op.op, op.implementation)) for op in plan.ops))
+
+
 @frozen(eq=False, kw_only=True)
 class Stack:
     """A model's plan and what all its variants share: a step of decodes over random pages."""
@@ -142,10 +150,12 @@ class Stack:
         attention = resolve(self.plan.attention.factory)(rebuild.attention_needs(self.plan), CUDA)
         yield "all", self.plan, attention
         free = FREE if self.plan.quantization is None else FREE_FP8
+        if self.plan.quantization is not None:
+            yield "activations apart", apart(self.plan), attention
         for name in free:
-            yield f"without {name}", without(self.plan, name), attention
+            yield f"without {name}", without(apart(self.plan) if name == "silu_mul_fp8" else self.plan, name), attention
         yield "without attention", self.plan, NoAttention()
-        yield "products alone", without(self.plan, *free), NoAttention()
+        yield "products alone", without(apart(self.plan), *free), NoAttention()
 
     def microseconds(self, plan: Plan, attention: AttentionBackend) -> float:
         """Return the time of a replay, embedding and head left out."""
