@@ -18,7 +18,7 @@ from plugins.triton.tests.compile_for_hopper import FP8, HALF, TOKENS, pretend, 
 from triton.runtime.jit import JITFunction
 
 from paddock.layers.int4 import int4_weight
-from paddock_triton import ops_linear_int4
+from paddock_triton import ops_linear_fp8_gated, ops_linear_int4
 from paddock_triton.int4_spec import Int4Tile
 from paddock_triton.ops_linear_fp8 import linear_fp8
 from paddock_triton.ops_linear_fp8_gated import linear_silu_mul_fp8
@@ -79,6 +79,7 @@ def _int4() -> list[dict[str, Any]]:
 def _gated() -> list[dict[str, Any]]:
     """Return, for tokens, a weight and a dtype, what the plain product and the one that ends in an activation compile to."""
     made, found, one = _compile_only(), list[dict[str, Any]](), torch.ones(())
+    ops_linear_fp8_gated.LEAST_INPUTS = 0
     for (rows, columns), tokens, dtype in ((w, t, d) for w in GATED for t in (1, 16, 32, 64) for d in (HALF, torch.float16)):
         given = torch.empty(tokens, columns, dtype=FP8), one, torch.empty(rows, columns, dtype=FP8), torch.ones(rows, 1), dtype
         linear_fp8(*given)

@@ -31,6 +31,12 @@ SCALES = (0.07, 1e-4)  # the second saturates most of what is not near zero
 TIPPED = 0.03 if ON_GPU else 1e-3  # FP8 values beside the twin's: sums in 14 bits (modelled: 1.1 to 1.6 %), or in another order
 
 
+@pytest.fixture(autouse=True)
+def _one_token_of_any_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have one token activated where it is multiplied however narrow it is, so that small weights test that kernel too."""
+    monkeypatch.setattr(ops_linear_fp8_gated, "LEAST_INPUTS", 0)
+
+
 def _given(
     tokens: int, shape: tuple[int, int], device: torch.device, *, static: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -85,6 +91,24 @@ def test_next_to_all_values_are_the_twin_s(device: torch.device) -> None:
             expected = reference.linear_silu_mul_fp8(*given, dtype, scale)
             assert (found.values_TI.float() != expected.values_TI.float()).float().mean() <= TIPPED
             assert len(set(_bits(expected).flatten().tolist())) > 50
+
+
+@pytest.mark.parametrize(("tokens", "fused"), [(1, False), (2, True)])
+def test_one_narrow_token_takes_two_kernels(
+    tokens: int, fused: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Activating behind so short a product is the slower; several tokens are not."""
+    monkeypatch.setattr(ops_linear_fp8_gated, "LEAST_INPUTS", 65)
+    launched = []
+    for name in ("launch_gated_one", "launch_gated_few", "linear_fp8"):
+        kept = getattr(ops_linear_fp8_gated, name)
+        monkeypatch.setattr(
+            ops_linear_fp8_gated, name, lambda *args, name=name, kept=kept: (launched.append(name), kept(*args))[1]
+        )
+    given, scale = _given(tokens, (33, 64), device), torch.tensor(SCALES[0], device=device)
+    found = linear_silu_mul_fp8(*given, torch.float16, scale)
+    assert launched == (["launch_gated_few"] if fused else ["linear_fp8"])
+    assert torch.equal(_bits(found), _bits(_apart(given, torch.float16, scale)))
 
 
 def test_rows_of_tokens_may_lie_apart(device: torch.device) -> None:

@@ -34,6 +34,10 @@ from paddock_triton.ops_linear_fp8 import (
 )
 from paddock_triton.rows import blocks_of, power_of_2, unit_stride
 
+# Of one token: with fewer a program has so little to read that activating at its end takes longer than a kernel behind it. On an
+# H200, microseconds of a layer of 70B (8,192), activated in the product and behind it: one token 211.7, 213.5; 64 tokens 304.7,
+# 309.5; of 8B (4,096): one token 71.2, 69.7; 64 tokens 344.4, 345.8 (`python -m tests.bench.layer_stack`).
+LEAST_INPUTS = 8192
 _APART = tl.constexpr(8)  # rows between a feature's gate and its up: the matrix unit gives a thread both of them
 _DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 
@@ -95,11 +99,11 @@ def linear_silu_mul_fp8(
 ) -> QuantizedActivation:
     """Return silu(gate) * up in FP8 by the static `scale` [], for gate and up, the halves of x W^T, rounded to `dtype`.
 
-    More than 64 tokens are `linear_fp8` and then `silu_mul_fp8`.
+    More than 64 tokens, and one of fewer than 8,192 features, are `linear_fp8` and then `silu_mul_fp8`.
     """
     tokens, width = values_TI.shape[0], weight_OI.shape[0] // 2
     assert weight_OI.shape[0] == 2 * width, f"{weight_OI.shape[0]} rows are not as many gates as ups"
-    if tokens > MOST_TOKENS:
+    if tokens > MOST_TOKENS or (tokens == 1 and weight_OI.shape[1] < LEAST_INPUTS):
         return silu_mul_fp8(linear_fp8(values_TI, x_scale, weight_OI, weight_scale_O1, dtype), scale, None)
     values_TI, weight_OI, weight_scale_O1 = unit_stride(values_TI), weight_OI.contiguous(), weight_scale_O1.contiguous()
     assert values_TI.dtype == weight_OI.dtype == torch.float8_e4m3fn, (values_TI.dtype, weight_OI.dtype)
