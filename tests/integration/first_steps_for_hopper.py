@@ -1,8 +1,8 @@
 """Take a small model's first steps with the kernels of a Hopper GPU, on a machine without one; print what compiled when.
 
 Run as a script with a model folder, in a process of its own: nothing is launched and nothing computed, so values are anybody's.
-With the word `fp8` the KV pages are FP8, with `attention` attention multiplies in FP8 too. The kernels of one more decode are
-printed too, and what of its layers torch runs.
+With the word `fp8` the KV pages are FP8, with `attention` attention multiplies in FP8 too. Small steps of every size follow, and
+mixed ones. The kernels of one more decode are printed too, and what of its layers torch runs.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from paddock.execution.sizing import LargestStep, run_largest
 from paddock.layers import finalise, randomise
 from paddock.planning import rebuild
 from paddock.planning.hardware import GIB, Hardware
+from paddock.planning.padding import CHUNK_TOKENS, StepShape, mixed_sizes
 from paddock.planning.resolve import resolve
 from paddock.plugins import resolve as imported
 from paddock.plugins.host import PluginHost
@@ -132,6 +133,13 @@ def _decode(runner: Runner, model: Any) -> dict[str, list[str]]:
     return {"decode": launched, "torch": torch_ran.ran}
 
 
+def _small_shapes(most: int) -> list[StepShape]:
+    """Return all sizes of decodes alone and of a prompt alone, and some of both."""
+    alone = [StepShape(decodes=n) for n in range(1, most + 1)]
+    prompts = [StepShape(decodes=0, chunks=1, chunk_tokens=tokens) for tokens in CHUNK_TOKENS]
+    return alone + prompts + [StepShape(decodes=n, chunks=4, chunk_tokens=160) for n in mixed_sizes(most)]
+
+
 def main() -> None:
     """Print which kernels were compiled ahead, by the largest step after that, and by the first request."""
     driver.set_active(Hopper())
@@ -161,6 +169,11 @@ def main() -> None:
     for params in (SamplingParams(temperature=1.0), SamplingParams(temperature=0.6, top_p=0.9), SamplingParams(temperature=0.0)):
         _first_request(runner, params)
     found["first request"] = [*names]
+    names.clear()
+    assert runner._padded is not None
+    for shape in _small_shapes(plan.max_num_seqs):
+        runner._padded.rehearse(shape, 0)
+    found["other sizes"] = [*names]
     found |= _decode(runner, model)
     json.dump(found, sys.stdout)
 

@@ -43,11 +43,15 @@ def _first_steps(folder: Path, config: dict[str, Any], *words: str) -> dict[str,
     found: dict[str, list[str]] = json.loads(done.stdout.splitlines()[-1])
     assert found["largest"] == []
     assert found["first request"] == []
+    assert found["other sizes"] == []
     return found
 
 
 def test_the_first_steps_compile_nothing_more(tmp_path: Path) -> None:
-    """The largest step, the first prompt and the first decode find every kernel, whether their tokens are likeliest or drawn."""
+    """The largest step, the first prompt and the first decode find every kernel, whether their tokens are likeliest or drawn.
+
+    So do small steps of every size, and mixed ones.
+    """
     found = _first_steps(tmp_path, MODEL)
     layers, sampler = {"_prefill", "_decode", "_cut", "_one_kernel", "_few_kernel"}, {"_race_kernel", "_finish_kernel"}
     assert layers | sampler | {"_step_kernel", "_least_kernel"} <= {*found["ahead"]}

@@ -16,7 +16,16 @@ from paddock.execution.padded import PaddedSteps
 from paddock.execution.padded_inputs import Scratch, StepInputs
 from paddock.execution.runner import SmallSteps
 from paddock.execution.slots import SlotTable
-from paddock.planning.padding import CHUNK_COUNTS, CHUNK_TOKENS, MIXED_GRAPHS, Padding, StepShape, mixed_sizes, padded_sizes
+from paddock.planning.padding import (
+    CHUNK_COUNTS,
+    CHUNK_TOKENS,
+    MIXED_GRAPHS,
+    Padding,
+    StepShape,
+    mixed_sizes,
+    padded_sizes,
+    rehearsed_sizes,
+)
 from paddock.request import SamplingParams
 from paddock.scheduling.step import PrefillChunk, Step
 
@@ -37,6 +46,15 @@ def test_every_number_of_sequences_has_a_size(most: int) -> None:
     assert (sizes[0], sizes[-1]) == (1, most)
     for smaller, size in pairwise(sizes):
         assert size - smaller <= (max(1, size // 2) if size <= 8 else 8 if size <= 256 else 16 if size <= 512 else 32)
+
+
+@given(st.integers(1, 5000))
+def test_kernels_are_compiled_for_a_padded_size_of_each_power_of_two(most: int) -> None:
+    """The most there can be is one of them, and no two are further apart than a factor of two."""
+    sizes = rehearsed_sizes(most)
+    assert (sizes[0], sizes[-1]) == (1, most)
+    assert {*sizes} <= {*padded_sizes(most)}
+    assert all(smaller < size <= 2 * smaller for smaller, size in pairwise(sizes))
 
 
 def _run(rig: Any, admit: Any, ways: list[SamplingParams]) -> list[Any]:

@@ -16,10 +16,12 @@ from paddock.execution.kvcache import allocate_kv
 from paddock.execution.rehearsal import compile_ahead, compilers
 from paddock.execution.runner import Runner, SmallSteps
 from paddock.execution.sampling_ops import REFERENCE_OPS
-from paddock.planning.padding import CHUNK_TOKENS
+from paddock.planning.padding import CHUNK_TOKENS, REHEARSED_CHUNKS
 
 HERE, CPU = __name__, torch.device("cpu")
-LARGEST, DECODE, PROMPT = "8192 tokens, no decodes", "1 token, a decode", f"{CHUNK_TOKENS[0]} tokens, no decodes"
+LARGEST, MIXED = "8192 tokens, no decodes", f"{CHUNK_TOKENS[0] + 1} tokens, decodes"
+DECODES = ["1 token, decodes", *(f"{size} tokens, decodes" for size in (2, 4, 8, 16, 32, 64, 128, 256))]
+PROMPTS = [f"{size} tokens, no decodes" for size in REHEARSED_CHUNKS]
 heard: list[str] = []
 
 
@@ -52,12 +54,14 @@ class Model:
         assert inputs.slots_T.max() < 2 * inputs.page_size
         assert 0 <= inputs.block_tables_SM.min() <= inputs.block_tables_SM.max() < 2
         tokens = f"{len(x_TE)} token{'s' * (len(x_TE) > 1)}"
-        heard.append(f"{tokens}, {'a decode' if inputs.num_decodes else 'no decodes'}")
+        heard.append(f"{tokens}, {'decodes' if inputs.num_decodes else 'no decodes'}")
         return torch.full_like(x_TE, float("nan"))
 
     def logits(self, x_RE: torch.Tensor) -> torch.Tensor:
-        """Return what nobody wrote."""
-        return torch.full((len(x_RE), 96), float("nan"))
+        """Return logits that no next step may start from."""
+        logits_RV = torch.zeros(len(x_RE), 96)
+        logits_RV[:, 5] = 1.0
+        return logits_RV
 
 
 class Backend:
@@ -84,9 +88,9 @@ def _rehearse(plan: Any, small_steps: SmallSteps) -> list[str]:
 
 @pytest.mark.parametrize("small_steps", [SmallSteps.PADDED, SmallSteps.CAPTURED])
 def test_the_first_steps_are_taken_inside_every_context(small_steps: SmallSteps) -> None:
-    """The largest step, a decode and a short prompt, between entering and leaving; a context that many ops name comes once."""
+    """The largest step, decodes, prompts and both between entering and leaving; a context that many ops name comes once."""
     assert _rehearse(_plan(), small_steps) == [
-        "first on cpu", "second on cpu", LARGEST, DECODE, PROMPT, "second left", "first left",
+        "first on cpu", "second on cpu", LARGEST, *DECODES, *PROMPTS, MIXED, "second left", "first left",
     ]  # fmt: skip
 
 
@@ -94,7 +98,7 @@ def test_where_nothing_is_padded_only_the_largest_step_is_taken() -> None:
     """Which shapes will come is not known."""
     steps = _rehearse(_plan(), SmallSteps.AS_THEY_COME)
     assert LARGEST in steps
-    assert not {DECODE, PROMPT} & {*steps}
+    assert not {*DECODES, *PROMPTS, MIXED} & {*steps}
 
 
 def test_without_a_compiler_nothing_is_rehearsed() -> None:

@@ -5,6 +5,7 @@ T tokens, I input features, F feed-forward size, O = 2F output features.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -93,18 +94,23 @@ def test_next_to_all_values_are_the_twin_s(device: torch.device) -> None:
             assert len(set(_bits(expected).flatten().tolist())) > 50
 
 
+def _noted(function: Callable[..., Any], called: list[str]) -> Callable[..., Any]:
+    def noted(*args: Any) -> Any:
+        called.append(function.__name__)
+        return function(*args)
+
+    return noted
+
+
 @pytest.mark.parametrize(("tokens", "fused"), [(1, False), (2, True)])
 def test_one_narrow_token_takes_two_kernels(
     tokens: int, fused: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Activating behind so short a product is the slower; several tokens are not."""
     monkeypatch.setattr(ops_linear_fp8_gated, "LEAST_INPUTS", 65)
-    launched = []
+    launched: list[str] = []
     for name in ("launch_gated_one", "launch_gated_few", "linear_fp8"):
-        kept = getattr(ops_linear_fp8_gated, name)
-        monkeypatch.setattr(
-            ops_linear_fp8_gated, name, lambda *args, name=name, kept=kept: (launched.append(name), kept(*args))[1]
-        )
+        monkeypatch.setattr(ops_linear_fp8_gated, name, _noted(getattr(ops_linear_fp8_gated, name), launched))
     given, scale = _given(tokens, (33, 64), device), torch.tensor(SCALES[0], device=device)
     found = linear_silu_mul_fp8(*given, torch.float16, scale)
     assert launched == (["launch_gated_few"] if fused else ["linear_fp8"])

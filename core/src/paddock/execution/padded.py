@@ -53,7 +53,7 @@ class PaddedSteps:
         self, body: Body, *, most: int, scratch: Scratch, device: torch.device, capture: bool, buffer_bytes: int = 0
     ) -> None:
         """Capture nothing yet; `capture` False never does."""
-        self._body, self._device, self._buffer_bytes = body, device, buffer_bytes
+        self.most, self._body, self._device, self._buffer_bytes = most, body, device, buffer_bytes
         self._padding = Padding(most)
         self._buffer = InputBuffer(self._padding, scratch, device)
         self._graphs: dict[Key, _Captured] = {}

@@ -33,7 +33,7 @@ def compile_ahead(
     kv: list[LayerKV],
     small_steps: SmallSteps,
 ) -> None:
-    """Have the kernels compiled of the largest step, of one decode and of a short prompt, as far as plugins offer it.
+    """Have the kernels compiled of the largest step and of small ones of every size, as far as plugins offer it.
 
     Those steps are taken once while the plugins launch nothing; what is torch's own runs, on values that nobody wrote: no token
     and no index is one of them. `kv` holds two pages a layer, the second padding's, that are thrown away.

@@ -23,7 +23,7 @@ from paddock.execution.sampling_ops import REFERENCE_OPS, SamplingOps
 from paddock.execution.sampling_state import plain_kind
 from paddock.execution.slots import SlotTable
 from paddock.layers.attention import AttentionBackend, AttentionInputs, LayerKV, Model
-from paddock.planning.padding import CHUNK_TOKENS, StepShape
+from paddock.planning.padding import REHEARSED_CHUNKS, StepShape, rehearsed_sizes
 from paddock.planning.plan import Plan
 from paddock.scheduling.step import Admission, Step, StepResult
 
@@ -166,14 +166,18 @@ class Runner:
 
     @torch.inference_mode()
     def rehearse(self) -> None:
-        """Take the steps that come first, one decode and a short prompt, as padding alone: uncaptured, read by nobody.
+        """Take small steps of many sizes, and a mixed one, as padding alone: uncaptured, read by nobody.
 
-        The decode goes first: its token is the one there was before anything ran. Both are greedy; a token is drawn after them.
+        All are greedy; tokens are drawn after them. Each starts from token 0, for what the one before it sampled nobody wrote.
         """
         assert self._padded is not None, "only padded steps have shapes to rehearse"
-        self._padded.rehearse(StepShape(decodes=1), 0)
-        self._padded.rehearse(StepShape(decodes=0, chunks=1, chunk_tokens=CHUNK_TOKENS[0]), 0)
-        self._sampler.rehearse()
+        sizes, short = rehearsed_sizes(self._padded.most), REHEARSED_CHUNKS[0]
+        alone = [StepShape(decodes=decodes) for decodes in sizes]
+        prompts = [StepShape(decodes=0, chunks=1, chunk_tokens=tokens) for tokens in REHEARSED_CHUNKS]
+        for shape in (*alone, *prompts, StepShape(decodes=1, chunks=1, chunk_tokens=short)):
+            self._last_token_S.zero_()
+            self._padded.rehearse(shape, 0)
+        self._sampler.rehearse(sizes)
 
     def recover(self) -> None:
         """Wait for what runs and give back to the device what a launch that ran out of memory left."""

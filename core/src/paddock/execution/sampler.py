@@ -82,11 +82,12 @@ class Sampler:
             token_R = self._drawn(logits_RV, top_R, token_R, slot_R, output_index_R, kind)
         return torch.where(top_R.abs() < torch.inf, token_R, NOT_FINITE)
 
-    def rehearse(self) -> None:
-        """Choose a token for padding in each way that draws: greedy ones are every step's."""
-        row_1, logits_1V = self._state.padding_1, self._state.no_logits_1V()
-        for kind in (DRAWN, FILTERED):
-            self.plain(logits_1V, row_1, row_1.to(torch.int32), kind=kind)
+    def rehearse(self, sizes: list[int]) -> None:
+        """Draw tokens for padding, of each number of rows, and from what filters leave of one: greedy ones are every step's."""
+        for rows in sizes:
+            slot_R, logits_RV = self._state.padding(rows), self._state.no_logits(rows)
+            for kind in (DRAWN, FILTERED) if rows == 1 else (DRAWN,):
+                self.plain(logits_RV, slot_R, slot_R.to(torch.int32), kind=kind)
 
     def _raw(self, logits_RV: Tensor, pick: Pick, rows: SampleRows) -> Tensor:
         """Return the model's own logits of the picked rows, safe from edits in place."""

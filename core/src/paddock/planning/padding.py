@@ -11,6 +11,7 @@ from attrs import Factory, field, frozen
 # not been measured.
 LARGEST_CHUNKS = 512
 CHUNK_TOKENS = (8, 16, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, LARGEST_CHUNKS)
+REHEARSED_CHUNKS = (CHUNK_TOKENS[0], 384)  # a short prompt's, and more tokens than decodes have but fewer than a full step
 CHUNK_COUNTS = (1, 2, 4, 8)
 # Shapes with prompts in them are many and some are met once: so many are captured, each when it is met again.
 MIXED_GRAPHS = 32
@@ -23,6 +24,14 @@ def padded_sizes(most: int) -> list[int]:
     """
     steps = [1, 2, 4, *range(8, 256, 8), *range(256, 512, 16), *range(512, most, 32)]
     return [*(size for size in steps if size < most), most]
+
+
+def rehearsed_sizes(most: int) -> list[int]:
+    """Return the sizes whose kernels are compiled before the first step: powers of two, between which tiles seldom change."""
+    sizes = [1]
+    while 2 * sizes[-1] < most:
+        sizes.append(2 * sizes[-1])
+    return [*sizes, most] if most > 1 else sizes
 
 
 def mixed_sizes(most: int) -> list[int]:
