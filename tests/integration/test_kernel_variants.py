@@ -17,6 +17,7 @@ SAYS = r"^{name} +\d+ registers, 0 spills, \d+ bytes shared"
     [
         ("prefill_variants", "64 x 64, 4 warps", "$"),
         ("prefill_variants", "fp8 arithmetic, 128 x 64, 8 warps", "$"),
+        ("decode_variants", "decode 64 x 8k: 4 stages", "$"),
         ("block_variants", "one 2x8192 w8", "$"),
         ("fp8_variants", "one 2x4096 w4", r", cvt\.rn\.f16x2\.e4m3x2$"),
         ("int4_to_fp8_variants", "*o64 b1", ", 8 loads and 16 stores of 16 bytes$"),
