@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
+import pytest
 import torch
 import triton
 from attrs import evolve, frozen
@@ -54,11 +55,10 @@ class Cut:
         def programs_of(num_processors: int, *, whole: int, fp8: bool) -> int:
             return num_processors * self.programs if self.programs else decode_programs(num_processors, whole=whole, fp8=fp8)
 
-        attention.decode_tile, attention.decode_programs = tile_of, programs_of
-        try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(attention, "decode_tile", tile_of)
+            patch.setattr(attention, "decode_programs", programs_of)
             yield
-        finally:
-            attention.decode_tile, attention.decode_programs = decode_tile, decode_programs
 
 
 CUTS: dict[str, dict[str, Cut]] = {
