@@ -118,6 +118,14 @@ def test_the_ledger_is_held_beside_what_was_measured() -> None:
     assert entries["total"].predicted == ledger.fixed_bytes + ledger.kv_bytes
 
 
+def test_what_the_allocator_holds_beside_is_measured_too() -> None:
+    """What it has of the device and nobody uses is no page's: a prediction that leaves it out is that much too high."""
+    ledger = made.planned(kv_cache_memory_bytes=1 << 20).ledger
+    use = MemoryUse(weight_bytes=40, kv_bytes=30, workspace_bytes=20, graph_bytes=5, peak_bytes=95, reserved_bytes=102)
+    entries = {entry.name: entry for entry in compared(ledger, use)}
+    assert (entries["gaps"].predicted, entries["gaps"].measured, entries["total"].measured) == (0, 7, 102)
+
+
 def test_what_was_not_measured_is_unknown() -> None:
     """Without a measurement the predictions stand alone."""
     report = ledger_report(made.planned(), None)

@@ -14,6 +14,7 @@ MEANINGS = {
     "weights": "parameters and buffers as the device holds them",
     "KV": "the pool of pages; measured, what is really left once all that can be captured is set aside",
     "workspace": "the most a step has beside weights, pages and graphs",
+    "gaps": "what the allocator holds and nothing uses: between blocks of other sizes than are asked for",
     "graphs": "predicted for all {shapes} shapes that can be captured; measured for those this run met and captured",
     "total": "the sum; graphs that were not captured are in the prediction alone",
 }
@@ -36,17 +37,23 @@ class Entry:
 
 
 def compared(ledger: Ledger, use: MemoryUse | None) -> tuple[Entry, ...]:
-    """Return weights, KV, workspace, graphs, and their total."""
+    """Return weights, KV, workspace, gaps, graphs, and their total; gaps are what else the allocator holds."""
     predicted = {
         "weights": ledger.weights.total,
         "KV": ledger.kv_bytes,
         "workspace": ledger.workspace.total,
+        "gaps": 0,
         "graphs": ledger.graph_bytes,
     }
-    measured = use and dict(zip(predicted, (use.weight_bytes, use.kv_bytes, use.workspace_bytes, use.graph_bytes), strict=True))
+    measured = _measured(use) if use else None
     rows = [Entry(name=name, predicted=size, measured=measured[name] if measured else None) for name, size in predicted.items()]
     total = sum(measured.values()) if measured else None
     return (*rows, Entry(name="total", predicted=sum(predicted.values()), measured=total))
+
+
+def _measured(use: MemoryUse) -> dict[str, int]:
+    used = {"weights": use.weight_bytes, "KV": use.kv_bytes, "workspace": use.workspace_bytes, "graphs": use.graph_bytes}
+    return used | {"gaps": max(0, use.reserved_bytes - sum(used.values()))}
 
 
 def ledger_report(plan: Plan | None, use: MemoryUse | None) -> dict[str, Any] | None:
