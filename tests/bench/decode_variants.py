@@ -34,6 +34,7 @@ CHECKED = [(0, 1), (70, 1), (63, 1), (64, 1), (300, 1), (1000, 1)]  # (tokens th
 TIMED = {step.name: step for step in STEPS if step.decodes and not step.prompts and not step.in_fp8}
 
 PAIRS = Tile(block_m=16, block_n=64, warps=4, stages=3, tma=True, pairs=True)
+BF16 = Tile(block_m=16, block_n=64, warps=4, stages=4, tma=True)
 WIDE = Tile(block_m=32, block_n=64, warps=2, stages=4, pairs=True)
 
 
@@ -75,6 +76,13 @@ CUTS: dict[str, dict[str, Cut]] = {
         "96 registers, 5 programs": Cut(tile=evolve(PAIRS, registers=96), programs=5),
         "32 keys, 6 stages": Cut(tile=evolve(PAIRS, block_n=32, stages=6)),
         "no pairs": Cut(tile=evolve(PAIRS, pairs=False)),
+        "two tiles, 2 stages": Cut(tile=evolve(PAIRS, tiles=2, stages=2)),
+        "two tiles, 3 stages": Cut(tile=evolve(PAIRS, tiles=2)),
+        "two tiles, 3 stages, 3 programs": Cut(tile=evolve(PAIRS, tiles=2), programs=3),
+        "two tiles, 3 stages, 128 registers": Cut(tile=evolve(PAIRS, tiles=2, registers=128)),
+        "two tiles, 2 warps": Cut(tile=evolve(PAIRS, tiles=2, warps=2)),
+        "two tiles of 32": Cut(tile=evolve(PAIRS, tiles=2, block_n=32, stages=4)),
+        "bfloat16, two tiles": Cut(kept=torch.bfloat16, tile=evolve(BF16, tiles=2, stages=2)),
     },
     "decode 64 x 2k, Falcon-180B heads": {
         "bfloat16": Cut(kept=torch.bfloat16),
@@ -84,12 +92,17 @@ CUTS: dict[str, dict[str, Cut]] = {
         "4 warps, copy engine": Cut(tile=evolve(WIDE, warps=4, tma=True)),
         "6 programs": Cut(programs=6),
         "32 keys": Cut(tile=evolve(WIDE, block_n=32, stages=6)),
+        "two tiles": Cut(tile=evolve(WIDE, tiles=2, stages=3)),
+        "two tiles of 32": Cut(tile=evolve(WIDE, tiles=2, block_n=32, stages=4)),
+        "bfloat16, two tiles": Cut(kept=torch.bfloat16, tile=evolve(BF16, block_m=32, tiles=2, stages=2)),
     },
 }
 CUTS["decode 64 x 2k"] = {
     name: CUTS["decode 64 x 8k"][name] for name in ("served", "3 programs", "6 programs", "4 stages", "no pairs")
 }
-CUTS["decode 1 x 131k"] = {name: CUTS["decode 64 x 8k"][name] for name in ("served", "3 programs", "6 programs")}
+CUTS["decode 1 x 131k"] = {
+    name: CUTS["decode 64 x 8k"][name] for name in ("served", "3 programs", "6 programs", "two tiles, 3 stages")
+}
 
 
 def check(cut: Cut, step: Step) -> None:

@@ -30,6 +30,7 @@ class Tile:
 
     `tma` uses the copy engine where a tile lies within a page. `pairs` reads FP8 values two at a time, as 16-bit words: only
     those does the tensor core's transposing load know; single bytes cost a load each. `registers` caps those of a thread.
+    A decode takes `tiles` of keys, 1 or 2, at a time.
     """
 
     block_m: int
@@ -39,6 +40,7 @@ class Tile:
     tma: bool = False
     pairs: bool = False
     registers: int | None = None
+    tiles: int = 1
 
 
 @frozen(kw_only=True)
@@ -62,6 +64,7 @@ class Spec:
     window: int
     softcap: float
     in_fp8: bool
+    tiles: int
 
     @classmethod
     def of(cls, q_THD: Tensor, kv: LayerKV, params: AttentionParams, tile: Tile) -> Spec:
@@ -85,6 +88,7 @@ class Spec:
             window=params.window or 0,
             softcap=params.softcap or 0.0,
             in_fp8=params.in_fp8,
+            tiles=tile.tiles,
         )
 
     @property
@@ -252,34 +256,45 @@ def whole(acc_MD: tl.tensor, odd_MD: tl.tensor, spec: tl.constexpr) -> tl.tensor
 
 
 @triton.jit
-def absorb(
-    state: tl.tensor, q_MD: tl.tensor, k_ND: tl.tensor, v_ND: tl.tensor, key_start: tl.tensor, first_M: tl.tensor,
-    last_M: tl.tensor, slope_M: tl.tensor, origin: tl.tensor, k_scale: tl.tensor, MASKED: tl.constexpr, spec: tl.constexpr,
-) -> tl.tuple:  # fmt: skip
-    """Return the state after a tile of keys, of which row m sees `first_M..last_M`, both included.
-
-    Slopes are in base 2 and count keys from `origin`, [] or [M, 1], which moves roundings to FP8 alone. In FP8 `k_scale` [M] is
-    of keys and queries.
-    """
-    acc_MD, odd_MD, sum_M, max_M = state
+def _logits(
+    q_MD: tl.tensor, k_ND: tl.tensor, key_start: tl.tensor, first_M: tl.tensor, last_M: tl.tensor, slope_M: tl.tensor,
+    origin: tl.tensor, k_scale: tl.tensor, MASKED: tl.constexpr, spec: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Return a tile's logits [M, N], minus infinity where a row does not see a key; `_factor` is yet to multiply them."""
     key_N = key_start + tl.arange(0, spec.block_n)
     logits_MN = tl.dot(q_MD, tl.trans(k_ND.to(q_MD.dtype)))
-    factor = k_scale * spec.scale2
-    wide = factor[:, None] if spec.in_fp8 else factor
     if spec.softcap > 0:  # tanh(x) = 1 - 2 / (e^2x + 1), exact at both ends
         tanh2 = k_scale * spec.tanh2
         tanh2 = tanh2[:, None] if spec.in_fp8 else tanh2
         logits_MN = spec.softcap2 - 2 * spec.softcap2 / (tl.exp2(logits_MN * tanh2) + 1)
-        factor, wide = 1.0, 1.0
     if spec.alibi:
+        wide = 1.0
+        if spec.softcap == 0:
+            wide = k_scale * spec.scale2
+            wide = wide[:, None] if spec.in_fp8 else wide
         logits_MN = logits_MN * wide + slope_M[:, None] * (key_N[None, :] - origin).to(tl.float32)
-        factor, wide = 1.0, 1.0
     if MASKED:
         seen_MN = key_N[None, :] <= last_M[:, None]
         if spec.window:
             seen_MN &= key_N[None, :] >= first_M[:, None]
         logits_MN = tl.where(seen_MN, logits_MN, float("-inf"))
-    largest_M = tl.max(logits_MN, 1) * factor
+    return logits_MN
+
+
+@triton.jit
+def _factor(k_scale: tl.tensor, spec: tl.constexpr) -> tl.tensor:
+    """Return what makes logits base 2, [] or in FP8 [M]: 1 where a softcap or slopes already did."""
+    factor = 1.0
+    if spec.softcap == 0 and not spec.alibi:
+        factor = k_scale * spec.scale2
+    return factor
+
+
+@triton.jit
+def _rescaled(
+    max_M: tl.tensor, largest_M: tl.tensor, MASKED: tl.constexpr, spec: tl.constexpr
+) -> tl.tuple:  # fmt: skip
+    """Return (the new maximum, what exponents are shifted by, what older sums are multiplied by) after logits of base 2."""
     if spec.in_fp8:  # whole powers of two: they move no rounding
         largest_M = tl.ceil(largest_M)
     new_max_M = tl.maximum(max_M, largest_M)
@@ -289,17 +304,80 @@ def absorb(
     alpha_M = tl.exp2(max_M - shift_M)
     if spec.in_fp8:
         shift_M -= _LARGEST_EXPONENT
+    return new_max_M, shift_M, alpha_M
+
+
+@triton.jit
+def _probabilities(logits_MN: tl.tensor, factor: tl.tensor, shift_M: tl.tensor, spec: tl.constexpr) -> tl.tuple:
+    """Return exponentials of logits as they meet V and as they are added up, in float32: in FP8 those that were rounded."""
+    wide = factor
+    if spec.in_fp8 and spec.softcap == 0 and not spec.alibi:
+        wide = factor[:, None]
     p_MN = tl.exp2(logits_MN * wide - shift_M[:, None])
-    if spec.in_fp8:  # those that were rounded are added up
+    added_MN = p_MN
+    if spec.in_fp8:
         p_MN = p_MN.to(tl.float8e4nv)
-        sum_M = sum_M * alpha_M + tl.sum(p_MN.to(tl.float32), 1)
-    else:
-        sum_M = sum_M * alpha_M + tl.sum(p_MN, 1)
-    p_MN = p_MN.to(q_MD.dtype)
+        added_MN = p_MN.to(tl.float32)
+    return p_MN, added_MN
+
+
+@triton.jit
+def _gathered(
+    acc_MD: tl.tensor, odd_MD: tl.tensor, p_MN: tl.tensor, v_ND: tl.tensor, dtype: tl.constexpr, spec: tl.constexpr
+) -> tl.tuple:
+    """Return the accumulators with a tile's values added."""
+    p_MN = p_MN.to(dtype)
     if spec.pairs:
         even_ND, odd_ND = halves(v_ND)
-        acc_MD = tl.dot(p_MN, even_ND, acc_MD * alpha_M[:, None])
-        odd_MD = tl.dot(p_MN, odd_ND, odd_MD * alpha_M[:, None])
+        acc_MD = tl.dot(p_MN, even_ND, acc_MD)
+        odd_MD = tl.dot(p_MN, odd_ND, odd_MD)
     else:
-        acc_MD = tl.dot(p_MN, v_ND.to(q_MD.dtype), acc_MD * alpha_M[:, None])
-    return acc_MD, odd_MD, sum_M, new_max_M
+        acc_MD = tl.dot(p_MN, v_ND.to(dtype), acc_MD)
+    return acc_MD, odd_MD
+
+
+@triton.jit
+def absorb(
+    state: tl.tuple, q_MD: tl.tensor, k_ND: tl.tensor, v_ND: tl.tensor, key_start: tl.tensor, first_M: tl.tensor,
+    last_M: tl.tensor, slope_M: tl.tensor, origin: tl.tensor, k_scale: tl.tensor, MASKED: tl.constexpr, spec: tl.constexpr,
+) -> tl.tuple:  # fmt: skip
+    """Return the state after a tile of keys, of which row m sees `first_M..last_M`, both included.
+
+    Slopes are in base 2 and count keys from `origin`, [] or [M, 1], which moves roundings to FP8 alone. In FP8 `k_scale` [M] is
+    of keys and queries.
+    """
+    acc_MD, odd_MD, sum_M, max_M = state
+    logits_MN = _logits(q_MD, k_ND, key_start, first_M, last_M, slope_M, origin, k_scale, MASKED, spec)
+    factor = _factor(k_scale, spec)
+    max_M, shift_M, alpha_M = _rescaled(max_M, tl.max(logits_MN, 1) * factor, MASKED, spec)
+    p_MN, added_MN = _probabilities(logits_MN, factor, shift_M, spec)
+    sum_M = sum_M * alpha_M + tl.sum(added_MN, 1)
+    acc_MD = acc_MD * alpha_M[:, None]
+    if spec.pairs:
+        odd_MD = odd_MD * alpha_M[:, None]
+    acc_MD, odd_MD = _gathered(acc_MD, odd_MD, p_MN, v_ND, q_MD.dtype, spec)
+    return acc_MD, odd_MD, sum_M, max_M
+
+
+@triton.jit
+def absorb_two(
+    state: tl.tuple, q_MD: tl.tensor, k_ND: tl.tensor, v_ND: tl.tensor, more_k_ND: tl.tensor, more_v_ND: tl.tensor,
+    key_start: tl.tensor, first_M: tl.tensor, last_M: tl.tensor, slope_M: tl.tensor, origin: tl.tensor, k_scale: tl.tensor,
+    spec: tl.constexpr,
+) -> tl.tuple:  # fmt: skip
+    """Return the state after two tiles of keys, one behind the other, that every row sees: their warps wait once for both."""
+    acc_MD, odd_MD, sum_M, max_M = state
+    logits_MN = _logits(q_MD, k_ND, key_start, first_M, last_M, slope_M, origin, k_scale, False, spec)
+    more_MN = _logits(q_MD, more_k_ND, key_start + spec.block_n, first_M, last_M, slope_M, origin, k_scale, False, spec)
+    factor = _factor(k_scale, spec)
+    largest_M = tl.max(tl.maximum(logits_MN, more_MN), 1) * factor
+    max_M, shift_M, alpha_M = _rescaled(max_M, largest_M, False, spec)
+    p_MN, added_MN = _probabilities(logits_MN, factor, shift_M, spec)
+    more_p_MN, more_added_MN = _probabilities(more_MN, factor, shift_M, spec)
+    sum_M = sum_M * alpha_M + tl.sum(added_MN + more_added_MN, 1)
+    acc_MD = acc_MD * alpha_M[:, None]
+    if spec.pairs:
+        odd_MD = odd_MD * alpha_M[:, None]
+    acc_MD, odd_MD = _gathered(acc_MD, odd_MD, p_MN, v_ND, q_MD.dtype, spec)
+    acc_MD, odd_MD = _gathered(acc_MD, odd_MD, more_p_MN, more_v_ND, q_MD.dtype, spec)
+    return acc_MD, odd_MD, sum_M, max_M
