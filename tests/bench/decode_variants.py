@@ -80,6 +80,7 @@ CUTS: dict[str, dict[str, Cut]] = {
         "two tiles, 3 stages": Cut(tile=evolve(PAIRS, tiles=2)),
         "two tiles, 3 stages, 3 programs": Cut(tile=evolve(PAIRS, tiles=2), programs=3),
         "two tiles, 3 stages, 128 registers": Cut(tile=evolve(PAIRS, tiles=2, registers=128)),
+        "two tiles, 2 stages, 128 registers": Cut(tile=evolve(PAIRS, tiles=2, stages=2, registers=128)),
         "two tiles, 2 warps": Cut(tile=evolve(PAIRS, tiles=2, warps=2)),
         "two tiles of 32": Cut(tile=evolve(PAIRS, tiles=2, block_n=32, stages=4)),
         "bfloat16, two tiles": Cut(kept=torch.bfloat16, tile=evolve(BF16, tiles=2, stages=2)),

@@ -17,7 +17,7 @@ from paddock.layers.reference import FP8
 from paddock.testing.kernels import AttentionCase
 from paddock_triton import attention, attention_decode
 from paddock_triton.attention import TritonAttention
-from paddock_triton.attention_tile import Tile
+from paddock_triton.attention_tile import Tile, absorb
 from paddock_triton.attention_tuning import decode_tile
 
 ON_GPU = torch.cuda.is_available()
@@ -63,7 +63,7 @@ def test_the_second_tile_counts(case: Callable[..., AttentionCase], monkeypatch:
     """Left out, the result is another: what is checked above reads pairs."""
     _two_at_a_time(monkeypatch)
     step = case([(640, 1)], (6, 2, 32), dtype=torch.float16, page_size=64)
-    params, absorb = step.params(), attention_decode.absorb
+    params = step.params()
 
     def first_alone(*given: Any) -> Any:
         return absorb(*given[:4], *given[6:12], False, given[12])
