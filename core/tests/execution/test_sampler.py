@@ -140,6 +140,28 @@ def test_unusable_logits_are_marked_for_their_row_only(sampler_bench: Any, admit
         assert 0 <= tokens[4] < VOCAB
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_logits_of_16_bits_give_the_tokens_of_the_same_in_float32(sampler_bench: Any, admit: Any, dtype: torch.dtype) -> None:
+    """Greedy, drawn, filtered, edited and penalised rows, and their logprobs, of which the model's own stay as they were."""
+    ways = [
+        SamplingParams(temperature=0.0, logprobs=3),
+        SamplingParams(temperature=0.9),
+        SamplingParams(temperature=1.1, top_k=5, top_p=0.9, min_p=0.05),
+        SamplingParams(temperature=0.0, repetition_penalty=1.3, logprobs=2),
+        SamplingParams(temperature=0.7, logit_bias={3: 2.5}, logprobs=1),
+    ]
+    given = (normal(len(ways)) * 3).to(dtype)
+    found = []
+    for logits in (given, given.float()):
+        bench = sampler_bench(VOCAB)
+        bench.admit(*(admit(slot, way, seed=slot) for slot, way in enumerate(ways)))
+        found.append([bench.sample(logits) for _ in range(4)])
+    for narrow, wide in zip(*found, strict=True):
+        assert torch.equal(narrow.token_R, wide.token_R)
+        for name in ("top_RN", "top_ids_RN", "chosen_R", "rank_R"):
+            assert torch.equal(getattr(narrow.logprobs, name), getattr(wide.logprobs, name))
+
+
 def test_many_rows_are_drawn_as_few_are(sampler_bench: Any, admit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing some rows at a time changes nothing."""
 

@@ -20,7 +20,7 @@ from paddock.execution.padded_inputs import Scratch, StepInputs
 from paddock.execution.prompt_logprobs import ChunkLogprobs, PromptLogprobs, PromptWatcher
 from paddock.execution.sampler import Sampled, Sampler
 from paddock.execution.sampling_ops import REFERENCE_OPS, SamplingOps
-from paddock.execution.sampling_state import plain_kind
+from paddock.execution.sampling_state import DRAWN, FILTERED, plain_kind
 from paddock.execution.slots import SlotTable
 from paddock.layers.attention import AttentionBackend, AttentionInputs, LayerKV, Model
 from paddock.planning.padding import REHEARSED_CHUNKS, StepShape, rehearsed_sizes
@@ -161,23 +161,24 @@ class Runner:
                 return self._launch_padded(step, host, shape, self._padded)
         batch = send(host, self._slots, self._last_token_S)
         x_TE = self._forward(batch.token_ids_T, batch.inputs)
-        prompt_logprobs = self._prompt_logprobs.launch(step, x_TE, self._model.logits)
+        prompt_logprobs = self._prompt_logprobs.launch(step, x_TE, lambda x_RE: self._model.logits(x_RE).float())
         return self._send(step, batch.sample, self._sample(batch, x_TE), prompt_logprobs)
 
     @torch.inference_mode()
     def rehearse(self) -> None:
         """Take small steps of many sizes, and a mixed one, as padding alone: uncaptured, read by nobody.
 
-        All are greedy; tokens are drawn after them. Each starts from token 0, for what the one before it sampled nobody wrote.
+        Decodes draw their tokens, which finds the likeliest too; one of them from what filters leave. Each step starts from
+        token 0, for what the one before it sampled nobody wrote.
         """
         assert self._padded is not None, "only padded steps have shapes to rehearse"
-        sizes, short = rehearsed_sizes(self._padded.most), REHEARSED_CHUNKS[0]
-        alone = [StepShape(decodes=decodes) for decodes in sizes]
-        prompts = [StepShape(decodes=0, chunks=1, chunk_tokens=tokens) for tokens in REHEARSED_CHUNKS]
-        for shape in (*alone, *prompts, StepShape(decodes=1, chunks=1, chunk_tokens=short)):
+        short = REHEARSED_CHUNKS[0]
+        steps = [(StepShape(decodes=decodes), DRAWN) for decodes in rehearsed_sizes(self._padded.most)]
+        steps += [(StepShape(decodes=0, chunks=1, chunk_tokens=tokens), 0) for tokens in REHEARSED_CHUNKS]
+        steps += [(StepShape(decodes=1, chunks=1, chunk_tokens=short), 0), (StepShape(decodes=1), FILTERED)]
+        for shape, kind in steps:
             self._last_token_S.zero_()
-            self._padded.rehearse(shape, 0)
-        self._sampler.rehearse(sizes)
+            self._padded.rehearse(shape, kind)
 
     def recover(self) -> None:
         """Wait for what runs and give back to the device what a launch that ran out of memory left."""

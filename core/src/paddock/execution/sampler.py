@@ -1,5 +1,7 @@
 """From logits to tokens, on the device and without waiting for it. A batch that needs nothing special is one argmax.
 
+Logits are of any float dtype, and read as they are where a token is chosen; what works on all of a row makes them float32.
+
 R rows, V vocabulary. In order: edits, penalties, temperature, min-p, top-k, top-p, draw.
 """
 
@@ -55,7 +57,7 @@ class Sampler:
         return ([], []) if pick is None else (pick.rows.tolist(), self._state.logprobs_S[rows.slots[pick.rows]].tolist())
 
     def sample(self, logits_RV: Tensor, rows: SampleRows) -> Sampled:
-        """Return a token for each row of logits (float32, overwritten where edited)."""
+        """Return a token for each row of logits, which are overwritten where edited."""
         wants_logprobs = rows.picks.get(LOGPROBS)
         raw_RV = None if wants_logprobs is None else self._raw(logits_RV, wants_logprobs, rows)
         logits_RV = self._edited(logits_RV, rows)
@@ -82,21 +84,16 @@ class Sampler:
             token_R = self._drawn(logits_RV, top_R, token_R, slot_R, output_index_R, kind)
         return torch.where(top_R.abs() < torch.inf, token_R, NOT_FINITE)
 
-    def rehearse(self, sizes: list[int]) -> None:
-        """Draw tokens for padding, of each number of rows, and from what filters leave of one: greedy ones are every step's."""
-        for rows in sizes:
-            slot_R, logits_RV = self._state.padding(rows), self._state.no_logits(rows)
-            for kind in (DRAWN, FILTERED) if rows == 1 else (DRAWN,):
-                self.plain(logits_RV, slot_R, slot_R.to(torch.int32), kind=kind)
-
     def _raw(self, logits_RV: Tensor, pick: Pick, rows: SampleRows) -> Tensor:
-        """Return the model's own logits of the picked rows, safe from edits in place."""
-        raw_RV = pick.take(logits_RV)
+        """Return the model's own logits of the picked rows in float32, safe from edits in place."""
+        raw_RV = pick.take(logits_RV).float()
         edited = EDITED in rows.picks or PENALISED in rows.picks
         return raw_RV.clone() if raw_RV is logits_RV and edited else raw_RV
 
     def _edited(self, logits_RV: Tensor, rows: SampleRows) -> Tensor:
         edited, penalised = rows.picks.get(EDITED), rows.picks.get(PENALISED)
+        if edited is not None or penalised is not None:
+            logits_RV = logits_RV.float()
         if edited is not None:
             self._edits.apply(logits_RV, rows.output_index_R, edited.rows, rows.slots[edited.rows])
         if penalised is not None:
@@ -117,6 +114,7 @@ class Sampler:
     ) -> Tensor:
         """Return a token for each row: drawn, from what filters leave where `feature` says so, greedy at temperature 0."""
         params = self._state.rows(slot_R)
+        logits_RV = logits_RV.float() if feature == FILTERED else logits_RV
         best, noise = (logits_RV, top_R, token_R, params.temperature_R), (params.seed_R2, output_index_R)
         if feature == FILTERED:
             return self._ops.draw_filtered(*best, params.top_k_R, params.top_p_R, params.min_p_R, *noise)

@@ -104,14 +104,6 @@ class SamplingState:
         self._numbers_6S[:, sent["slots"]] = sent["numbers"].T
         self._integers_3S[:, sent["slots"]] = sent["integers"].T
 
-    def padding(self, rows: int) -> Tensor:
-        """Return the scratch slot for each of so many rows [R]."""
-        return torch.full((rows,), self._integers_3S.shape[1] - 1, device=self._device)
-
-    def no_logits(self, rows: int) -> Tensor:
-        """Return rows of logits that say nothing [R, V]."""
-        return torch.zeros(rows, self._vocab_size, device=self._device)
-
     def _integers(self, admission: Admission) -> tuple[int, int, int]:
         seed = admission.seed
         if seed is None:

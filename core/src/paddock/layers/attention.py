@@ -92,4 +92,4 @@ class Model(Protocol):
         """Return the residual stream after the layers this rank holds; `kv[i]` belongs to the i-th of them."""
 
     def logits(self, x_RE: Tensor) -> Tensor:
-        """Return logits [R, V] in float32 for rows of the residual stream: final norm, then head."""
+        """Return logits [R, V] for rows of the residual stream, in the head's dtype or float32: final norm, then head."""

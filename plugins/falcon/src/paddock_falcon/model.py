@@ -134,10 +134,10 @@ class Falcon(nn.Module):
         return x_TE + reduce(torch.add, deltas_TE) if deltas_TE else x_TE
 
     def logits(self, x_RE: Tensor) -> Tensor:
-        """Return logits [R, V] in float32."""
+        """Return logits [R, V]."""
         _, h_RE = self.norm(x_RE)
         logits_RV: Tensor = self.lm_head(h_RE)
-        return logits_RV.float()
+        return logits_RV
 
 
 def build(config: FalconConfig, builder: Builder) -> Falcon:

@@ -58,10 +58,10 @@ class Llama(nn.Module):
         return x_TE if delta_TE is None else x_TE + delta_TE
 
     def logits(self, x_RE: Tensor) -> Tensor:
-        """Return logits [R, V] in float32."""
+        """Return logits [R, V]."""
         _, h_RE = self.norm(x_RE)
         logits_RV: Tensor = self.lm_head(h_RE)
-        return logits_RV.float()
+        return logits_RV
 
 
 def build(config: LlamaConfig, builder: Builder) -> Llama:
