@@ -279,6 +279,23 @@ def test_one_norm_of_falcon_7b_is_divided_for_both_branches(tmp_path: Path) -> N
             assert f"transformer.h.{i}.{linear}.pre_quant_scale" not in found
 
 
+@pytest.mark.parametrize("format_", ["compressed-tensors", "autoawq"])
+def test_values_that_query_heads_share_are_divided_for_all_of_them(tmp_path: Path, format_: str) -> None:
+    """What divided a head of values, weight and bias, is what multiplies the columns of o of each query head that reads it."""
+    model = _with_biases(random_llama(num_key_value_heads=2, attention_bias=True))
+    run(write_model(tmp_path / "plain/llama", model), tmp_path / "out", "awq", format=format_)
+    found, plain = decoded(tensors_of(tmp_path / "out"), format_), model.state_dict()
+    for i in range(LAYERS):
+        block = f"model.layers.{i}.self_attn"
+        ratio = plain[f"{block}.v_proj.bias"] / found[f"{block}.v_proj.bias"]
+        assert ratio.std() > 0.01
+        each_head = ratio.view(2, 1, -1).expand(2, 2, -1).flatten()
+        norm = f"model.layers.{i}.input_layernorm.weight"
+        meant = found[f"{block}.v_proj.weight"] * ratio[:, None] * found[norm] / plain[norm]
+        assert relative_rms(meant, plain[f"{block}.v_proj.weight"]) < 0.15
+        assert relative_rms(found[f"{block}.o_proj.weight"] / each_head, plain[f"{block}.o_proj.weight"]) < 0.15
+
+
 @pytest.mark.parametrize("format_", FORMATS)
 def test_a_bfloat16_model_keeps_bfloat16_beside_its_weights(tmp_path: Path, format_: str) -> None:
     """Norms are in it, and scales where the layout keeps the model's dtype; the folder gives the logits of what it stands for."""

@@ -182,14 +182,15 @@ def test_groups_that_do_not_divide_the_inputs_are_said_before_outputs_that_fill_
 
 def folds(config: dict[str, Any]) -> list[tuple[tuple[str, ...], str, str]]:
     """Return what shares a scale, the norm that takes its inverse, and the part that does."""
-    return [(group.linears, group.norm, (group.follows or ("", ""))[1]) for group in scale_groups(table(config))]
+    return [(group.linears, group.norm, group.follows.part if group.follows else "") for group in scale_groups(table(config))]
 
 
-def test_llama_folds_into_v_only_where_each_query_head_has_its_own_values() -> None:
-    """And into up for down, always."""
-    norms = [(("qkv",), "attention_norm", ""), (("gate_up",), "mlp_norm", "")]
-    assert folds(LLAMA_7B) == [norms[0], (("o",), "", "v"), norms[1], (("down",), "", "up")]
-    assert folds(LLAMA_70B) == [norms[0], (("o",), "", ""), norms[1], (("down",), "", "up")]
+def test_llama_folds_into_v_and_up() -> None:
+    """With grouped queries too: 8 of 70B share a head of values of 128 numbers."""
+    expected = [(("qkv",), "attention_norm", ""), (("o",), "", "v"), (("gate_up",), "mlp_norm", ""), (("down",), "", "up")]
+    assert folds(LLAMA_7B) == folds(LLAMA_70B) == expected
+    copies = [[group.follows.copies for group in scale_groups(table(each)) if group.follows] for each in (LLAMA_7B, LLAMA_70B)]
+    assert copies == [[1, 1], [8, 1]]
 
 
 def test_falcon_folds_into_its_norms_alone() -> None:

@@ -57,7 +57,8 @@ class Linear:
 
     `fed_by` names the producer (a norm, an activation, `attention`) in the same scope, so that the builder can let it emit
     the input format the linear's method takes. `follows` names the output part of another linear of the scope to which the inputs
-    are proportional, one for one: dividing row i of that part by a number divides input i by it.
+    are proportional: dividing row i of that part by a number divides input i by it. A part with fewer units than the input feeds
+    each to as many units in a row: 4 heads of values and 32 query heads, the first head of values to the first 8.
     """
 
     name: str

@@ -7,12 +7,12 @@ import torch
 from plugins.quant_awq.tests.made import weight
 from torch import Tensor
 
-from paddock.axes import EMBED, FFN, Linear, Part, Vector, WeightTable
+from paddock.axes import EMBED, FFN, HEADS, KV_HEADS, Linear, Part, Vector, WeightTable
 from paddock.errors import CheckpointError, PluginError
 from paddock.quantize.recipe import PlainLinear, PlainVector
 from paddock_quant_awq.recipes import search
-from paddock_quant_awq.recipes.folding import Folded
-from paddock_quant_awq.recipes.groups import ScaleGroup, scale_groups
+from paddock_quant_awq.recipes.folding import Folded, shared
+from paddock_quant_awq.recipes.groups import Rows, ScaleGroup, scale_groups
 from paddock_quant_awq.recipes.rounding import Rounding
 from paddock_quant_awq.recipes.seen import SAMPLE_ROWS, SeenInputs
 
@@ -74,18 +74,37 @@ def test_salient_channels_get_larger_scales_and_the_output_error_falls() -> None
     assert error(best_I) < error(torch.ones(64)) / 2
 
 
-def test_an_outlier_that_nothing_reads_is_clipped() -> None:
-    """A group's largest weight meets an input of zero: its limit falls, and the error with it; no other output gets worse."""
+def spiked(length: float, columns: slice) -> tuple[Tensor, Tensor]:
+    """Return a weight whose group 0 holds one weight of `length` in its first 8 rows, and inputs of zero in these columns."""
     weight_OI, x_RI = weight(48, 64), rows()
-    weight_OI[:8, 5] = 2.0
-    x_RI[:, 5] = 0
+    weight_OI[:8, 5] = length
+    x_RI[:, columns] = 0
+    return weight_OI, x_RI
+
+
+def test_a_weight_little_above_its_group_is_clipped() -> None:
+    """Limits fall where the output and the weights come nearer to what they were, and only there."""
+    weight_OI, x_RI = spiked(0.8 * float(weight(48, 64).abs().max()), slice(5, 6))
     limits_OG = search.clip_limits(weight_OI, x_RI, ROUNDING)
     assert limits_OG is not None
     largest_OG = weight_OI.view(48, 2, 32).abs().amax(-1)
-    assert (limits_OG[:8, 0] < 0.7 * largest_OG[:8, 0]).all()
     assert (limits_OG <= largest_OG).all()
-    clipped = search.output_error(ROUNDING.rounded(weight_OI, limits_OG).meaning() - weight_OI, x_RI)
-    assert clipped < search.output_error(ROUNDING.rounded(weight_OI).meaning() - weight_OI, x_RI)
+    assert (limits_OG < largest_OG).sum() > 10
+    clipped_OI, plain_OI = ROUNDING.rounded(weight_OI, limits_OG).meaning(), ROUNDING.rounded(weight_OI).meaning()
+    assert search.output_error(clipped_OI - weight_OI, x_RI) < search.output_error(plain_OI - weight_OI, x_RI)
+    errors = [(each - weight_OI).view(48, 2, 32).square().sum(-1) for each in (clipped_OI, plain_OI)]
+    assert (errors[0] <= errors[1]).all()
+
+
+def test_an_outlier_that_the_sample_never_reads_is_not_cut_off() -> None:
+    """Cutting it down would make the sampled output better, and the weight far from what it was, for a text that does read it."""
+    weight_OI, x_RI = spiked(2.0, slice(5, 6))
+    cut_OI = ROUNDING.rounded(weight_OI, torch.full((48, 2), 1.1)).meaning()
+    whole_OI = ROUNDING.rounded(weight_OI).meaning()
+    assert search.output_error((cut_OI - weight_OI)[:8], x_RI) < search.output_error((whole_OI - weight_OI)[:8], x_RI)
+    limits_OG = search.clip_limits(weight_OI, x_RI, ROUNDING)
+    if limits_OG is not None:
+        assert (limits_OG[:8, 0] == 2.0).all()
 
 
 def test_limits_do_not_depend_on_how_many_rows_are_clipped_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,12 +154,44 @@ def test_the_rows_before_a_linear_take_its_scale_and_so_does_their_bias() -> Non
         biases={"h.gate": torch.ones(8), "h.up": torch.full((8,), 3.0)},
     )
     folded, scale_I = Folded(), torch.linspace(0.5, 4, 8)
-    folded.into_rows(gate_up, "up", ["h.down"], scale_I, torch.float32)
+    folded.into_rows(gate_up, Rows(linear="gate_up", part="up"), ["h.down"], scale_I, torch.float32)
     torch.testing.assert_close(folded.scaled("h.up", gate_up.weights["h.up"]), gate_up.weights["h.up"] / scale_I[:, None])
     assert torch.equal(folded.scaled("h.gate", gate_up.weights["h.gate"]), gate_up.weights["h.gate"])
     torch.testing.assert_close(folded.scaled("h.down", weight(3, 8)), weight(3, 8) * scale_I)
     assert folded.tensors.keys() == {"h.up.bias"}
     torch.testing.assert_close(folded.tensors["h.up.bias"], 3 / scale_I)
+
+
+def attention(values: int, queries: int) -> tuple[Linear, Linear]:
+    """Return v and o of so many heads of 4 numbers."""
+    v = Linear("v", (Part("v", KV_HEADS, values, 4, source="v"),), EMB)
+    return v, Linear("o", (Part("o", EMBED, 64),), Part("heads", HEADS, queries, 4), fed_by="attention", follows="v")
+
+
+def test_query_heads_that_share_values_share_a_scale() -> None:
+    """Attention over v's heads, each read by three query heads, computes what it did; the bias is divided with its rows."""
+    v, o = attention(2, 6)
+    (rows,) = [group.follows for group in scale_groups(WeightTable(outer=(), layer=(v, o), num_layers=1)) if group.follows]
+    assert rows == Rows(linear="v", part="v", unit=4, copies=3)
+    scale_I = shared(torch.linspace(0.3, 5, 24), rows)
+    torch.testing.assert_close(scale_I.view(2, 3, 4)[1, 2], torch.linspace(0.3, 5, 24).view(2, 3, 4)[1].mean(0))
+    plain = PlainLinear(declared=v, weights={"h.v": weight(8, 64)}, biases={"h.v": torch.ones(8)})
+    folded = Folded()
+    folded.into_rows(plain, rows, ["h.o"], scale_I, torch.float32)
+
+    def attended(v_OI: Tensor, bias_O: Tensor, o_OI: Tensor) -> Tensor:
+        heads_TKD = (weight(5, 64, seed=2) @ v_OI.T + bias_O).view(5, 2, 4)
+        return heads_TKD.repeat_interleave(3, dim=1).flatten(1) @ o_OI.T
+
+    o_OI = weight(7, 24, seed=3)
+    found = attended(folded.scaled("h.v", plain.weights["h.v"]), folded.tensors["h.v.bias"], folded.scaled("h.o", o_OI))
+    torch.testing.assert_close(found, attended(plain.weights["h.v"], plain.biases["h.v"], o_OI))
+
+
+def test_rows_that_feed_one_input_each_leave_their_means_apart() -> None:
+    """No head of values is shared."""
+    values_I = torch.linspace(0.3, 5, 24)
+    assert torch.equal(shared(values_I, Rows(linear="v", part="v", unit=4)), values_I)
 
 
 def test_groups_are_what_one_input_feeds() -> None:
@@ -153,7 +204,7 @@ def test_groups_are_what_one_input_feeds() -> None:
     assert scale_groups(table) == (
         ScaleGroup(linears=("qkv", "up"), norm="norm"),
         ScaleGroup(linears=("dense",)),
-        ScaleGroup(linears=("down",), follows=("up", "up")),
+        ScaleGroup(linears=("down",), follows=Rows(linear="up", part="up")),
     )
 
 
@@ -168,15 +219,23 @@ def test_rows_that_two_groups_follow_are_left_alone() -> None:
     assert [group.follows for group in groups] == [None, None, None]
 
 
-@pytest.mark.parametrize("follows", ["vp", "qkv"])
-def test_a_linear_that_follows_nothing_is_refused(follows: str) -> None:
-    """A part of no linear, or one of another size."""
+@pytest.mark.parametrize(("follows", "inputs"), [("vp", 16), ("qkv", 12), ("qkv", 4)])
+def test_a_linear_that_follows_nothing_is_refused(follows: str, inputs: int) -> None:
+    """A part of no linear, or one whose rows are no even share of the inputs."""
     qkv = Linear("qkv", (Part("qkv", EMBED, 8),), EMB, fed_by="norm")
-    down = Linear("down", (Part("down", EMBED, 64),), Part("ffn", FFN, 16), fed_by="act", follows=follows)
+    down = Linear("down", (Part("down", EMBED, 64),), Part("ffn", FFN, inputs), fed_by="act", follows=follows)
     with pytest.raises(
-        PluginError, match=f"linear 'down' follows '{follows}', and no part of its layer has that name and 16 rows"
+        PluginError, match=f"linear 'down' follows '{follows}', and no part of its layer has that name and {inputs} rows"
     ):
         scale_groups(WeightTable(outer=(), layer=(qkv, down), num_layers=1))
+
+
+def test_heads_of_another_size_are_refused() -> None:
+    """8 heads of 2 numbers are no share of 4 heads of 4."""
+    _, o = attention(2, 4)
+    v = Linear("v", (Part("v", KV_HEADS, 4, 2),), EMB)
+    with pytest.raises(PluginError, match="16 rows in pieces of 4, or an even share"):
+        scale_groups(WeightTable(outer=(), layer=(v, o), num_layers=1))
 
 
 def test_the_sample_is_bounded_evenly_spread_and_the_same_however_tokens_come() -> None:

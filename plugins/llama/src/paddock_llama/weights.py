@@ -31,7 +31,7 @@ def weight_table(config: LlamaConfig) -> WeightTable:
         layer=(
             Vector("attention_norm", embed, source="input_layernorm"),
             Linear("qkv", (q, k, v), embed, config.attention_bias, fed_by="attention_norm"),
-            Linear("o", (o,), heads, config.attention_bias, fed_by="attention", follows=_attended(config)),
+            Linear("o", (o,), heads, config.attention_bias, fed_by="attention", follows="v"),
             Vector("mlp_norm", embed, source="post_attention_layernorm"),
             Linear("gate_up", (gate, up), embed, config.mlp_bias, fed_by="mlp_norm"),
             Linear("down", (down,), ffn, config.mlp_bias, fed_by="silu", follows="up"),
@@ -39,8 +39,3 @@ def weight_table(config: LlamaConfig) -> WeightTable:
         num_layers=config.num_layers,
         ignored=(*_UNREAD, "lm_head.weight") if config.tied else _UNREAD,
     )
-
-
-def _attended(config: LlamaConfig) -> str:
-    """Return the part that attention's output is proportional to: the values, where each belongs to one query head alone."""
-    return "v" if config.num_kv_heads == config.num_heads else ""

@@ -2,7 +2,7 @@
 
 Each is rounded to the dtype it is stored in first, and the weights are multiplied by what that became, so that nothing is lost.
 
-I inputs, O outputs.
+I inputs, O outputs, P rows of a part.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from attrs import field, frozen
 from torch import Tensor
 
 from paddock.quantize.recipe import PlainLinear, PlainVector
+from paddock_quant_awq.recipes.groups import Rows
 
 
 @frozen(eq=False, kw_only=True)
@@ -38,13 +39,14 @@ class Folded:
             self.tensors[f"{vector.path}.bias"] = (vector.bias_E.float() / exact_I).to(dtype)
         self.columns.update(dict.fromkeys(paths, exact_I))
 
-    def into_rows(self, linear: PlainLinear, part: str, paths: Iterable[str], scale_I: Tensor, dtype: torch.dtype) -> None:
-        """Divide the rows of a part of a linear, which is quantised after, and its bias."""
-        index = [each.name for each in linear.declared.out].index(part)
+    def into_rows(self, linear: PlainLinear, rows: Rows, paths: Iterable[str], scale_I: Tensor, dtype: torch.dtype) -> None:
+        """Divide rows of a linear, which is quantised after, and their bias; `scale_I` is `shared` by what they feed."""
+        index = [each.name for each in linear.declared.out].index(rows.part)
         source = list(linear.weights)[index]
-        self.rows[source] = scale_I
+        scale_P = scale_I.view(-1, rows.copies, rows.unit)[:, 0].flatten()
+        self.rows[source] = scale_P
         if source in linear.biases:
-            self.tensors[f"{source}.bias"] = (linear.biases[source].float() / scale_I).to(dtype)
+            self.tensors[f"{source}.bias"] = (linear.biases[source].float() / scale_P).to(dtype)
         self.columns.update(dict.fromkeys(paths, scale_I))
 
     def into_factor(self, paths: Iterable[str], scale_I: Tensor, dtype: torch.dtype) -> None:
@@ -67,3 +69,9 @@ class Folded:
         if path in self.rows:
             scaled_OI = scaled_OI * self.rows[path].unsqueeze(1)
         return scaled_OI / self.columns[path] if path in self.columns else scaled_OI
+
+
+def shared(values_I: Tensor, rows: Rows) -> Tensor:
+    """Return values of inputs [I], each the mean of those of all inputs that the same row feeds."""
+    pieces_NCU = values_I.view(-1, rows.copies, rows.unit)
+    return pieces_NCU.mean(1, keepdim=True).expand_as(pieces_NCU).flatten() if rows.copies > 1 else values_I

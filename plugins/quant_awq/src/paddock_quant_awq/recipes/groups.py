@@ -11,15 +11,28 @@ from paddock.errors import PluginError
 
 
 @frozen(kw_only=True)
+class Rows:
+    """The rows of a part of a linear, in pieces of `unit` rows, each of which feeds `copies` pieces of inputs in a row.
+
+    Query heads that share values: a piece is a head of values, its copies are what the query heads of its group attend to.
+    """
+
+    linear: str
+    part: str
+    unit: int = 1
+    copies: int = 1
+
+
+@frozen(kw_only=True)
 class ScaleGroup:
     """The names of linears with one input, and what is divided by their scale: a norm, or the rows of a part of a linear.
 
-    `norm` is the norm's name; `follows` the names of the linear and its part. Both empty: nothing before them can be divided.
+    `norm` is the norm's name; `follows` says which rows. Neither: nothing before them can be divided.
     """
 
     linears: tuple[str, ...]
     norm: str = ""
-    follows: tuple[str, str] | None = None
+    follows: Rows | None = None
 
 
 def scale_groups(table: WeightTable) -> tuple[ScaleGroup, ...]:
@@ -45,15 +58,17 @@ def scale_groups(table: WeightTable) -> tuple[ScaleGroup, ...]:
     )
 
 
-def _followed(members: list[Linear], linears: list[Linear]) -> tuple[str, str] | None:
-    """Return the linear and the part that all members follow, if any."""
+def _followed(members: list[Linear], linears: list[Linear]) -> Rows | None:
+    """Return the rows that all members follow, if any."""
     first = members[0]
     if not first.follows or any(linear.follows != first.follows for linear in members):
         return None
     for linear in linears:
-        if any((part.name, part.size) == (first.follows, first.in_size) for part in linear.out):
-            return linear.name, first.follows
+        for part in linear.out:
+            if part.name == first.follows and part.unit == first.inp.unit and first.in_size % part.size == 0:
+                return Rows(linear=linear.name, part=part.name, unit=part.unit, copies=first.in_size // part.size)
     raise PluginError(
-        f"linear {first.name!r} follows {first.follows!r}, and no part of its layer has that name and {first.in_size} rows",
+        f"linear {first.name!r} follows {first.follows!r}, and no part of its layer has that name and {first.in_size} rows "
+        f"in pieces of {first.inp.unit}, or an even share of them",
         fix="let the model plugin name a part of the layer's linears, or none",
     )

@@ -13,8 +13,8 @@ from attrs import field, frozen
 from torch import Tensor
 
 from paddock.quantize.recipe import PlainLayer, PlainLinear
-from paddock_quant_awq.recipes.folding import Folded
-from paddock_quant_awq.recipes.groups import ScaleGroup
+from paddock_quant_awq.recipes.folding import Folded, shared
+from paddock_quant_awq.recipes.groups import Rows, ScaleGroup
 from paddock_quant_awq.recipes.layouts import Layout, Stored, static_scales
 from paddock_quant_awq.recipes.rounding import Rounded
 from paddock_quant_awq.recipes.search import best_scale, candidates, clip_limits, output_error, weight_means
@@ -74,16 +74,18 @@ class AwqLayerWork:
             elif self.layout.keeps_factors:
                 folded.into_factor(paths, self._searched(group, partial(self._own_error, group)), self.dtype)
             elif group.follows is not None:
-                name, part = group.follows
-                scale_I = self._searched(group, partial(self._own_error, group))
-                folded.into_rows(self.layer.linears[name], part, paths, scale_I, self.dtype)
+                scale_I = self._searched(group, partial(self._own_error, group), group.follows)
+                folded.into_rows(self.layer.linears[group.follows.linear], group.follows, paths, scale_I, self.dtype)
         return folded
 
-    def _searched(self, group: ScaleGroup, error: Callable[[Tensor], float]) -> Tensor:
+    def _searched(self, group: ScaleGroup, error: Callable[[Tensor], float], rows: Rows | None = None) -> Tensor:
+        """Return the best scale of a group; one that `rows` take is the same for all inputs that a row feeds."""
         linears = self._linears(group)
         what = f"the inputs of {next(iter(linears[0].weights))}"
         x_mean_I = self._seen[group.linears[0]].mean(what)
         w_mean_I = weight_means((each for linear in linears for each in linear.weights.values()), self.layout.rounding.group)
+        if rows is not None:
+            x_mean_I, w_mean_I = shared(x_mean_I, rows), shared(w_mean_I, rows)
         return best_scale(candidates(x_mean_I, w_mean_I), error)
 
     def _block_error(self, paths: list[str], plain_TE: Tensor, scale_I: Tensor) -> float:

@@ -63,8 +63,9 @@ def output_error(difference_OI: Tensor, rows_RI: Tensor) -> float:
 def clip_limits(weight_OI: Tensor, rows_RI: Tensor, rounding: Rounding) -> Tensor | None:
     """Return the largest magnitude [O, G] float32 to allow each group; None where clipping makes the whole output no better.
 
-    Each group's limit is the one with the least squared error of what the group adds to the output. Groups are clipped each for
-    itself, so their errors may add up: the whole output decides at the end.
+    Each group's limit is the one with the least squared error of what the group adds to the output, among those with which its
+    weights themselves are no further from what they were: a sample shows some inputs seldom, and a large weight that is cut off
+    costs most where they come. Groups are clipped each for itself, so their errors may add up: the whole output decides.
     """
     x_RGS = grouped(rows_RI, rounding.group)
     moments_GSS = torch.einsum("rgs,rgt->gst", x_RGS, x_RGS)
@@ -78,14 +79,18 @@ def clip_limits(weight_OI: Tensor, rows_RI: Tensor, rounding: Rounding) -> Tenso
 
 def _limits(weight_OI: Tensor, moments_GSS: Tensor, rounding: Rounding) -> Tensor:
     largest_OG = grouped(weight_OI, rounding.group).abs().amax(-1)
-    best_OG, least_OG = largest_OG, None
-    for step in range(CLIPS):
-        limits_OG = largest_OG * (1 - step / (2 * CLIPS))
+
+    def errors(limits_OG: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the squared error [O, G] of what a group adds to the output, and of its weights."""
         difference_OGS = grouped(rounding.rounded(weight_OI, limits_OG).meaning() - weight_OI, rounding.group)
-        error_OG = (torch.einsum("ogs,gst->ogt", difference_OGS, moments_GSS) * difference_OGS).sum(-1)
-        if least_OG is None:
-            least_OG = error_OG
-            continue
-        better_OG = error_OG < least_OG
+        output_OG = (torch.einsum("ogs,gst->ogt", difference_OGS, moments_GSS) * difference_OGS).sum(-1)
+        return output_OG, difference_OGS.square().sum(-1)
+
+    best_OG = largest_OG
+    least_OG, plain_OG = errors(largest_OG)
+    for step in range(1, CLIPS):
+        limits_OG = largest_OG * (1 - step / (2 * CLIPS))
+        error_OG, weights_OG = errors(limits_OG)
+        better_OG = (error_OG < least_OG) & (weights_OG <= plain_OG)
         best_OG, least_OG = torch.where(better_OG, limits_OG, best_OG), torch.where(better_OG, error_OG, least_OG)
     return best_OG
