@@ -123,6 +123,14 @@ def _weight(shape: tuple[int, int], seed: int) -> Int4Weight:
     return Int4Weight(form=form, packed=packed, scales=scales_GF.to(HALF), zeros=zeros)
 
 
+def beyond_l2(shape: tuple[int, int]) -> tuple[list[Int4Weight], int]:
+    """Return weights (outputs, inputs), as many as the L2 does not hold, and the bytes of one."""
+    first = _weight(shape, 0)
+    size = first.packed.nbytes + first.scales.nbytes + (0 if first.zeros is None else first.zeros.nbytes)
+    span = L2_SPANS * torch.cuda.get_device_properties(CUDA).L2_cache_size
+    return [first, *(_weight(shape, seed) for seed in range(1, max(2, span // size)))], size
+
+
 def _given(tokens: int, inputs: int, *, fp8: bool, device: torch.device = CUDA) -> tuple[Tensor, Tensor | None]:
     """Return x and its scale."""
     x_TI = (torch.randn(tokens, inputs, generator=torch.Generator(device).manual_seed(tokens), device=device) + 0.3).to(HALF)
@@ -150,10 +158,7 @@ def error_of(each: Candidate) -> float:
 def measure(shape: str, tokens: int, chosen: list[Candidate]) -> None:
     """Print a line of the tiles for so many tokens."""
     outputs, inputs = SHAPES[shape]
-    first = _weight((outputs, inputs), 0)
-    size = first.packed.nbytes + first.scales.nbytes + (0 if first.zeros is None else first.zeros.nbytes)
-    span = L2_SPANS * torch.cuda.get_device_properties(CUDA).L2_cache_size
-    weights = [first, *(_weight((outputs, inputs), seed) for seed in range(1, max(2, span // size)))]
+    weights, size = beyond_l2((outputs, inputs))
     timed = []
     for each in chosen:
         if each.fewest <= tokens <= each.most:

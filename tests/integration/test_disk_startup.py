@@ -24,23 +24,10 @@ from paddock.checkpoint.source import open_source
 from paddock.errors import CheckpointError, OptionError, PaddockError
 from tests.bench import disk_startup, page_cache
 from tests.bench.disk_checkpoint import MARKER, check_room, described, finish, is_written, with_layers, write_weights
+from tests.integration.test_bench_startup import CONFIG
 
 CPU = torch.device("cpu")
-PLAIN: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_hidden_layers": 2,
-    "vocab_size": 96,
-    "max_position_embeddings": 128,
-    "rms_norm_eps": 1e-5,
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-}
+PLAIN: dict[str, Any] = CONFIG | {"hidden_size": 128, "intermediate_size": 256, "hidden_act": "silu"}
 FP8 = PLAIN | {"quantization_config": {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head"]}}
 INT4 = PLAIN | {
     "quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}

@@ -53,7 +53,7 @@ class PaddedSteps:
         self, body: Body, *, most: int, scratch: Scratch, device: torch.device, capture: bool, buffer_bytes: int = 0
     ) -> None:
         """Capture nothing yet; `capture` False never does."""
-        self.most, self._body, self._device, self._buffer_bytes = most, body, device, buffer_bytes
+        self._body, self._device, self._buffer_bytes = body, device, buffer_bytes
         self._padding = Padding(most)
         self._buffer = InputBuffer(self._padding, scratch, device)
         self._graphs: dict[Key, _Captured] = {}
@@ -61,6 +61,11 @@ class PaddedSteps:
         self._left_alone: set[Key] = set()
         self._capturing = _Capturing() if capture else None
         self.graph_bytes = 0  # taken from the device by captures, as the driver counts it
+
+    @property
+    def most(self) -> int:
+        """Return the sequences of the largest step."""
+        return self._padding.most
 
     def shape_for(self, host: HostBatch) -> StepShape | None:
         """Return the shape a laid out step is padded to, None where it is to run as it comes: as when it samples nothing."""

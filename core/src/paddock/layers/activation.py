@@ -43,9 +43,9 @@ class ActivationLayer(nn.Module):
     ) -> None:
         """Bind the op; the output comes in the format `emits` says. Scales are 1 until a checkpoint fills them."""
         super().__init__()
-        self._activate = ops.silu_mul if kind == "silu_mul" else ops.gelu
         self._gated = kind == "silu_mul"
-        self._activate_fp8 = ops.silu_mul_fp8 if kind == "silu_mul" else ops.gelu_fp8
+        self._activate = ops.silu_mul if self._gated else ops.gelu
+        self._activate_fp8 = ops.silu_mul_fp8 if self._gated else ops.gelu_fp8
         self.emits, self.scaled, self.shard, self.source = emits, scaled, shard, source
         ones_F = None if scaled is None else torch.ones(shard.part(scaled).size, dtype=torch.float32, device=device)
         self.scales = None if ones_F is None else nn.Parameter(ones_F, requires_grad=False)

@@ -30,7 +30,7 @@ class Tile:
 
     `tma` uses the copy engine where a tile lies within a page. `pairs` reads FP8 values two at a time, as 16-bit words: only
     those does the tensor core's transposing load know; single bytes cost a load each. `registers` caps those of a thread.
-    A decode takes `tiles` of keys, 1 or 2, at a time.
+    A decode takes `tiles` of keys at a time: 1 where it is served, 2 for `tests.bench.decode_variants` to compare.
     """
 
     block_m: int
@@ -291,9 +291,7 @@ def _factor(k_scale: tl.tensor, spec: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
-def _rescaled(
-    max_M: tl.tensor, largest_M: tl.tensor, MASKED: tl.constexpr, spec: tl.constexpr
-) -> tl.tuple:  # fmt: skip
+def _rescaled(max_M: tl.tensor, largest_M: tl.tensor, MASKED: tl.constexpr, spec: tl.constexpr) -> tl.tuple:
     """Return (the new maximum, what exponents are shifted by, what older sums are multiplied by) after logits of base 2."""
     if spec.in_fp8:  # whole powers of two: they move no rounding
         largest_M = tl.ceil(largest_M)

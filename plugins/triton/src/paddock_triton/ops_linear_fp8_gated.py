@@ -36,7 +36,8 @@ from paddock_triton.rows import blocks_of, power_of_2, unit_stride
 
 # Of one token: with fewer a program has so little to read that activating at its end takes longer than a kernel behind it. On an
 # H200, microseconds of a layer of 70B (8,192), activated in the product and behind it: one token 211.7, 213.5; 64 tokens 304.7,
-# 309.5; of 8B (4,096): one token 71.2, 69.7; 64 tokens 344.4, 345.8 (`python -m tests.bench.layer_stack`).
+# 309.5; of 8B (4,096): one token 71.2, 69.7; 64 tokens 344.4, 345.8 (`python -m tests.bench.layer_stack`,
+# while attention rotated as well, which decision 52 did not keep).
 LEAST_INPUTS = 8192
 _APART = tl.constexpr(8)  # rows between a feature's gate and its up: the matrix unit gives a thread both of them
 _DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
