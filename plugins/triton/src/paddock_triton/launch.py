@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from functools import partial
+from pathlib import Path
 from threading import Lock
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +25,10 @@ from triton.runtime import build, driver
 from triton.runtime.cache import triton_key
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from paddock_triton.compiler_processes import CompilerProcesses
+
 _MOST_THREADS = 16
+_LEAST_PROCESSES = 4  # with fewer cores to run on, threads keep them as busy
 # Seconds a thread keeps Python's lock that others wait for: a kernel on its way into the compiler takes it a thousand times. One
 # beside a busy thread took 5.4 s with Python's own 5 ms, 1.4 with 1 ms, 0.7 with this, 0.5 alone.
 _SWITCH_SECONDS = 1e-4
@@ -56,6 +61,20 @@ class _Loading:
         return self.threads.submit(_loaded, compiled)
 
 
+class _Ahead(triton.AsyncCompileMode):  # type: ignore[misc]
+    """Triton's compiling in threads, each of which has a process compile what the cache does not hold."""
+
+    def __init__(self, threads: ThreadPoolExecutor, processes: CompilerProcesses | None) -> None:
+        super().__init__(_Loading(threads), ignore_errors=True)
+        self._processes = processes
+
+    def submit(self, key: str, compiled: Callable[[], Any], finished: Callable[[Any], None]) -> Any:
+        """Start a compilation, unless it has been."""
+        if self._processes is not None:
+            compiled = partial(_compiled_beside, self._processes, key, compiled)
+        return super().submit(key, compiled, finished)
+
+
 _asked: ContextVar[_Asked | None] = ContextVar("paddock_triton_asked", default=None)
 
 
@@ -76,29 +95,40 @@ def launches_nothing() -> bool:
 def compile_ahead(device: torch.device) -> AbstractContextManager[None]:
     """Return a context inside which nothing is launched; on leaving it every kernel that would have been is ready on `device`.
 
-    Kernels compile in threads, beside each other and the caller: of 4.3 s for Llama-3.1-8B's first 23 on one core of a CPU 1.6
-    were the C compiler's, for the launchers, and 0.7 the assembler's, which are processes; of the rest only 0.4, from Python to
-    the compiler's own language, kept other threads waiting. What does not compile is left to its launch, which says why.
-    What Triton does once a process before any kernel begins here already, in a thread, while the caller does something else:
-    0.24 s, nearly all of it a hash of its own 415 MB. Triton's interpreter compiles nothing.
+    Kernels compile beside each other and the caller: each in a thread, which has a process compile what the cache does not hold,
+    for two threads never run Python at once, and from a kernel to the compiler's own language is Python. Then the thread has the
+    launcher compiled, in C, and loads both. What does not compile is left to its launch, which says why. With an empty cache the
+    processes start here already, while the caller does something else; so does what Triton does once a process before any
+    kernel, in a thread: 0.24 s, nearly all of it a hash of its own 415 MB. Triton's interpreter compiles nothing.
     """
     workers = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
     index = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
     threads = ThreadPoolExecutor(workers, "paddock-compile", initializer=_attach, initargs=(index,))
-    return _compiling(threads, threads.submit(_start_triton))
+    apart = workers >= _LEAST_PROCESSES and sys.executable and not knobs.runtime.interpret
+    processes = CompilerProcesses(workers) if apart else None
+    if processes is not None and _cache_is_empty():
+        processes.start()
+    return _compiling(threads, processes, threads.submit(_start_triton))
 
 
 @contextmanager
-def _compiling(threads: ThreadPoolExecutor, started: Future[None]) -> Iterator[None]:
+def _compiling(threads: ThreadPoolExecutor, processes: CompilerProcesses | None, started: Future[None]) -> Iterator[None]:
     wait([started])  # if it failed, so will the first launch, and say why
     token, interval = _asked.set(_Asked()), sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH_SECONDS)
     try:
-        with _launchers_apart(), threads, triton.AsyncCompileMode(_Loading(threads), ignore_errors=True):
+        with _launchers_apart(), threads, _Ahead(threads, processes):
             yield
     finally:
         sys.setswitchinterval(interval)
         _asked.reset(token)
+        if processes is not None:
+            processes.close()
+
+
+def _cache_is_empty() -> bool:
+    folder = Path(knobs.cache.dir)
+    return not folder.is_dir() or not any(folder.iterdir())
 
 
 @contextmanager
@@ -132,6 +162,12 @@ def _start_triton() -> None:
     if not knobs.runtime.interpret:
         make_backend(driver.active.get_current_target()).hash()
         triton_key()
+
+
+def _compiled_beside(processes: CompilerProcesses, key: str, compiled: Callable[[], Any]) -> Any:
+    """Return a kernel, which is read from the cache once a process has compiled it."""
+    processes.compile(key, compiled)
+    return compiled()
 
 
 def _loaded(compiled: Callable[[], Any]) -> Any:

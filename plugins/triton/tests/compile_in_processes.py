@@ -1,0 +1,63 @@
+"""Compile some kernels ahead by processes, for compute capability 9.0 without a GPU; print which this process compiled itself.
+
+With the word `dead` every process has ended before its first kernel. One kernel is the script's own, which no other process can
+import. Printed last, as JSON: the names compiled here, those read from the cache, and how many processes are left.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from plugins.triton.tests.compile_for_hopper import TOKENS, _calls, pretend
+from triton import knobs
+
+from paddock.plugins import resolve
+from paddock_triton import launch, plugin
+from paddock_triton.compiler_processes import CompilerProcesses
+
+EXAMPLES = ("linear", "rms_norm", "linear_int4_fp8", "linear_fp8", "draw", "attention, FP8 pages of 64")
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _own_kernel(x_ptr: tl.tensor) -> None:
+    tl.store(x_ptr, 1)
+
+
+def main() -> None:
+    """Compile and print."""
+    pretend()
+    launch._LEAST_PROCESSES = 1
+    here: list[str] = []
+    cached: list[str] = []
+    started: list[Any] = []
+    start = CompilerProcesses.start
+
+    def watched_start(self: CompilerProcesses) -> None:
+        start(self)
+        started.extend(worker for worker in self._workers if worker not in started)
+        if "dead" in sys.argv:
+            for worker in self._workers:
+                worker.process.kill()
+                worker.process.wait()
+
+    def listener(*, src: Any, cache_hit: bool, **_: Any) -> None:
+        (cached if cache_hit else here).append(src.name)
+
+    CompilerProcesses.start = watched_start  # type: ignore[method-assign]
+    knobs.compilation.listener = listener
+    calls = _calls(TOKENS)
+    with resolve(plugin.COMPILE_AHEAD)(torch.device("cpu")):
+        for name in EXAMPLES:
+            calls[name]()
+        launch.launch(_own_kernel, (1,), torch.zeros(1))
+    left = sum(worker.process.poll() is None for worker in started)
+    json.dump({"here": here, "cached": cached, "started": len(started), "left": left}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Kernels compiled ahead are compiled by processes beside this one, or by its threads where those cannot."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+KERNELS = {
+    "_few_kernel",
+    "_rms_norm_kernel",
+    "_int4_kernel",
+    "_race_kernel",
+    "_finish_kernel",
+    "_cut",
+    "_decode",
+    "_prefill_async",
+}
+OWN = "_own_kernel"  # the script's own, which no other process can import
+
+
+def _compiled(cache: Path, *words: str) -> tuple[dict[str, Any], str]:
+    """Return what the script prints, with such a cache, and what it says beside that."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    result = subprocess.run(
+        [sys.executable, "-m", "plugins.triton.tests.compile_in_processes", *words],
+        env=environment | {"TRITON_CACHE_DIR": str(cache)},
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    *logged, found = result.stdout.splitlines()
+    return json.loads(found), "\n".join(logged) + result.stderr
+
+
+def test_processes_compile_what_the_cache_does_not_hold(tmp_path: Path) -> None:
+    """Every kernel but the script's own is read from the cache, those in Gluon and with descriptors too; no process is left.
+
+    With that cache none is started again.
+    """
+    found, _ = _compiled(tmp_path)
+    assert found["here"] == [OWN]
+    assert {*found["cached"]} >= KERNELS
+    assert found["started"] > 0
+    assert found["left"] == 0
+    again, _ = _compiled(tmp_path)
+    assert again["here"] == []
+    assert {*again["cached"]} == {*found["cached"], OWN}
+    assert again["started"] == 0
+
+
+def test_threads_compile_where_processes_have_ended(tmp_path: Path) -> None:
+    """Nothing is lost but time, and the log says so."""
+    found, said = _compiled(tmp_path, "dead")
+    assert {*found["here"]} >= KERNELS | {OWN}
+    assert found["cached"] == []
+    assert "kernels_compile_in_threads" in said
