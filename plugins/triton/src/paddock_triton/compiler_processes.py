@@ -16,7 +16,9 @@ import pickle
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -27,8 +29,6 @@ from attrs import define, field, frozen
 from triton import knobs
 from triton.runtime.cache import get_cache_manager, triton_key
 from triton.runtime.jit import JITFunction
-
-from paddock import log
 
 _BEGIN = "import sys; sys.path[:] = {path!r}; from paddock_triton.compiler_processes import serve; serve({file})"
 _LONGEST_NAME = 150  # of a kernel, in the names of its files
@@ -123,19 +123,16 @@ class CompilerProcesses:
                 return
             packed = job.packed()
             self.start()
-            said = self._given(packed)
+            self._give(packed)
         except Exception as error:  # this Triton's inner ways, a kernel of a script, a process that died: threads compile too
             self._failed = True
-            log.get_logger().warning("kernels_compile_in_threads", reason=repr(error))
-            return
-        if said:  # its launch will say so too, and stop
-            log.get_logger().debug("kernel_not_compiled", kernel=job.source.name, reason=said)
+            warnings.warn(f"kernels compile in threads, more slowly than in processes: {error!r}", RuntimeWarning, stacklevel=2)
 
-    def _given(self, packed: bytes) -> str:
+    def _give(self, packed: bytes) -> None:
         worker = self._idle.get()
         try:
             worker.connection.send_bytes(packed)
-            return worker.connection.recv_bytes().decode()
+            worker.connection.recv_bytes()  # what did not compile will say why where it is launched
         finally:
             self._idle.put(worker)
 
@@ -146,7 +143,7 @@ class CompilerProcesses:
 
 
 def serve(file: int) -> None:
-    """Compile what comes over a connection until it closes; answer each with why it did not compile, or nothing."""
+    """Compile what comes over a connection until it closes, and say when each is done, whatever came of it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal interrupts us with whoever started us, who ends us
     connection = Connection(file)
     os.dup2(2, 1)  # what the compiler prints is no part of the program's output
@@ -159,10 +156,7 @@ def serve(file: int) -> None:
             packed = connection.recv_bytes()
         except (EOFError, OSError):
             return
-        try:
+        with suppress(Exception):
             knobs.cache.dir, source, target, options, environment = pickle.loads(packed)
             compiler.compile(source, target=target, options=options, _env_vars=environment)
-            said = ""
-        except Exception as error:
-            said = repr(error)
-        connection.send_bytes(said.encode())
+        connection.send_bytes(b"done")
