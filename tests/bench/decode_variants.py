@@ -1,7 +1,9 @@
-"""Tiles and cuts for decode attention, checked and timed: python -m tests.bench.decode_variants [--only WORD ...] [--compile].
+"""Tiles and cuts for decode attention, checked and timed: python -m tests.bench.decode_variants [--only WORD ...] [--repeat N].
 
 Each is checked on ragged decodes against float64, then timed in CUDA graphs as `paddock bench kernels` has its cases: percent of
-4.3 TB/s. `--compile` needs no GPU: it compiles for compute capability 9.0 and prints registers, spills and shared memory.
+4.3 TB/s. `--repeat` times the whole list that many times over, so that a cut's lines lie apart and show how clocks drift.
+`--compile` needs no GPU: it compiles for compute capability 9.0 and prints registers, spills and shared memory. What came of
+cuts that are gone stands in `paddock_triton.attention_tuning`.
 """
 
 from __future__ import annotations
@@ -34,7 +36,6 @@ CHECKED = [(0, 1), (70, 1), (63, 1), (64, 1), (300, 1), (1000, 1)]  # (tokens th
 TIMED = {step.name: step for step in STEPS if step.decodes and not step.prompts and not step.in_fp8}
 
 PAIRS = Tile(block_m=16, block_n=64, warps=4, stages=3, tma=True, pairs=True)
-BF16 = Tile(block_m=16, block_n=64, warps=4, stages=4, tma=True)
 WIDE = Tile(block_m=32, block_n=64, warps=2, stages=4, pairs=True)
 
 
@@ -62,29 +63,16 @@ class Cut:
             yield
 
 
+LLAMA_70B: dict[str, Cut] = {
+    "served": Cut(),
+    "4 stages": Cut(tile=evolve(PAIRS, stages=4)),
+    "2 warps, pointers": Cut(tile=evolve(PAIRS, warps=2, stages=4, tma=False)),
+    "no pairs": Cut(tile=evolve(PAIRS, pairs=False)),
+    "3 programs": Cut(programs=3),
+}
 CUTS: dict[str, dict[str, Cut]] = {
-    "decode 64 x 8k": {
-        "bfloat16": Cut(kept=torch.bfloat16),
-        "served": Cut(),
-        **{f"{n} programs": Cut(programs=n) for n in (2, 3, 5, 6, 8)},
-        **{f"{n} stages": Cut(tile=evolve(PAIRS, stages=n)) for n in (2, 4, 5)},
-        "2 warps, 4 stages": Cut(tile=evolve(PAIRS, warps=2, stages=4)),
-        "2 warps, 3 stages, 6 programs": Cut(tile=evolve(PAIRS, warps=2), programs=6),
-        "2 warps, pointers": Cut(tile=evolve(PAIRS, warps=2, stages=4, tma=False)),
-        "pointers": Cut(tile=evolve(PAIRS, tma=False)),
-        "8 warps": Cut(tile=evolve(PAIRS, warps=8)),
-        "96 registers, 5 programs": Cut(tile=evolve(PAIRS, registers=96), programs=5),
-        "32 keys, 6 stages": Cut(tile=evolve(PAIRS, block_n=32, stages=6)),
-        "no pairs": Cut(tile=evolve(PAIRS, pairs=False)),
-        "two tiles, 2 stages": Cut(tile=evolve(PAIRS, tiles=2, stages=2)),
-        "two tiles, 3 stages": Cut(tile=evolve(PAIRS, tiles=2)),
-        "two tiles, 3 stages, 3 programs": Cut(tile=evolve(PAIRS, tiles=2), programs=3),
-        "two tiles, 3 stages, 128 registers": Cut(tile=evolve(PAIRS, tiles=2, registers=128)),
-        "two tiles, 2 stages, 128 registers": Cut(tile=evolve(PAIRS, tiles=2, stages=2, registers=128)),
-        "two tiles, 2 warps": Cut(tile=evolve(PAIRS, tiles=2, warps=2)),
-        "two tiles of 32": Cut(tile=evolve(PAIRS, tiles=2, block_n=32, stages=4)),
-        "bfloat16, two tiles": Cut(kept=torch.bfloat16, tile=evolve(BF16, tiles=2, stages=2)),
-    },
+    "decode 64 x 8k": LLAMA_70B,
+    "decode 64 x 2k": LLAMA_70B,
     "decode 64 x 2k, Falcon-180B heads": {
         "bfloat16": Cut(kept=torch.bfloat16),
         "bfloat16, 32 rows": Cut(kept=torch.bfloat16, tile=Tile(block_m=32, block_n=64, warps=4, stages=4, tma=True)),
@@ -93,16 +81,8 @@ CUTS: dict[str, dict[str, Cut]] = {
         "4 warps, copy engine": Cut(tile=evolve(WIDE, warps=4, tma=True)),
         "6 programs": Cut(programs=6),
         "32 keys": Cut(tile=evolve(WIDE, block_n=32, stages=6)),
-        "two tiles": Cut(tile=evolve(WIDE, tiles=2, stages=3)),
-        "two tiles of 32": Cut(tile=evolve(WIDE, tiles=2, block_n=32, stages=4)),
-        "bfloat16, two tiles": Cut(kept=torch.bfloat16, tile=evolve(BF16, block_m=32, tiles=2, stages=2)),
     },
-}
-CUTS["decode 64 x 2k"] = {
-    name: CUTS["decode 64 x 8k"][name] for name in ("served", "3 programs", "6 programs", "4 stages", "no pairs")
-}
-CUTS["decode 1 x 131k"] = {
-    name: CUTS["decode 64 x 8k"][name] for name in ("served", "3 programs", "6 programs", "two tiles, 3 stages")
+    "decode 1 x 131k": {"served": Cut(), "3 programs": Cut(programs=3), "6 programs": Cut(programs=6)},
 }
 
 
@@ -135,28 +115,56 @@ def compiled(cut: Cut, step: Step) -> None:
         case.attend(TritonAttention(torch.device("cpu")), case.params())
 
 
+def chosen(only: tuple[str, ...]) -> list[tuple[str, Cut, Step]]:
+    """Return label, cut and step of what holds one of these words, of all where there are none.
+
+    Raises click.BadParameter where nothing holds one.
+    """
+    labels = [(f"{name}: {at}", cut, TIMED[name]) for name, cuts in CUTS.items() for at, cut in cuts.items()]
+    found = [each for each in labels if not only or any(word in each[0] for word in only)]
+    if not found:
+        raise click.BadParameter(
+            f"no cut holds {' or '.join(map(repr, only))}; there are {'; '.join(label for label, _, _ in labels)}",
+            param_hint="--only",
+        )
+    return found
+
+
+def fault(cut: Cut, step: Step) -> str:
+    """Return what keeps a cut from being timed in a line, an empty text where nothing does."""
+    try:
+        check(cut, step)
+    except (AssertionError, triton.CompilationError, triton.runtime.errors.OutOfResources) as error:
+        return f"{type(error).__name__} {str(error).splitlines()[0][:90]}"
+    return ""
+
+
 @click.command()
 @click.option("--only", multiple=True, help="Cases whose name or cut holds this word; repeatable.")
+@click.option("--repeat", type=click.IntRange(min=1), default=1, show_default=True, help="How often the list is timed.")
 @click.option("--compile", "compiling", is_flag=True, help="Compile without a GPU and print what came of it.")
-def main(only: tuple[str, ...], compiling: bool) -> None:
-    """Check and time every cut."""
-    made = compile_only() if compiling else []
-    click.echo(f"triton {triton.__version__}" + ("" if compiling else f", {torch.cuda.get_device_name()}"))
-    for name, cuts in CUTS.items():
-        for at, cut in cuts.items():
-            if only and not any(word in f"{name}: {at}" for word in only):
-                continue
-            if compiling:
-                compiled(cut, TIMED[name])
-                click.echo(f"{name}: {at:30} {described(made[-1])}")
-                continue
-            try:
-                check(cut, TIMED[name])
-            except (AssertionError, triton.CompilationError, triton.runtime.errors.OutOfResources) as error:
-                click.echo(f"{name}: {at:30} {type(error).__name__} {str(error).splitlines()[0][:90]}")
-                continue
-            microseconds, share = percent(cut, TIMED[name])
-            click.echo(f"{name}: {at:30} {microseconds:8.1f} us {share:6.1f} %")
+def main(only: tuple[str, ...], repeat: int, compiling: bool) -> None:
+    """Check every cut, then time all that are right, one after the other, as often as asked."""
+    cuts = chosen(only)
+    if compiling and repeat > 1:
+        raise click.UsageError(f"--repeat {repeat} is for what is timed, and --compile times nothing: leave out one of them")
+    if compiling:
+        made = compile_only()
+        click.echo(f"triton {triton.__version__}")
+        for label, cut, step in cuts:
+            compiled(cut, step)
+            click.echo(f"{label:56} {described(made[-1])}")
+        return
+    click.echo(f"triton {triton.__version__}, {torch.cuda.get_device_name()}")
+    right = []
+    for label, cut, step in cuts:
+        if wrong := fault(cut, step):
+            click.echo(f"{label:56} {wrong}")
+        else:
+            right.append((label, cut, step))
+    for label, cut, step in right * repeat:
+        microseconds, share = percent(cut, step)
+        click.echo(f"{label:56} {microseconds:8.1f} us {share:6.1f} %")
 
 
 if __name__ == "__main__":

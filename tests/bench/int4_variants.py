@@ -123,7 +123,7 @@ def _weight(shape: tuple[int, int], seed: int) -> Int4Weight:
     return Int4Weight(form=form, packed=packed, scales=scales_GF.to(HALF), zeros=zeros)
 
 
-def beyond_l2(shape: tuple[int, int]) -> tuple[list[Int4Weight], int]:
+def _beyond_l2(shape: tuple[int, int]) -> tuple[list[Int4Weight], int]:
     """Return weights (outputs, inputs), as many as the L2 does not hold, and the bytes of one."""
     first = _weight(shape, 0)
     size = first.packed.nbytes + first.scales.nbytes + (0 if first.zeros is None else first.zeros.nbytes)
@@ -158,7 +158,7 @@ def error_of(each: Candidate) -> float:
 def measure(shape: str, tokens: int, chosen: list[Candidate]) -> None:
     """Print a line of the tiles for so many tokens."""
     outputs, inputs = SHAPES[shape]
-    weights, size = beyond_l2((outputs, inputs))
+    weights, size = _beyond_l2((outputs, inputs))
     timed = []
     for each in chosen:
         if each.fewest <= tokens <= each.most:

@@ -8,6 +8,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from click.testing import CliRunner
+
+pytest.importorskip("triton")
+
+from tests.bench import decode_variants
+from tests.bench.decode_variants import Cut
 
 SAYS = r"^{name} +\d+ registers, 0 spills, \d+ bytes shared"
 
@@ -20,7 +27,6 @@ SAYS = r"^{name} +\d+ registers, 0 spills, \d+ bytes shared"
         ("decode_variants", "decode 64 x 8k: 4 stages", "$"),
         ("block_variants", "one 2x8192 w8", "$"),
         ("fp8_variants", "one 2x4096 w4", r", cvt\.rn\.f16x2\.e4m3x2$"),
-        ("int4_one_token", "bf16 s4 b1 w4 a1", "$"),
         ("int4_to_fp8_variants", "*o64 b1", ", 8 loads and 16 stores of 16 bytes$"),
         ("int4_variants", "*fp8 n128 h1 t2 c1 s6 r2048 shared late", r", wgmma\.mma_async\S*e4m3\.e4m3$"),
     ],
@@ -32,3 +38,47 @@ def test_a_variant_is_compiled_without_a_gpu(module: str, name: str, more: str) 
     run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert run.returncode == 0, run.stderr
     assert re.search(SAYS.format(name=re.escape(name)) + more, run.stdout, re.MULTILINE)
+
+
+def _list(monkeypatch: pytest.MonkeyPatch, *options: str) -> list[str]:
+    """Return the lines of decode's cuts of 2k, of which "no pairs" is wrong and the n-th to be timed takes n microseconds."""
+    timed: list[Cut] = []
+
+    def check(cut: Cut, _: object) -> None:
+        assert cut.tile is None or cut.tile.pairs, "wrong"
+
+    def percent(cut: Cut, _: object) -> tuple[float, float]:
+        timed.append(cut)
+        return len(timed), 50.0
+
+    monkeypatch.setattr(decode_variants, "check", check)
+    monkeypatch.setattr(decode_variants, "percent", percent)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a device")
+    result = CliRunner().invoke(decode_variants.main, ["--only", "decode 64 x 2k: ", *options], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output.splitlines()[1:]
+
+
+@pytest.mark.parametrize(("options", "times"), [((), 1), (("--repeat", "3"), 3)])
+def test_decode_cuts_are_timed_in_turn(options: tuple[str, ...], times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As often as asked, the whole list before it begins anew; a wrong cut is told of once and has no time."""
+    wrong, *timed = _list(monkeypatch, *options)
+    assert re.fullmatch(r"decode 64 x 2k: no pairs +AssertionError wrong.*", wrong)
+    found = [re.fullmatch(r"decode 64 x 2k: (.*?) +(\d+)\.0 us +50\.0 %", line) for line in timed]
+    names = ["served", "4 stages", "2 warps, pointers", "3 programs"] * times
+    assert [line and line.groups() for line in found] == [(name, str(n)) for n, name in enumerate(names, 1)]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--only", "two tiles"], "no cut holds 'two tiles'; there are decode 64 x 8k: served; "),
+        (["--repeat", "0"], "0 is not in the range"),
+        (["--repeat", "2", "--compile"], "--repeat 2 is for what is timed"),
+    ],
+)
+def test_decode_cuts_that_cannot_be_listed_are_refused(options: list[str], says: str) -> None:
+    """An unknown word, no round at all, and rounds of what has no time are errors that name the value."""
+    result = CliRunner().invoke(decode_variants.main, options)
+    assert result.exit_code == 2
+    assert says in result.output

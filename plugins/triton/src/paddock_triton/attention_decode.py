@@ -18,7 +18,6 @@ from paddock_triton.attention_tile import (
     Spec,
     Tile,
     absorb,
-    absorb_two,
     empty_state,
     find_page,
     load_queries,
@@ -132,25 +131,12 @@ def _gather(
     state = empty_state(spec)
     first_M = tl.full([spec.block_m], 0, tl.int32) + first
     last_M = tl.full([spec.block_m], 0, tl.int32) + (end - 1)
-    step: tl.constexpr = spec.block_n * spec.tiles
-    whole_end = begin if spec.window else begin + (end - begin) // step * step
-    more_page = page
-    if spec.tiles == 2:
-        more_page = find_page(table_ptr, begin + spec.block_n, end, spec)
-    for key_start in tl.range(begin, whole_end, step):
+    whole_end = begin if spec.window else begin + (end - begin) // spec.block_n * spec.block_n
+    for key_start in tl.range(begin, whole_end, spec.block_n):
         k_ND = load_rows(k_source, page, key_start, kv_head, first, end, False, 1, spec)
         v_ND = load_rows(v_source, page, key_start, kv_head, first, end, False, spec.words, spec)
-        page = find_page(table_ptr, key_start + step, end, spec)
-        if spec.tiles == 2:
-            more = key_start + spec.block_n
-            more_k_ND = load_rows(k_source, more_page, more, kv_head, first, end, False, 1, spec)
-            more_v_ND = load_rows(v_source, more_page, more, kv_head, first, end, False, spec.words, spec)
-            more_page = find_page(table_ptr, more + step, end, spec)
-            state = absorb_two(
-                state, q_MD, k_ND, v_ND, more_k_ND, more_v_ND, key_start, first_M, last_M, slope_M, length - 1, k_scale, spec
-            )  # fmt: skip
-        else:
-            state = absorb(state, q_MD, k_ND, v_ND, key_start, first_M, last_M, slope_M, length - 1, k_scale, False, spec)
+        page = find_page(table_ptr, key_start + spec.block_n, end, spec)
+        state = absorb(state, q_MD, k_ND, v_ND, key_start, first_M, last_M, slope_M, length - 1, k_scale, False, spec)
     # Two stages, though the last tile is but one: its keys and its values are asked for together. On an H200, as tests/bench/
     # layer_stack.py measures an 8B model: 3,673 us against 3,710 for one sequence of 200, 7,170 against 7,247 for 64 of 1,000.
     stages: tl.constexpr = spec.tail_stages if spec.fp8 else 2

@@ -30,7 +30,6 @@ class Tile:
 
     `tma` uses the copy engine where a tile lies within a page. `pairs` reads FP8 values two at a time, as 16-bit words: only
     those does the tensor core's transposing load know; single bytes cost a load each. `registers` caps those of a thread.
-    A decode takes `tiles` of keys at a time: 1 where it is served, 2 for `tests.bench.decode_variants` to compare.
     """
 
     block_m: int
@@ -40,7 +39,6 @@ class Tile:
     tma: bool = False
     pairs: bool = False
     registers: int | None = None
-    tiles: int = 1
 
 
 @frozen(kw_only=True)
@@ -64,7 +62,6 @@ class Spec:
     window: int
     softcap: float
     in_fp8: bool
-    tiles: int
 
     @classmethod
     def of(cls, q_THD: Tensor, kv: LayerKV, params: AttentionParams, tile: Tile) -> Spec:
@@ -88,7 +85,6 @@ class Spec:
             window=params.window or 0,
             softcap=params.softcap or 0.0,
             in_fp8=params.in_fp8,
-            tiles=tile.tiles,
         )
 
     @property
@@ -354,28 +350,4 @@ def absorb(
     if spec.pairs:
         odd_MD = odd_MD * alpha_M[:, None]
     acc_MD, odd_MD = _gathered(acc_MD, odd_MD, p_MN, v_ND, q_MD.dtype, spec)
-    return acc_MD, odd_MD, sum_M, max_M
-
-
-@triton.jit
-def absorb_two(
-    state: tl.tuple, q_MD: tl.tensor, k_ND: tl.tensor, v_ND: tl.tensor, more_k_ND: tl.tensor, more_v_ND: tl.tensor,
-    key_start: tl.tensor, first_M: tl.tensor, last_M: tl.tensor, slope_M: tl.tensor, origin: tl.tensor, k_scale: tl.tensor,
-    spec: tl.constexpr,
-) -> tl.tuple:  # fmt: skip
-    """Return the state after two tiles of keys, one behind the other, that every row sees: their warps wait once for both."""
-    acc_MD, odd_MD, sum_M, max_M = state
-    logits_MN = _logits(q_MD, k_ND, key_start, first_M, last_M, slope_M, origin, k_scale, False, spec)
-    more_MN = _logits(q_MD, more_k_ND, key_start + spec.block_n, first_M, last_M, slope_M, origin, k_scale, False, spec)
-    factor = _factor(k_scale, spec)
-    largest_M = tl.max(tl.maximum(logits_MN, more_MN), 1) * factor
-    max_M, shift_M, alpha_M = _rescaled(max_M, largest_M, False, spec)
-    p_MN, added_MN = _probabilities(logits_MN, factor, shift_M, spec)
-    more_p_MN, more_added_MN = _probabilities(more_MN, factor, shift_M, spec)
-    sum_M = sum_M * alpha_M + tl.sum(added_MN + more_added_MN, 1)
-    acc_MD = acc_MD * alpha_M[:, None]
-    if spec.pairs:
-        odd_MD = odd_MD * alpha_M[:, None]
-    acc_MD, odd_MD = _gathered(acc_MD, odd_MD, p_MN, v_ND, q_MD.dtype, spec)
-    acc_MD, odd_MD = _gathered(acc_MD, odd_MD, more_p_MN, more_v_ND, q_MD.dtype, spec)
     return acc_MD, odd_MD, sum_M, max_M
