@@ -16,6 +16,8 @@ pytest.importorskip("triton")
 
 from paddock.execution import randomness, sampling_reference
 from paddock_triton import ops_filter, ops_sampling
+from paddock_triton.filter_search import EACH
+from paddock_triton.rows import pieces_of
 
 ON_GPU = torch.cuda.is_available()
 VOCAB = 128_256 if ON_GPU else 300
@@ -74,6 +76,44 @@ def test_a_row_s_edge_ignores_how_many_programs_it_has(device: torch.device, mon
         found.append(ops_filter.least_scaled(*given))
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
+
+
+def test_a_row_in_odd_numbers_of_pieces_keeps_what_the_definitions_leave(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five blocks shared by one, three and five programs: all find the edge that float64 finds, to the bit."""
+    blocks, lanes = 5, 32
+    for name, value in (("_PIVOTS", 4), ("_FOUND", 8), ("_WARPS", lanes // 32)):
+        monkeypatch.setattr(ops_filter, name, value)
+    rows = _rows([(0, 0.9, 0.02), (40, 1.0, 0.0), (100, 0.3, 0.0)], "normal")
+    vocab = blocks * lanes * EACH.value - 40
+    rows["logits_RV"] = torch.randn(3, vocab, generator=torch.Generator().manual_seed(3))
+    top_R, _ = sampling_reference.most_likely(rows["logits_RV"])
+    given = [x.to(device) for x in (rows["logits_RV"], top_R, rows["temperature_R"], *_filters(rows))]
+    found = {}
+    for most in (1, 3, 5):
+        monkeypatch.setattr(ops_filter, "_PROGRAMS", 3 * most)
+        found[pieces_of(blocks, most)] = ops_filter.least_scaled(*given).cpu()
+    assert set(found) == {1, 3, 5}
+    assert all(torch.equal(least_R, found[1]) for least_R in found.values())
+    for i, least in enumerate(found[1]):
+        scaled_V = (rows["logits_RV"][i] - top_R[i]) / rows["temperature_R"][i]
+        top_k, top_p, min_p = (x[i] for x in _filters(rows))
+        _check_row(scaled_V, scaled_V >= least, int(top_k), float(top_p), min_p)
+
+
+@pytest.mark.usefixtures("_sizes")
+@pytest.mark.parametrize("left", [torch.nan, 0.5])
+def test_what_memory_held_before_shows_in_no_edge(device: torch.device, left: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pivots of steps still to come, or left out, are memory nobody wrote: NaN there, or a logit of the row, changes nothing."""
+    rows, empty = _rows([one for one in SETTINGS if one[2] < 1], "normal"), torch.empty
+    top_R, _ = sampling_reference.most_likely(rows["logits_RV"])
+    given = [x.to(device) for x in (rows["logits_RV"], top_R, rows["temperature_R"], *_filters(rows))]
+    expected_R = ops_filter.least_scaled(*given)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", lambda *size, **kind: _filled(empty(*size, **kind), left))
+        least_R = ops_filter.least_scaled(*given)
+    assert torch.equal(least_R, expected_R)
 
 
 def test_filters_turned_off_leave_the_draw_as_it_is(device: torch.device) -> None:
@@ -140,6 +180,11 @@ def _rows(settings: Any, kind: str) -> dict[str, torch.Tensor]:
         "seed_R2": torch.tensor([randomness.seed_words(seed) for seed in range(count)], dtype=torch.int32).T.contiguous().T,
         "position_R": torch.arange(count, dtype=torch.int32),
     }
+
+
+def _filled(x: torch.Tensor, left: float) -> torch.Tensor:
+    """Return x full of what memory may hold before anybody writes it."""
+    return x.fill_(left if x.is_floating_point() else 7)
 
 
 def _filters(rows: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
