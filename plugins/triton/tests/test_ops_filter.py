@@ -102,18 +102,30 @@ def test_a_row_in_odd_numbers_of_pieces_keeps_what_the_definitions_leave(
         _check_row(scaled_V, scaled_V >= least, int(top_k), float(top_p), min_p)
 
 
-@pytest.mark.usefixtures("_sizes")
-@pytest.mark.parametrize("left", [torch.nan, 0.5])
-def test_what_memory_held_before_shows_in_no_edge(device: torch.device, left: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pivots of steps still to come, or left out, are memory nobody wrote: NaN there, or a logit of the row, changes nothing."""
-    rows, empty = _rows([one for one in SETTINGS if one[2] < 1], "normal"), torch.empty
+@pytest.mark.parametrize("left", ["NaN", "a logit just above the edge"])
+@pytest.mark.parametrize(("pivots", "found"), [(4, 8), (8, 64)], ids=["every step launched counts", "steps are left out"])
+def test_what_memory_held_before_shows_in_no_edge(
+    device: torch.device, pivots: int, found: int, left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pivots of steps still to come, or left out, are memory nobody wrote: whatever is there, the edge is the same."""
+    for name, value in (("_PIVOTS", pivots), ("_FOUND", found), ("_WARPS", 1)):
+        monkeypatch.setattr(ops_filter, name, value)
+    rows, empty = _rows([(5, 0.9, 0.0), (VOCAB // 2, 1.0, 0.0), (VOCAB - 9, 0.95, 0.0), (0, 0.99, 0.0)], "normal"), torch.empty
     top_R, _ = sampling_reference.most_likely(rows["logits_RV"])
     given = [x.to(device) for x in (rows["logits_RV"], top_R, rows["temperature_R"], *_filters(rows))]
-    expected_R = ops_filter.least_scaled(*given)
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "empty", lambda *size, **kind: _filled(empty(*size, **kind), left))
-        least_R = ops_filter.least_scaled(*given)
-    assert torch.equal(least_R, expected_R)
+    least_R = ops_filter.least_scaled(*given)
+    stays_RV = (given[0] - given[1][:, None]) / given[2][:, None] >= least_R[:, None]
+    edge_R = given[0].masked_fill(~stays_RV, torch.inf).amin(-1)
+    left_R1 = torch.full_like(edge_R, torch.nan)[:, None] if left == "NaN" else edge_R.nextafter(top_R.to(device))[:, None]
+
+    def filled(*size: Any, **kind: Any) -> torch.Tensor:
+        x = empty(*size, **kind)
+        if not x.is_floating_point():
+            return x.fill_(7)
+        return x.copy_(left_R1.expand_as(x)) if x.dim() > 1 else x.fill_(torch.nan)
+
+    monkeypatch.setattr(torch, "empty", filled)
+    assert torch.equal(ops_filter.least_scaled(*given), least_R)
 
 
 def test_filters_turned_off_leave_the_draw_as_it_is(device: torch.device) -> None:
@@ -180,11 +192,6 @@ def _rows(settings: Any, kind: str) -> dict[str, torch.Tensor]:
         "seed_R2": torch.tensor([randomness.seed_words(seed) for seed in range(count)], dtype=torch.int32).T.contiguous().T,
         "position_R": torch.arange(count, dtype=torch.int32),
     }
-
-
-def _filled(x: torch.Tensor, left: float) -> torch.Tensor:
-    """Return x full of what memory may hold before anybody writes it."""
-    return x.fill_(left if x.is_floating_point() else 7)
 
 
 def _filters(rows: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
