@@ -2,7 +2,8 @@
 
 Run as a script with a model folder, in a process of its own: nothing is launched and nothing computed, so values are anybody's.
 With the word `fp8` the KV pages are FP8, with `attention` attention multiplies in FP8 too. Small steps of every size follow, and
-mixed ones. The kernels of one more decode are printed too, and what of its layers torch runs.
+mixed ones, then draws from what filters leave of several numbers of rows. The kernels of one more decode are printed too, and
+what of its layers torch runs.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from paddock.execution import build
 from paddock.execution.rehearsal import compile_ahead, compilers
 from paddock.execution.runner import Runner, SmallSteps
 from paddock.execution.sampling_ops import SAMPLING_OP_NAMES, SamplingOps
+from paddock.execution.sampling_state import FILTERED
 from paddock.execution.sizing import LargestStep, run_largest
 from paddock.layers import finalise, randomise
 from paddock.planning import rebuild
@@ -40,6 +42,7 @@ GPU = Hardware(
     device="cuda", name="H", memory_bytes=80 * GIB, available_bytes=80 * GIB, compute_capability=(9, 0), bandwidth=3.35e12
 )
 CPU = torch.device("cpu")
+FILTERED_ROWS = (2, 3, 33, 100, 256)  # whose filters split rows in other numbers of pieces than one row's
 
 
 class Hopper:
@@ -140,8 +143,19 @@ def _small_shapes(most: int) -> list[StepShape]:
     return alone + prompts + [StepShape(decodes=n, chunks=4, chunk_tokens=160) for n in mixed_sizes(most)]
 
 
+def _filter(runner: Runner, model: Any) -> None:
+    """Draw from what filters leave: in padded decodes, and for rows picked out of a larger step, whose number is not padded."""
+    assert runner._padded is not None
+    for rows in FILTERED_ROWS:
+        runner._padded.rehearse(StepShape(decodes=rows), FILTERED)
+        logits_RV = model.logits(model.embed(torch.zeros(rows, dtype=torch.int64)))
+        runner._sampler.plain(
+            logits_RV, torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, dtype=torch.int32), kind=FILTERED
+        )
+
+
 def main() -> None:
-    """Print which kernels were compiled ahead, by the largest step after that, and by the first request."""
+    """Print which kernels were compiled ahead, by the largest step after that, by the first request, and by other steps."""
     driver.set_active(Hopper())
     kv_dtype = "fp8" if "fp8" in sys.argv[2:] else "auto"
     compute = "fp8" if "attention" in sys.argv[2:] else "plain"
@@ -174,6 +188,9 @@ def main() -> None:
     for shape in _small_shapes(plan.max_num_seqs):
         runner._padded.rehearse(shape, 0)
     found["other sizes"] = [*names]
+    names.clear()
+    _filter(runner, model)
+    found["filters"] = [*names]
     found |= _decode(runner, model)
     json.dump(found, sys.stdout)
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ FALCON: dict[str, Any] = {
     "max_position_embeddings": 256,
     "torch_dtype": "bfloat16",
 }
+PUBLISHED_VOCAB = 128_256  # Llama 3.1's: the number of rows decides in how many pieces a row of it is split
 PRODUCT, NORM, ROTATION = "_one_kernel", "_rms_norm_kernel", "_rope_and_cache_kernel"
 
 
@@ -44,15 +46,20 @@ def _first_steps(folder: Path, config: dict[str, Any], *words: str) -> dict[str,
     assert found["largest"] == []
     assert found["first request"] == []
     assert found["other sizes"] == []
+    assert found["filters"] == []
     return found
 
 
 def test_the_first_steps_compile_nothing_more(tmp_path: Path) -> None:
     """The largest step, the first prompt and the first decode find every kernel, whether their tokens are likeliest or drawn.
 
-    So do small steps of every size, and mixed ones.
+    So do small steps of every size, mixed ones, and filters for 2 to 256 rows. To choose tokens seven kernels are compiled: rows
+    in any number of pieces, and every step of filters, share them.
     """
-    found = _first_steps(tmp_path, MODEL)
+    found = _first_steps(tmp_path, MODEL | {"vocab_size": PUBLISHED_VOCAB})
+    compiled = Counter(found["ahead"])
+    most = {"_race_kernel": 3, "_finish_kernel": 2, "_step_kernel": 1, "_least_kernel": 1}
+    assert {name: compiled[name] for name in most if compiled[name] > most[name]} == {}
     layers, sampler = {"_prefill", "_decode", "_cut", "_one_kernel", "_few_kernel"}, {"_race_kernel", "_finish_kernel"}
     assert layers | sampler | {"_step_kernel", "_least_kernel"} <= {*found["ahead"]}
 

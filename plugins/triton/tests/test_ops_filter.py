@@ -16,6 +16,8 @@ pytest.importorskip("triton")
 
 from paddock.execution import randomness, sampling_reference
 from paddock_triton import ops_filter, ops_sampling
+from paddock_triton.filter_search import EACH
+from paddock_triton.rows import pieces_of
 
 ON_GPU = torch.cuda.is_available()
 VOCAB = 128_256 if ON_GPU else 300
@@ -74,6 +76,56 @@ def test_a_row_s_edge_ignores_how_many_programs_it_has(device: torch.device, mon
         found.append(ops_filter.least_scaled(*given))
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
+
+
+def test_a_row_in_odd_numbers_of_pieces_keeps_what_the_definitions_leave(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five blocks shared by one, three and five programs: all find the edge that float64 finds, to the bit."""
+    blocks, lanes = 5, 32
+    for name, value in (("_PIVOTS", 4), ("_FOUND", 8), ("_WARPS", lanes // 32)):
+        monkeypatch.setattr(ops_filter, name, value)
+    rows = _rows([(0, 0.9, 0.02), (40, 1.0, 0.0), (100, 0.3, 0.0)], "normal")
+    vocab = blocks * lanes * EACH.value - 40
+    rows["logits_RV"] = torch.randn(3, vocab, generator=torch.Generator().manual_seed(3))
+    top_R, _ = sampling_reference.most_likely(rows["logits_RV"])
+    given = [x.to(device) for x in (rows["logits_RV"], top_R, rows["temperature_R"], *_filters(rows))]
+    found = {}
+    for most in (1, 3, 5):
+        monkeypatch.setattr(ops_filter, "_PROGRAMS", 3 * most)
+        found[pieces_of(blocks, most)] = ops_filter.least_scaled(*given).cpu()
+    assert set(found) == {1, 3, 5}
+    assert all(torch.equal(least_R, found[1]) for least_R in found.values())
+    for i, least in enumerate(found[1]):
+        scaled_V = (rows["logits_RV"][i] - top_R[i]) / rows["temperature_R"][i]
+        top_k, top_p, min_p = (x[i] for x in _filters(rows))
+        _check_row(scaled_V, scaled_V >= least, int(top_k), float(top_p), min_p)
+
+
+@pytest.mark.parametrize("left", ["NaN", "a logit just above the edge"])
+@pytest.mark.parametrize(("pivots", "found"), [(4, 8), (8, 64)], ids=["every step launched counts", "steps are left out"])
+def test_what_memory_held_before_shows_in_no_edge(
+    device: torch.device, pivots: int, found: int, left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pivots of steps still to come, or left out, are memory nobody wrote: whatever is there, the edge is the same."""
+    for name, value in (("_PIVOTS", pivots), ("_FOUND", found), ("_WARPS", 1)):
+        monkeypatch.setattr(ops_filter, name, value)
+    rows, empty = _rows([(5, 0.9, 0.0), (VOCAB // 2, 1.0, 0.0), (VOCAB - 9, 0.95, 0.0), (0, 0.99, 0.0)], "normal"), torch.empty
+    top_R, _ = sampling_reference.most_likely(rows["logits_RV"])
+    given = [x.to(device) for x in (rows["logits_RV"], top_R, rows["temperature_R"], *_filters(rows))]
+    least_R = ops_filter.least_scaled(*given)
+    stays_RV = (given[0] - given[1][:, None]) / given[2][:, None] >= least_R[:, None]
+    edge_R = given[0].masked_fill(~stays_RV, torch.inf).amin(-1)
+    left_R1 = torch.full_like(edge_R, torch.nan)[:, None] if left == "NaN" else edge_R.nextafter(top_R.to(device))[:, None]
+
+    def filled(*size: Any, **kind: Any) -> torch.Tensor:
+        x = empty(*size, **kind)
+        if not x.is_floating_point():
+            return x.fill_(7)
+        return x.copy_(left_R1.expand_as(x)) if x.dim() > 1 else x.fill_(torch.nan)
+
+    monkeypatch.setattr(torch, "empty", filled)
+    assert torch.equal(ops_filter.least_scaled(*given), least_R)
 
 
 def test_filters_turned_off_leave_the_draw_as_it_is(device: torch.device) -> None:

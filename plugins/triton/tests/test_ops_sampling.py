@@ -16,6 +16,7 @@ import triton.language as tl
 from paddock.execution import randomness
 from paddock.execution.sampling_reference import most_likely
 from paddock_triton import ops_sampling
+from paddock_triton.rows import pieces_of
 
 BLOCK = 1024  # of tokens whose noise a program writes: a row of 65,536 would take the compiler half a minute
 SIZES = ((0, 100), (1, 1), (7, 4095), (3, 4097), (1, 12_345), (300, 63))
@@ -82,6 +83,22 @@ def test_a_draw_takes_the_token_the_sampler_takes(device: torch.device) -> None:
     assert ops_sampling.draw(logits_RV, *given).tolist() == expected_R.tolist()
     alone = tuple(x[4:5] for x in given)
     assert ops_sampling.draw(logits_RV[4:5], *alone).tolist() == expected_R[4:5].tolist()
+
+
+def test_a_row_s_token_ignores_how_many_programs_it_has(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven blocks shared by one, two, three, four and seven programs give one likeliest token, its logit, and one draw."""
+    rows, blocks = 3, 7
+    logits_RV = _logits(rows, blocks * ops_sampling._BLOCK - 40, device).mul_(4).round_().div_(4)
+    seed_R2 = torch.tensor([randomness.seed_words(seed) for seed in range(rows)], dtype=torch.int32, device=device)
+    rest = (torch.linspace(0.2, 3.0, rows, device=device), seed_R2, torch.arange(rows, dtype=torch.int32, device=device))
+    drawn = {}
+    for most in range(1, blocks + 1):
+        monkeypatch.setattr(ops_sampling, "_PROGRAMS", most * rows)
+        best = ops_sampling.most_likely(logits_RV)
+        _same(best, most_likely(logits_RV.cpu()))
+        drawn[pieces_of(blocks, most)] = ops_sampling.draw(logits_RV, *best, *rest)
+    assert set(drawn) == {1, 2, 3, 4, 7}
+    assert all(torch.equal(token_R, drawn[1]) for token_R in drawn.values())
 
 
 def test_half_precision_logits_are_read_as_float32(device: torch.device, dtypes: list[torch.dtype]) -> None:

@@ -56,14 +56,14 @@ def mass_of(x: tl.tensor, top: tl.tensor, rate: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def tally(
-    row_ptr: tl.tensor, pivot_K: tl.tensor, top: tl.tensor, rate: tl.tensor, chunk: tl.tensor,
-    VOCAB: tl.constexpr, CHUNKS: tl.constexpr, PIVOTS: tl.constexpr, LANES: tl.constexpr,
+    row_ptr: tl.tensor, pivot_K: tl.tensor, top: tl.tensor, rate: tl.tensor, chunk: tl.tensor, chunks: tl.tensor,
+    VOCAB: tl.constexpr, PIVOTS: tl.constexpr, LANES: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
     """Return how many tokens of a chunk lie at or above each pivot [K], and their mass [K]."""
     lane_L = tl.arange(0, LANES)
     count_KL = tl.zeros([PIVOTS, LANES], tl.float32)
     mass_KL = tl.zeros([PIVOTS, LANES], tl.int64)
-    for start in range(0, VOCAB, CHUNKS * LANES * EACH):
+    for start in range(0, VOCAB, chunks * LANES * EACH):
         sum_KL = tl.zeros([PIVOTS, LANES], tl.float32)
         for each in tl.static_range(EACH):
             at_L = start + (chunk * EACH + each) * LANES + lane_L

@@ -62,60 +62,61 @@ def _row(
 @triton.jit
 def _sought(
     row: tl.tensor, rows: tl.tensor, top: tl.tensor, lowest: tl.tensor, top_k: tl.tensor, top_p: tl.tensor,
-    pivots_ptr: tl.tensor, sums_ptr: tl.tensor, STEPS: tl.constexpr, PIVOTS: tl.constexpr,
+    pivots_ptr: tl.tensor, sums_ptr: tl.tensor, steps: tl.tensor, STEPS: tl.constexpr, PIVOTS: tl.constexpr,
 ) -> tl.tuple:  # fmt: skip
     """Return the bracket, after some steps, of the edge sought first: that of top-k, or of top-p where top-k takes none out."""
     count, mass = whole(sums_ptr, row, PIVOTS)
     by_count = (top_k > 0) & (top_k < count)
     need_count, need_mass = tl.where(by_count, top_k, 0), tl.where(by_count, 0, part_of(top_p, mass))
     start = (lowest, count, mass)
-    return known(start, pivots_ptr, sums_ptr, row, rows, top, need_count, need_mass, STEPS, STEPS, PIVOTS)
+    return known(start, pivots_ptr, sums_ptr, row, rows, top, need_count, need_mass, steps, STEPS, PIVOTS)
 
 
-@triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=_PARAMETERS)
+@triton.jit(do_not_specialize=["rows", "step", "chunks"], do_not_specialize_on_alignment=_PARAMETERS)
 def _step_kernel(
     logits_ptr: tl.tensor, top_ptr: tl.tensor, temperature_ptr: tl.tensor, top_k_ptr: tl.tensor, top_p_ptr: tl.tensor,
     min_p_ptr: tl.tensor, pivots_ptr: tl.tensor, sums_ptr: tl.tensor, found_ptr: tl.tensor, size_ptr: tl.tensor,
-    stride: tl.tensor, rows: tl.tensor, STEP: tl.constexpr, STEPS: tl.constexpr, VOCAB: tl.constexpr, CHUNKS: tl.constexpr,
-    PIVOTS: tl.constexpr, LANES: tl.constexpr, FOUND: tl.constexpr,
+    stride: tl.tensor, rows: tl.tensor, step: tl.tensor, chunks: tl.tensor,
+    STEPS: tl.constexpr, VOCAB: tl.constexpr, PIVOTS: tl.constexpr, LANES: tl.constexpr, FOUND: tl.constexpr,
 ) -> None:  # fmt: skip
     """Add a chunk's counts and masses at a step's pivots to the row's, which start at 0; after all steps write tokens down."""
     start_next()
     wait()
-    row, chunk = (tl.program_id(0) // CHUNKS).to(tl.int64), tl.program_id(0) % CHUNKS
+    row, chunk = (tl.program_id(0) // chunks).to(tl.int64), tl.program_id(0) % chunks
     top, temperature, top_k, top_p, floor, searched = _row(top_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, row)
     if searched == 0:
         return
     lowest, row_ptr = tl.maximum(top + floor * temperature, _LOWEST), logits_ptr + row * stride
     pivot_K, wide = first_pivots(lowest, top, temperature, PIVOTS), searched
-    if STEP == 0:
+    low, high, fits = lowest, top, searched  # of what to write down, which only the last launch reads
+    if step == 0:  # the sums are still being added to
         tl.store(size_ptr + row, 0)
     else:
-        bracket = _sought(row, rows, top, lowest, top_k, top_p, pivots_ptr, sums_ptr, STEP, PIVOTS)
+        bracket = _sought(row, rows, top, lowest, top_k, top_p, pivots_ptr, sums_ptr, step, STEPS, PIVOTS)
         wide = is_wide(bracket, FOUND)
-        pivot_K = pivots_between(bracket[0], bracket[3], STEP, PIVOTS)
-    if STEP < STEPS:
+        pivot_K = pivots_between(bracket[0], bracket[3], step, PIVOTS)
+        low, low_count, _, high, high_count, _ = to_list(bracket, top, FOUND)
+        fits = low_count - high_count <= FOUND
+    if step < STEPS:
         if wide:
             rate = tl.minimum(_LOG2_E / temperature, 1e38)
-            count_K, mass_K = tally(row_ptr, pivot_K, top, rate, chunk, VOCAB, CHUNKS, PIVOTS, LANES)
-            at, k_K = STEP * rows + row, tl.arange(0, PIVOTS)
+            count_K, mass_K = tally(row_ptr, pivot_K, top, rate, chunk, chunks, VOCAB, PIVOTS, LANES)
+            at, k_K = step * rows + row, tl.arange(0, PIVOTS)
             tl.store(pivots_ptr + at * PIVOTS + k_K, pivot_K)  # the same from every chunk
             tl.atomic_add(sums_ptr + 2 * at * PIVOTS + k_K, count_K.to(tl.int64), sem="relaxed")
             tl.atomic_add(sums_ptr + (2 * at + 1) * PIVOTS + k_K, mass_K, sem="relaxed")
-    else:
-        low, low_count, _, high, high_count, _ = to_list(bracket, top, FOUND)
-        if low_count - high_count <= FOUND:
-            _write_down(row_ptr, found_ptr + row * FOUND, size_ptr + row, low, high, chunk, VOCAB, CHUNKS, LANES)
+    elif fits:
+        _write_down(row_ptr, found_ptr + row * FOUND, size_ptr + row, low, high, chunk, chunks, VOCAB, LANES)
 
 
 @triton.jit
 def _write_down(
     row_ptr: tl.tensor, found_ptr: tl.tensor, size_ptr: tl.tensor, low: tl.tensor, high: tl.tensor, chunk: tl.tensor,
-    VOCAB: tl.constexpr, CHUNKS: tl.constexpr, LANES: tl.constexpr,
+    chunks: tl.tensor, VOCAB: tl.constexpr, LANES: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write a chunk's logits from `low` to under `high`, in any order, after the `size` already there."""
     size_L = size_ptr + tl.zeros([LANES], tl.int32)
-    for start in range(0, VOCAB, CHUNKS * LANES * EACH):
+    for start in range(0, VOCAB, chunks * LANES * EACH):
         for each in tl.static_range(EACH):
             at_L = start + (chunk * EACH + each) * LANES + tl.arange(0, LANES)
             x_L = tl.load(row_ptr + at_L, mask=at_L < VOCAB, other=-float("inf")).to(tl.float32)
@@ -160,7 +161,7 @@ def _edge(
     low, low_count, low_mass, high, high_count, high_mass = bracket
     while is_wide((low, low_count, low_mass, high, high_count, high_mass), FOUND):
         pivot_K = pivots_between(low, high, step, PIVOTS)
-        count_K, mass_K = tally(row_ptr, pivot_K, top, rate, 0, VOCAB, 1, PIVOTS, LANES)
+        count_K, mass_K = tally(row_ptr, pivot_K, top, rate, 0, 1, VOCAB, PIVOTS, LANES)
         low, low_count, low_mass, high, high_count, high_mass = narrowed(
             (low, low_count, low_mass, high, high_count, high_mass), pivot_K, count_K, mass_K, need_count, need_mass
         )
@@ -175,7 +176,7 @@ def _edge(
             tl.debug_barrier()  # the last list has been read
             tl.store(size_ptr, 0)
             tl.debug_barrier()
-            _write_down(row_ptr, found_ptr, size_ptr, low, high, 0, VOCAB, 1, LANES)
+            _write_down(row_ptr, found_ptr, size_ptr, low, high, 0, 1, VOCAB, LANES)
             tl.debug_barrier()
         low, low_count, low_mass = _least_found(found_ptr, size, (high_count, high_mass), need_count, need_mass, top, rate, FOUND)
     return low, low_count, low_mass, tl.where((high_count == 0) & (size <= FOUND), size, 0)
@@ -260,6 +261,6 @@ def least_scaled(
     sizes = {"STEPS": _STEPS, "VOCAB": vocab, "PIVOTS": _PIVOTS, "LANES": lanes, "FOUND": _FOUND, "num_warps": _WARPS}
     sizes |= DEPENDENT
     for step in range(_STEPS + 1):
-        launch(_step_kernel, (rows * chunks,), *row, logits_RV.stride(0), rows, STEP=step, CHUNKS=chunks, **sizes)
+        launch(_step_kernel, (rows * chunks,), *row, logits_RV.stride(0), rows, step, chunks, **sizes)
     launch(_least_kernel, (rows,), *row, least_R, logits_RV.stride(0), rows, **sizes)
     return least_R

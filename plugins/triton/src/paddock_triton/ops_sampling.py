@@ -63,14 +63,14 @@ def rank_of(x_B: tl.tensor) -> tl.tensor:
     return tl.where(x_B != x_B, above_B, tl.where(bits_B < 0, bits_B ^ _LAST, bits_B))
 
 
-@triton.jit(  # parameters of rows are slices: where they begin, as the number of rows, is no part of a kernel
-    do_not_specialize=["seed_stride", "word_stride"],
+@triton.jit(  # parameters of rows are slices: where they begin, as the number of rows and of chunks, is no part of a kernel
+    do_not_specialize=["seed_stride", "word_stride", "chunks"],
     do_not_specialize_on_alignment=["top_ptr", "temperature_ptr", "least_ptr", "seed_ptr", "position_ptr"],
 )
 def _race_kernel(
     logits_ptr: tl.tensor, top_ptr: tl.tensor, temperature_ptr: tl.tensor, least_ptr: tl.tensor, seed_ptr: tl.tensor,
     position_ptr: tl.tensor, best_ptr: tl.tensor, stride: tl.tensor, seed_stride: tl.tensor, word_stride: tl.tensor,
-    VOCAB: tl.constexpr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr,
+    chunks: tl.tensor, VOCAB: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write the best candidate of a chunk of a row: by logit, or by (logit - top) / temperature + noise if there is a seed.
 
@@ -78,14 +78,14 @@ def _race_kernel(
     """
     start_next()
     wait()
-    row, chunk = (tl.program_id(0) // CHUNKS).to(tl.int64), tl.program_id(0) % CHUNKS
+    row, chunk = (tl.program_id(0) // chunks).to(tl.int64), tl.program_id(0) % chunks
     if seed_ptr is not None:  # noqa: SIM102, both sides of an `and` are compiled
         if tl.load(temperature_ptr + row) == 0:
             return
     lane_B = tl.arange(0, BLOCK)
     lowest_B = tl.full([BLOCK], -0x80000000, tl.int32)
     rank_B, token_B = lowest_B, lane_B
-    for start in range(0, VOCAB, CHUNKS * BLOCK):
+    for start in range(0, VOCAB, chunks * BLOCK):
         at_B = start + chunk * BLOCK + lane_B
         x_B = tl.load(logits_ptr + row * stride + at_B, mask=at_B < VOCAB, other=-float("inf")).to(tl.float32)
         if seed_ptr is not None:
@@ -102,16 +102,16 @@ def _race_kernel(
     tl.store(best_ptr + tl.program_id(0), tl.max((rank_B.to(tl.int64) << 32) | (token_B ^ _LAST).to(tl.int64)))
 
 
-@triton.jit(do_not_specialize_on_alignment=["kept_ptr", "temperature_ptr"])
+@triton.jit(do_not_specialize=["chunks"], do_not_specialize_on_alignment=["kept_ptr", "temperature_ptr"])
 def _finish_kernel(
     best_ptr: tl.tensor, top_ptr: tl.tensor, kept_ptr: tl.tensor, temperature_ptr: tl.tensor, token_ptr: tl.tensor,
-    CHUNKS: tl.constexpr, LANES: tl.constexpr,
+    chunks: tl.tensor, LANES: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write a row's winner: its token and, where wanted, what it won with. A row of temperature 0 keeps its token."""
     start_next()
     wait()
     row, lane = tl.program_id(0), tl.arange(0, LANES)
-    best = tl.max(tl.load(best_ptr + row * CHUNKS + lane, mask=lane < CHUNKS, other=-0x7FFFFFFFFFFFFFFF))
+    best = tl.max(tl.load(best_ptr + row * chunks + lane, mask=lane < chunks, other=-0x7FFFFFFFFFFFFFFF))
     token = (best & 0xFFFFFFFF) ^ _LAST
     if kept_ptr is not None:
         token = tl.where(tl.load(temperature_ptr + row) == 0, tl.load(kept_ptr + row), token)
@@ -155,16 +155,17 @@ def race(
     rows, vocab = logits_RV.shape
     token_R = torch.empty(rows, dtype=torch.int64, device=logits_RV.device)
     if rows:
-        chunks = pieces_of(blocks_of(vocab, _BLOCK), _PROGRAMS // rows)
+        blocks = blocks_of(vocab, _BLOCK)
+        chunks = pieces_of(blocks, _PROGRAMS // rows)
         best_RC = torch.empty((rows, chunks), dtype=torch.int64, device=logits_RV.device)
         seed_strides = (0, 0) if seed_R2 is None else seed_R2.stride()
         launch(
             _race_kernel, (rows * chunks,),
             logits_RV, top_R, temperature_R, least_R, seed_R2, position_R, best_RC, logits_RV.stride(0), *seed_strides,
-            VOCAB=vocab, CHUNKS=chunks, BLOCK=_BLOCK, num_warps=_WARPS, **DEPENDENT,
+            chunks, VOCAB=vocab, BLOCK=_BLOCK, num_warps=_WARPS, **DEPENDENT,
         )  # fmt: skip
         launch(
-            _finish_kernel, (rows,), best_RC, won_R, kept_R, temperature_R, token_R, CHUNKS=chunks, LANES=power_of_2(chunks),
+            _finish_kernel, (rows,), best_RC, won_R, kept_R, temperature_R, token_R, chunks, LANES=power_of_2(blocks),
             num_warps=1, **DEPENDENT,
         )  # fmt: skip
     return token_R

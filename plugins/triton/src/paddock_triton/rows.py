@@ -21,11 +21,11 @@ def blocks_of(size: int, block: int) -> int:
 
 
 def pieces_of(blocks: int, most: int) -> int:
-    """Return how many programs share a row of `blocks`: all it can, or the power of two from `most` (1 at least) down.
+    """Return how many programs share a row of `blocks`, 1 at least: the fewest of which none has more than `most` would give one.
 
-    Each number is a kernel of its own, compiled amid serving when it is first met; so there are few, whatever rows a step has.
+    `most` below 1 counts as 1.
     """
-    return blocks if blocks <= most else 1 << max(most, 1).bit_length() - 1
+    return blocks_of(blocks, blocks_of(blocks, max(most, 1)))
 
 
 def row_warps(block: int) -> int:
