@@ -2,8 +2,8 @@
 
 Run as a script with a model folder, in a process of its own: nothing is launched and nothing computed, so values are anybody's.
 With the word `fp8` the KV pages are FP8, with `attention` attention multiplies in FP8 too. Small steps of every size follow, and
-mixed ones, then draws from what filters leave of several numbers of rows. The kernels of one more decode are printed too, and
-what of its layers torch runs.
+mixed ones, then draws from what filters leave of several numbers of rows, then draws from logits made float32, as edits and
+penalties make them. The kernels of one more decode are printed too, and what of its layers torch runs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from paddock.execution import build
 from paddock.execution.rehearsal import compile_ahead, compilers
 from paddock.execution.runner import Runner, SmallSteps
 from paddock.execution.sampling_ops import SAMPLING_OP_NAMES, SamplingOps
-from paddock.execution.sampling_state import FILTERED
+from paddock.execution.sampling_state import DRAWN, FILTERED
 from paddock.execution.sizing import LargestStep, run_largest
 from paddock.layers import finalise, randomise
 from paddock.planning import rebuild
@@ -148,10 +148,19 @@ def _filter(runner: Runner, model: Any) -> None:
     assert runner._padded is not None
     for rows in FILTERED_ROWS:
         runner._padded.rehearse(StepShape(decodes=rows), FILTERED)
-        logits_RV = model.logits(model.embed(torch.zeros(rows, dtype=torch.int64)))
-        runner._sampler.plain(
-            logits_RV, torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, dtype=torch.int32), kind=FILTERED
-        )
+        _choose(runner, _logits(model, rows), FILTERED)
+
+
+def _logits(model: Any, rows: int) -> torch.Tensor:
+    """Return logits [R, V] in the model's dtype, of tokens 0."""
+    logits_RV: torch.Tensor = model.logits(model.embed(torch.zeros(rows, dtype=torch.int64)))
+    return logits_RV
+
+
+def _choose(runner: Runner, logits_RV: torch.Tensor, kind: int) -> None:
+    """Choose a token for each row of logits [R, V], as one of slot 0."""
+    slot_R, index_R = torch.zeros(len(logits_RV), dtype=torch.int64), torch.zeros(len(logits_RV), dtype=torch.int32)
+    runner._sampler.plain(logits_RV, slot_R, index_R, kind=kind)
 
 
 def main() -> None:
@@ -191,6 +200,9 @@ def main() -> None:
     names.clear()
     _filter(runner, model)
     found["filters"] = [*names]
+    names.clear()
+    _choose(runner, _logits(model, 2).float(), DRAWN)
+    found["float32"] = [*names]
     found |= _decode(runner, model)
     json.dump(found, sys.stdout)
 
