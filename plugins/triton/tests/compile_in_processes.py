@@ -35,20 +35,21 @@ def main() -> None:
     here: list[str] = []
     cached: list[str] = []
     started: list[Any] = []
-    start = CompilerProcesses.start
+    start = CompilerProcesses._started
 
-    def watched_start(self: CompilerProcesses) -> None:
-        start(self)
-        started.extend(worker for worker in self._workers if worker not in started)
-        if "dead" in sys.argv:
-            for worker in self._workers:
+    def watched_start(self: CompilerProcesses) -> Any:
+        worker = start(self)
+        if worker is not None:
+            started.append(worker)
+            if "dead" in sys.argv:
                 worker.process.kill()
                 worker.process.wait()
+        return worker
 
     def listener(*, src: Any, cache_hit: bool, **_: Any) -> None:
         (cached if cache_hit else here).append(src.name)
 
-    CompilerProcesses.start = watched_start  # type: ignore[method-assign]
+    CompilerProcesses._started = watched_start  # type: ignore[method-assign]
     knobs.compilation.listener = listener
     calls = _calls(TOKENS)
     with resolve(plugin.COMPILE_AHEAD)(torch.device("cpu")):

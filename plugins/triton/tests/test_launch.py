@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,6 +43,7 @@ class Kernel:
 def compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let kernels be asked for where Triton's interpreter would compile none; Triton itself does not start."""
     monkeypatch.setattr(launching, "knobs", SimpleNamespace(runtime=SimpleNamespace(interpret=False)))
+    monkeypatch.setattr(launching, "_LEAST_PROCESSES", sys.maxsize)
     monkeypatch.setattr(launching, "_start_triton", lambda: None)
 
 

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Lock
 from typing import Any
 
@@ -97,7 +97,7 @@ class _Worker:
 
 @define(eq=False)
 class CompilerProcesses:
-    """As many processes as compile at once, started when the first kernel is given to one, or sooner.
+    """Up to `count` processes: all are started at once, or each when a kernel is given and none is idle.
 
     Kernels may be given from as many threads. What a process cannot compile is left to whoever gave it.
     """
@@ -109,11 +109,9 @@ class CompilerProcesses:
     _failed: bool = field(init=False, default=False)
 
     def start(self) -> None:
-        """Start them; each takes seconds until it compiles, and this process none."""
-        with self._starting:
-            while len(self._workers) < self.count:
-                self._workers.append(_Worker.start())
-                self._idle.put(self._workers[-1])
+        """Start all; each takes seconds until it compiles, and this process none."""
+        while (worker := self._started()) is not None:
+            self._idle.put(worker)
 
     def compile(self, key: str, compiled: Callable[[], Any]) -> None:
         """Have the kernel of a key in Triton's cache; where it could not be brought there, say why and leave it."""
@@ -121,15 +119,24 @@ class CompilerProcesses:
             job = Job.of(compiled)
             if self._failed or job.is_cached(key):
                 return
-            packed = job.packed()
-            self.start()
-            self._give(packed)
+            self._give(job.packed())
         except Exception as error:  # this Triton's inner ways, a kernel of a script, a process that died: threads compile too
             self._failed = True
             warnings.warn(f"kernels compile in threads, more slowly than in processes: {error!r}", RuntimeWarning, stacklevel=2)
 
+    def _started(self) -> _Worker | None:
+        """Return one more process, None where there are as many as there may be."""
+        with self._starting:
+            if len(self._workers) == self.count:
+                return None
+            self._workers.append(_Worker.start())
+            return self._workers[-1]
+
     def _give(self, packed: bytes) -> None:
-        worker = self._idle.get()
+        try:
+            worker = self._idle.get_nowait()
+        except Empty:
+            worker = self._started() or self._idle.get()
         try:
             worker.connection.send_bytes(packed)
             worker.connection.recv_bytes()  # what did not compile will say why where it is launched
