@@ -36,7 +36,7 @@ CHECKED = [(0, 1), (70, 1), (63, 1), (64, 1), (300, 1), (1000, 1)]  # (tokens th
 TIMED = {step.name: step for step in STEPS if step.decodes and not step.prompts and not step.in_fp8}
 
 PAIRS = Tile(block_m=16, block_n=64, warps=4, stages=3, tma=True, pairs=True)
-WIDE = Tile(block_m=32, block_n=64, warps=2, stages=4, pairs=True)
+WIDE = Tile(block_m=32, block_n=64, warps=2, stages=4, tma=True, pairs=True)
 
 
 @frozen(kw_only=True)
@@ -77,8 +77,8 @@ CUTS: dict[str, dict[str, Cut]] = {
         "bfloat16": Cut(kept=torch.bfloat16),
         "bfloat16, 32 rows": Cut(kept=torch.bfloat16, tile=Tile(block_m=32, block_n=64, warps=4, stages=4, tma=True)),
         "served": Cut(),
-        "copy engine": Cut(tile=evolve(WIDE, tma=True)),
-        "4 warps, copy engine": Cut(tile=evolve(WIDE, warps=4, tma=True)),
+        "pointers": Cut(tile=evolve(WIDE, tma=False)),
+        "4 warps": Cut(tile=evolve(WIDE, warps=4)),
         "6 programs": Cut(programs=6),
         "32 keys": Cut(tile=evolve(WIDE, block_n=32, stages=6)),
     },
