@@ -1,8 +1,9 @@
 """Take a small model's first steps with the kernels of a Hopper GPU, on a machine without one; print what compiled when.
 
 Run as a script with a model folder, in a process of its own: nothing is launched and nothing computed, so values are anybody's.
-With the word `fp8` the KV pages are FP8, with `attention` attention multiplies in FP8 too. Small steps of every size follow, and
-mixed ones. The kernels of one more decode are printed too, and what of its layers torch runs.
+With the word `fp8` the KV pages are FP8, with `attention` attention multiplies in FP8 too, with `fast` sums of FP8 products are
+fast. Small steps of every size follow, and mixed ones. The kernels of one more decode are printed too, and what of its layers
+torch runs.
 """
 
 from __future__ import annotations
@@ -146,7 +147,12 @@ def main() -> None:
     kv_dtype = "fp8" if "fp8" in sys.argv[2:] else "auto"
     compute = "fp8" if "attention" in sys.argv[2:] else "plain"
     config = EngineConfig(
-        model=sys.argv[1], load_format="dummy", device="cuda", kv_cache_dtype=kv_dtype, attention_compute=compute
+        model=sys.argv[1],
+        load_format="dummy",
+        device="cuda",
+        kv_cache_dtype=kv_dtype,
+        attention_compute=compute,
+        fp8_accumulation="fast" if "fast" in sys.argv[2:] else "exact",
     )
     plan = resolve(config, PluginHost().collect(), GPU, open_source(config.model, weights=False))
     names = _compiled()
