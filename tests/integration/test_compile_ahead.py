@@ -81,6 +81,18 @@ def test_a_decode_in_fp8_is_fused(static: bool, tmp_path: Path) -> None:
     ]  # the last residual, and the counters of attention, once a step
 
 
+def test_a_decode_with_fast_sums_launches_what_one_with_exact_sums_does(tmp_path: Path) -> None:
+    """Of 8,192 features, from which on one token's gate and up end in their activation: eight kernels a layer."""
+    fp8 = {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]}
+    wide = MODEL | {"hidden_size": 8192, "head_dim": 64, "quantization_config": fp8}
+    exact, fast = (_first_steps(tmp_path, wide, "fp8", *words) for words in ([], ["fast"]))
+    layer = [NORM, PRODUCT, ROTATION, "_decode", PRODUCT, NORM, "_gated_one_kernel", PRODUCT]
+    for found in (exact, fast):
+        assert [name for name in found["decode"] if name != "_cut"][1 : 1 + 2 * len(layer)] == 2 * layer
+    assert fast["decode"] == exact["decode"]
+    assert {*fast["ahead"]} == {*exact["ahead"]}
+
+
 def test_a_decode_of_block_scales_is_fused(tmp_path: Path) -> None:
     """Norms and activations emit a scale a token and 128 features themselves: a layer is ten kernels, none torch's."""
     fp8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128], "ignored_layers": ["lm_head"]}

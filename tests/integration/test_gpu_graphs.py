@@ -178,12 +178,15 @@ def test_products_with_4_bit_weights_say_the_same(tmp_path: Path, name: str, com
             assert _said(captured, _requests(count)) == _said(eager, _requests(count)), f"batch of {count}"
 
 
-def test_gate_and_up_say_the_same_whether_one_kernel_activates_them_or_two(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sums", "op"), [("exact", "linear_silu_mul_fp8"), ("fast", "linear_silu_mul_fp8_fast")], ids=["exact", "fast"]
+)
+def test_gate_and_up_say_the_same_whether_one_kernel_activates_them_or_two(tmp_path: Path, sums: str, op: str) -> None:
     """In static FP8, captured and eager, in decodes of 1 to 17 tokens and steps with prompts."""
-    options: dict[str, Any] = {"load_format": "dummy", "enable_prefix_caching": False}
+    options: dict[str, Any] = {"load_format": "dummy", "enable_prefix_caching": False, "fp8_accumulation": sums}
     model = _random(tmp_path, QUANTIZED["fp8"])
-    with _engines(model, **options) as one, _engines(model, ops={"linear_silu_mul_fp8": "paddock"}, **options) as two:
-        chosen = [next(s.implementation for s in llm.plan.ops if s.op == "linear_silu_mul_fp8") for llm in (*one, *two)]
+    with _engines(model, **options) as one, _engines(model, ops={op: "paddock"}, **options) as two:
+        chosen = [next(s.implementation for s in llm.plan.ops if s.op == op) for llm in (*one, *two)]
         assert [each.partition(".")[0] for each in chosen] == ["paddock_triton"] * 2 + ["paddock"] * 2
         for count in (1, 2, 17):
             first, *others = [_said(llm, _requests(count)) for llm in (*one, *two)]

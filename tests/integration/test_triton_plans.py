@@ -101,6 +101,24 @@ def test_published_families_attend_in_the_kernels(name: str, kv: str) -> None:
     assert _plan(name, kv_cache_dtype=kv).attention.name == "triton"
 
 
+def test_fast_sums_keep_an_activation_in_its_product() -> None:
+    """The plan names the kernel of the fast product; of what an option asks for by name nothing else runs."""
+
+    def implementation(plan: Plan) -> str:
+        return next(spec.implementation for spec in plan.ops if spec.op == "linear_silu_mul_fp8_fast")
+
+    plan = _plan("llama-3.1-70b-fp8", fp8_accumulation="fast")
+    assert plan.fp8_accumulation == "fast"
+    assert implementation(plan) == "paddock_triton.ops_linear_fp8_gated:linear_silu_mul_fp8_fast"
+    own = "paddock.layers.reference:linear_silu_mul_fp8_fast"
+    for op in ("silu_mul_fp8", "linear_silu_mul_fp8_fast"):
+        assert implementation(_plan("llama-3.1-70b-fp8", fp8_accumulation="fast", ops={op: "paddock"})) == own
+    with pytest.raises(PlanError, match="which calls linear_silu_mul_fp8_fast, but ops asks for linear_silu_mul_fp8 of paddock"):
+        _plan("llama-3.1-70b-fp8", fp8_accumulation="fast", ops={"linear_silu_mul_fp8": "paddock"})
+    both = {"linear_silu_mul_fp8": "paddock", "linear_silu_mul_fp8_fast": "paddock"}
+    assert implementation(_plan("llama-3.1-70b-fp8", fp8_accumulation="fast", ops=both)) == own
+
+
 SMALL = {
     "hidden_size": 576,
     "intermediate_size": 1536,

@@ -40,7 +40,8 @@ PUBLIC = {
     "paddock.layers.reference": """
         FP8 FP8_MAX FP8_MIN_SCALE add_layer_norm add_rms_norm cache_kv embed fp8_scale gelu gelu_fp8 int4_to_fp8
         layer_norm layer_norm_fp8 linear linear_fp8 linear_fp8_blocks linear_fp8_fast linear_int4 linear_int4_fp8
-        linear_silu_mul_fp8 quantize_fp8_static quantize_fp8_token rms_norm rms_norm_fp8 rope_and_cache silu_mul silu_mul_fp8""",
+        linear_silu_mul_fp8 linear_silu_mul_fp8_fast quantize_fp8_static quantize_fp8_token rms_norm rms_norm_fp8
+        rope_and_cache silu_mul silu_mul_fp8""",
     "paddock.model_config": """
         BOOKKEEPING ConfigReader MAX_LAYERS MAX_POSITIONS MAX_SIZE ROPE_KINDS RopeSpec eos_token_ids parse_rope""",
     "paddock.module_lists": """

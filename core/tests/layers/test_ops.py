@@ -107,10 +107,12 @@ def test_ops_bind_what_is_named_and_fall_back_to_the_reference() -> None:
     ops = Ops.bind({"gelu": gelu})
     assert ops.gelu is gelu
     assert all(getattr(ops, name) is getattr(reference, name) for name in OP_NAMES - {"gelu", "gelu_fp8"})
-    assert Ops.bind({}).linear_silu_mul_fp8 is reference.linear_silu_mul_fp8
+    for name in GATED:
+        assert getattr(Ops.bind({}), name) is getattr(reference, name)
 
 
 FUSED = ("rms_norm_fp8", "layer_norm_fp8", "silu_mul_fp8", "gelu_fp8")
+GATED = {"linear_silu_mul_fp8": "linear_fp8", "linear_silu_mul_fp8_fast": "linear_fp8_fast"}  # each with its product
 
 
 @pytest.mark.parametrize(("scale", "group"), [(None, None), (0.02, None), (None, 16)], ids=["token", "static", "group"])
@@ -172,29 +174,32 @@ def test_a_product_that_ends_in_an_activation_is_the_two(dtype: torch.dtype) -> 
         gate, up = torch.split(reference.linear_fp8(*given, dtype), 7, dim=1)
         silu = (gate.float() * gate.float().sigmoid()).to(dtype)
         expected = ((silu * up).float() / scale).clamp(-448, 448).to(reference.FP8)
-        found = reference.linear_silu_mul_fp8(*given, dtype, scale)
-        assert found.scale is scale
-        assert (found.values_TI.view(torch.uint8) != expected.view(torch.uint8)).sum() <= 1  # silu in another order
+        for name in GATED:
+            found = getattr(reference, name)(*given, dtype, scale)
+            assert found.scale is scale
+            assert (found.values_TI.view(torch.uint8) != expected.view(torch.uint8)).sum() <= 1  # silu in another order
 
 
-@pytest.mark.parametrize("part", ["linear_fp8", "silu_mul_fp8", "silu_mul", "quantize_fp8_static"])
-def test_a_product_and_an_activation_that_nobody_fuses_are_those_that_are_bound(part: str) -> None:
+@pytest.mark.parametrize("part", ["product", "silu_mul_fp8", "silu_mul", "quantize_fp8_static"])
+@pytest.mark.parametrize("name", GATED)
+def test_a_product_and_an_activation_that_nobody_fuses_are_those_that_are_bound(name: str, part: str) -> None:
     """Whichever part a plugin brings is called, a part of the activation too, and the bits are those of the definition."""
     called: list[str] = []
+    part = GATED[name] if part == "product" else part
 
     def brought_part(*given: Any) -> Any:
         called.append(part)
         return getattr(reference, part)(*given)
 
     given, scale = gate_and_up(5), torch.tensor(0.03)
-    found = Ops.bind({part: brought_part}).linear_silu_mul_fp8(*given, torch.bfloat16, scale)
-    expected = reference.linear_silu_mul_fp8(*given, torch.bfloat16, scale)
+    found = getattr(Ops.bind({part: brought_part}), name)(*given, torch.bfloat16, scale)
+    expected = getattr(reference, name)(*given, torch.bfloat16, scale)
     assert called == [part]
     assert torch.equal(found.values_TI.view(torch.uint8), expected.values_TI.view(torch.uint8))
 
 
 def test_fast_sums_reach_a_product_that_ends_in_an_activation() -> None:
-    """A plugin's fused op, whose sums are exact, gives way to the fast product and the activation that are bound."""
+    """A plugin's fused op, whose sums are exact, gives way to its fused op of fast sums, or to the parts of that, as bound."""
     called: list[str] = []
 
     def noting(name: str) -> Any:
@@ -204,12 +209,15 @@ def test_fast_sums_reach_a_product_that_ends_in_an_activation() -> None:
 
         return op
 
-    names = ("linear_fp8", "linear_fp8_fast", "silu_mul_fp8", "linear_silu_mul_fp8")
-    ops, given, scale = Ops.bind({name: noting(name) for name in names}), gate_and_up(5), torch.tensor(0.03)
-    ops.linear_silu_mul_fp8(*given, torch.bfloat16, scale)
-    ops.with_fast_sums().linear_silu_mul_fp8(*given, torch.bfloat16, scale)
-    ops.with_fast_sums().linear_fp8(*given, torch.bfloat16)
-    assert called == ["linear_silu_mul_fp8", "linear_fp8_fast", "silu_mul_fp8", "linear_fp8_fast"]
+    unfused = {name: noting(name) for name in ("linear_fp8", "linear_fp8_fast", "silu_mul_fp8", "linear_silu_mul_fp8")}
+    given, scale = gate_and_up(5), torch.tensor(0.03)
+    for more, expected in ((["linear_silu_mul_fp8_fast"],) * 2, ([], ["linear_fp8_fast", "silu_mul_fp8"])):
+        called.clear()
+        ops = Ops.bind(unfused | {name: noting(name) for name in more})
+        ops.linear_silu_mul_fp8(*given, torch.bfloat16, scale)
+        ops.with_fast_sums().linear_silu_mul_fp8(*given, torch.bfloat16, scale)
+        ops.with_fast_sums().linear_fp8(*given, torch.bfloat16)
+        assert called == ["linear_silu_mul_fp8", *expected, "linear_fp8_fast"]
 
 
 def test_fp8_activations_have_a_scale_a_token_and_group() -> None:

@@ -68,6 +68,22 @@ def test_an_exact_product_that_was_asked_for_by_name_is_not_replaced() -> None:
     assert _chosen("fast", _ops(10, 10), STORED, owners=owners | {"linear_fp8_fast": "mine"})[0] == "fast"
 
 
+@pytest.mark.parametrize("owner", ["mine", "paddock"])
+def test_an_exact_product_that_ends_in_an_activation_is_not_replaced_either(owner: str) -> None:
+    """Each way out that the error names is one; where sums stay exact anyway, what was asked for runs and nothing is refused."""
+    owners = {"linear_silu_mul_fp8": owner}
+    said = f"'fast', which calls linear_silu_mul_fp8_fast, but ops asks for linear_silu_mul_fp8 of {owner}"
+    with pytest.raises(PlanError, match=said) as error:
+        _chosen("fast", _ops(10, 10), STORED, owners=owners)
+    assert "leave fp8_accumulation at exact" in error.value.fix
+    assert "leave linear_silu_mul_fp8 out of ops" in error.value.fix
+    assert f"ops linear_silu_mul_fp8_fast={owner}" in error.value.fix
+    assert _chosen("exact", _ops(10, 10), STORED, owners=owners)[0] == "exact"
+    assert _chosen("fast", _ops(10, 10), STORED, owners={})[0] == "fast"
+    assert _chosen("fast", _ops(10, 10), STORED, owners=owners | {"linear_silu_mul_fp8_fast": owner})[0] == "fast"
+    assert _chosen("fast", _ops(10, 0), STORED, owners=owners)[0] == "exact"
+
+
 def test_fast_sums_of_nothing_are_refused() -> None:
     """With the way out."""
     with pytest.raises(PlanError, match=r"fp8_accumulation is 'fast', but no product is in FP8 \(quantization none\)") as error:

@@ -6,7 +6,6 @@ import pytest
 from core.tests.planning.made import gpus, planned, registry
 
 from paddock.config import EngineConfig
-from paddock.errors import PlanError
 from paddock.planning.backends import choose_ops
 from paddock.planning.fused_ops import PARTS_OF_PRODUCTS, with_chosen_parts
 from paddock.planning.notes import Notes
@@ -14,7 +13,8 @@ from paddock.plugins import OpSpec, hookimpl
 from paddock.plugins.builtin import OPS
 
 FUSED, PARTS = "linear_silu_mul_fp8", ("linear_fp8", "silu_mul_fp8")
-OWN = f"paddock.layers.reference:{FUSED}"
+FAST, FAST_PARTS = "linear_silu_mul_fp8_fast", ("linear_fp8_fast", "silu_mul_fp8")
+OWN, OWN_FAST = (f"paddock.layers.reference:{op}" for op in (FUSED, FAST))
 
 
 def _specs(where: str, *ops: str, rank: int) -> list[OpSpec]:
@@ -22,12 +22,12 @@ def _specs(where: str, *ops: str, rank: int) -> list[OpSpec]:
 
 
 class Kernels:
-    """Brings the product, its parts and the fast product."""
+    """Brings the product and its parts, of exact and of fast sums."""
 
     @hookimpl
     def paddock_ops(self) -> list[OpSpec]:
         """Return the ops."""
-        return _specs("kernels", FUSED, *PARTS, "linear_fp8_fast", rank=10)
+        return _specs("kernels", FUSED, *PARTS, FAST, FAST_PARTS[0], rank=10)
 
 
 class Slower:
@@ -36,32 +36,36 @@ class Slower:
     @hookimpl
     def paddock_ops(self) -> list[OpSpec]:
         """Return the ops."""
-        return _specs("slower", *PARTS, rank=5)
+        return _specs("slower", *PARTS, FAST_PARTS[0], rank=5)
 
 
 class Quicker:
-    """Brings one part, of a higher rank."""
+    """Brings an op of a higher rank, a part of one of the products at least."""
+
+    def __init__(self, op: str) -> None:
+        """Say which."""
+        self.op = op
 
     @hookimpl
     def paddock_ops(self) -> list[OpSpec]:
         """Return the op."""
-        return _specs("quicker", "silu_mul_fp8", rank=20)
+        return _specs("quicker", self.op, rank=20)
 
 
-def _chosen(*plugins: object, accumulation: str = "exact", **owners: str) -> tuple[dict[str, str], Notes]:
+def _chosen(*plugins: object, **owners: str) -> tuple[dict[str, str], Notes]:
     """Return the implementation of each op, and what was written down."""
     notes, found = Notes(), registry(*plugins)
     config = EngineConfig(model="made", ops=owners)
     ops = choose_ops(config, found, gpus(), "bfloat16", notes)
-    kept = with_chosen_parts(ops, found, owners=owners, accumulation=accumulation, notes=notes)
+    kept = with_chosen_parts(ops, found, owners=owners, notes=notes)
     assert [spec.op for spec in kept] == [spec.op for spec in ops]
     return {spec.op: spec.implementation for spec in kept}, notes
 
 
 def test_the_parts_are_ops() -> None:
-    """Those of the product known here are."""
-    assert {FUSED: PARTS} == PARTS_OF_PRODUCTS
-    assert {FUSED, *PARTS} <= OPS.keys()
+    """Those of the products known here are."""
+    assert {FUSED: PARTS, FAST: FAST_PARTS} == PARTS_OF_PRODUCTS
+    assert {FUSED, *PARTS, FAST, *FAST_PARTS} <= OPS.keys()
 
 
 @pytest.mark.parametrize(
@@ -103,22 +107,32 @@ def test_a_part_asked_of_another_plugin_runs(owners: dict[str, str], reason: str
     assert [used.distribution for used in notes.used if used.name == FUSED] == ["paddock"]
 
 
-def test_a_part_of_a_higher_rank_runs() -> None:
-    """A product does not outrank what it would replace."""
-    found, notes = _chosen(Kernels(), Quicker())
-    assert (found[FUSED], found["silu_mul_fp8"]) == (OWN, "quicker:silu_mul_fp8")
-    assert "rank 10, below that of silu_mul_fp8 (20)" in str(notes.choices)
+@pytest.mark.parametrize(
+    ("part", "own"),
+    [("silu_mul_fp8", (OWN, OWN_FAST)), ("linear_fp8", (OWN, None)), ("linear_fp8_fast", (None, OWN_FAST))],
+    ids=str,
+)
+def test_a_part_of_a_higher_rank_runs(part: str, own: tuple[str | None, str | None]) -> None:
+    """A product does not outrank what it would replace, and one of its sums alone is left to its parts where that is enough."""
+    found, notes = _chosen(Kernels(), Quicker(part))
+    assert found[part] == f"quicker:{part}"
+    for op, expected in zip((FUSED, FAST), own, strict=True):
+        assert found[op] == (expected or f"kernels:{op}")
+    assert f"rank 10, below that of {part} (20)" in str(notes.choices)
 
 
-def test_fast_sums_run_the_parts() -> None:
-    """The fast product is an op of its own; one op that was asked for by name has exact sums, and both wishes cannot be met."""
-    found, notes = _chosen(Kernels(), accumulation="fast")
-    assert found[FUSED] == OWN
-    assert "its sums are exact, and fp8_accumulation is fast" in str(notes.choices)
-    with pytest.raises(PlanError, match="fp8_accumulation is 'fast', but ops asks for linear_silu_mul_fp8 of Kernels") as error:
-        _chosen(Kernels(), accumulation="fast", linear_silu_mul_fp8="Kernels")
-    assert "leave linear_silu_mul_fp8 out of ops" in error.value.fix
-    assert _chosen(Kernels(), accumulation="fast", linear_silu_mul_fp8="paddock")[0][FUSED] == OWN
+def test_a_part_of_the_fast_product_asked_of_another_plugin_runs() -> None:
+    """The exact one, which has another part, stays; the fast one stays where it was asked for itself."""
+    found, notes = _chosen(Kernels(), Slower(), linear_fp8_fast="Slower")
+    assert (found[FUSED], found[FAST]) == (f"kernels:{FUSED}", OWN_FAST)
+    (choice,) = (choice for choice in notes.choices if choice.name == f"op {FAST}")
+    assert (choice.value, choice.reason) == (OWN_FAST, "runs linear_fp8_fast, then silu_mul_fp8")
+    assert [each.reason for each in choice.rejected] == ["linear_fp8_fast is asked of Slower"]
+    assert (
+        _chosen(Kernels(), Slower(), linear_fp8_fast="Slower", linear_silu_mul_fp8_fast="Kernels")[0][FAST] == f"kernels:{FAST}"
+    )
+    found, _ = _chosen(Kernels(), Slower(), linear_fp8="Slower")
+    assert (found[FUSED], found[FAST]) == (OWN, f"kernels:{FAST}")
 
 
 def test_the_core_s_own_is_chosen_where_nobody_fuses() -> None:

@@ -160,6 +160,7 @@ def _examples(tokens: int) -> dict[str, tuple[Any, ...]]:
         "silu_mul_fp8": (x_TE, one, None),
         "gelu_fp8": (x_TE, one, None),
         "linear_silu_mul_fp8": (x_TE.to(FP8), one, torch.zeros(256, 512).to(FP8), torch.ones(256, 1), HALF, one),
+        "linear_silu_mul_fp8_fast": (x_TE.to(FP8), one, torch.zeros(256, 512).to(FP8), torch.ones(256, 1), HALF, one),
         "most_likely": (logits_RV,),
         "draw": (*draw, *noise),
         "draw_filtered": (*draw, integers_3R[0], top_p_R, min_p_R, *noise),

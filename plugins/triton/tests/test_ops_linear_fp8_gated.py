@@ -20,8 +20,13 @@ from paddock.layers.reference import FP8
 from paddock.testing.oracle import poisoned
 from paddock_triton import ops_linear_fp8_gated
 from paddock_triton.ops_activation_fp8 import silu_mul_fp8
-from paddock_triton.ops_linear_fp8 import FEW, ONE, linear_fp8
-from paddock_triton.ops_linear_fp8_gated import launch_gated_few, launch_gated_one, linear_silu_mul_fp8
+from paddock_triton.ops_linear_fp8 import FEW, ONE, linear_fp8, linear_fp8_fast
+from paddock_triton.ops_linear_fp8_gated import (
+    launch_gated_few,
+    launch_gated_one,
+    linear_silu_mul_fp8,
+    linear_silu_mul_fp8_fast,
+)
 
 ON_GPU = torch.cuda.is_available()
 DTYPES = (torch.bfloat16, torch.float16) if ON_GPU else (torch.float16, torch.float32)  # the interpreter cuts bfloat16 off
@@ -29,6 +34,7 @@ TOKENS = (0, 1, 2, 15, 16, 17, 32, 33, 63, 64, 65, 130) if ON_GPU else (0, 1, 2,
 # (F, I): whole blocks, a weight smaller than any block, odd sides and edges beside blocks, and published shapes.
 WEIGHTS = [(64, 2048), (1, 5), (33, 2050), (67, 264), *([(14336, 4096), (28672, 8192)] if ON_GPU else [])]
 SCALES = (0.07, 1e-4)  # the second saturates most of what is not near zero
+PRODUCTS = {linear_silu_mul_fp8: linear_fp8, linear_silu_mul_fp8_fast: linear_fp8_fast}
 TIPPED = 0.03 if ON_GPU else 1e-3  # FP8 values beside the twin's: sums in 14 bits (modelled: 1.1 to 1.6 %), or in another order
 
 
@@ -81,15 +87,29 @@ def test_one_kernel_gives_the_bits_of_two(shape: tuple[int, int], static: bool, 
             assert torch.equal(_bits(found), _bits(_apart(given, dtype, scale))), f"T{tokens} scale {value}"
 
 
+@pytest.mark.parametrize("tokens", [0, 1, 2, 17, 64, 65, 130])
+def test_fast_sums_give_the_bits_of_the_fast_product_and_an_activation(tokens: int, device: torch.device) -> None:
+    """For more than 64 tokens, which may be summed in fewer bits, and for fewer, which are not."""
+    dtype, scale = DTYPES[0], torch.tensor(SCALES[0], device=device)
+    given = _given(tokens, (2048, 4096) if ON_GPU else (33, 264), device, static=False)
+    with poisoned():
+        found = linear_silu_mul_fp8_fast(*given, dtype, scale)
+    expected = silu_mul_fp8(linear_fp8_fast(*given, dtype), scale, None)
+    assert found.scale is scale
+    assert torch.equal(_bits(found), _bits(expected))
+    assert tokens > 64 or torch.equal(_bits(found), _bits(linear_silu_mul_fp8(*given, dtype, scale)))
+
+
 @pytest.mark.usefixtures("rounding")
-def test_next_to_all_values_are_the_twin_s(device: torch.device) -> None:
+@pytest.mark.parametrize("op", PRODUCTS)
+def test_next_to_all_values_are_the_twin_s(op: Callable[..., QuantizedActivation], device: torch.device) -> None:
     """Gates, ups and their scales are of the right rows; sums in another order tip few values to the one beside."""
     scale = torch.tensor(SCALES[0], device=device)
     for dtype in DTYPES:
         for tokens in (1, 7, 33):
             given = _given(tokens, (1027 if ON_GPU else 131, 520), device)
-            found = linear_silu_mul_fp8(*given, dtype, scale)
-            expected = reference.linear_silu_mul_fp8(*given, dtype, scale)
+            found = op(*given, dtype, scale)
+            expected = getattr(reference, op.__name__)(*given, dtype, scale)
             assert (found.values_TI.float() != expected.values_TI.float()).float().mean() <= TIPPED
             assert len(set(_bits(expected).flatten().tolist())) > 50
 
@@ -102,18 +122,23 @@ def _noted(function: Callable[..., Any], called: list[str]) -> Callable[..., Any
     return noted
 
 
-@pytest.mark.parametrize(("tokens", "fused"), [(1, False), (2, True)])
-def test_one_narrow_token_takes_two_kernels(
-    tokens: int, fused: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("op", PRODUCTS)
+@pytest.mark.parametrize(("tokens", "launcher"), [(1, None), (2, "launch_gated_few"), (64, "launch_gated_few"), (65, None)])
+def test_one_narrow_token_and_many_take_two_kernels(
+    op: Callable[..., QuantizedActivation],
+    tokens: int,
+    launcher: str | None,
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Activating behind so short a product is the slower; several tokens are not."""
+    """Activating behind so short a product is the slower, and products of many are cuBLAS's: that of the op's sums is called."""
     monkeypatch.setattr(ops_linear_fp8_gated, "LEAST_INPUTS", 65)
     launched: list[str] = []
-    for name in ("launch_gated_one", "launch_gated_few", "linear_fp8"):
+    for name in ("launch_gated_one", "launch_gated_few", "linear_fp8", "linear_fp8_fast"):
         monkeypatch.setattr(ops_linear_fp8_gated, name, _noted(getattr(ops_linear_fp8_gated, name), launched))
     given, scale = _given(tokens, (33, 64), device), torch.tensor(SCALES[0], device=device)
-    found = linear_silu_mul_fp8(*given, torch.float16, scale)
-    assert launched == (["launch_gated_few"] if fused else ["linear_fp8"])
+    found = op(*given, torch.float16, scale)
+    assert launched == [launcher or PRODUCTS[op].__name__]
     assert torch.equal(_bits(found), _bits(_apart(given, torch.float16, scale)))
 
 
@@ -181,18 +206,19 @@ def test_more_than_64_tokens_are_two_kernels(device: torch.device, monkeypatch: 
     assert torch.equal(_bits(found), _bits(_apart(given, torch.float16, scale)))
 
 
+@pytest.mark.parametrize("op", PRODUCTS)
 @pytest.mark.parametrize(("kernel", "tokens"), [("_gated_one_kernel", 1), ("_gated_few_kernel", 2)])
 def test_a_product_that_fails_names_itself_and_the_way_out(
-    kernel: str, tokens: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    op: Callable[..., QuantizedActivation], kernel: str, tokens: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The op, its tensors, the cause, and the option that takes product and activation apart."""
     monkeypatch.setattr(ops_linear_fp8_gated, kernel, Failing())
     given: Any = (*_given(tokens, (16, 64), device), torch.bfloat16, torch.tensor(1.0, device=device))
     with pytest.raises(KernelError, match="no such product") as caught:
-        linear_silu_mul_fp8(*given)
-    said = f"kernel linear_silu_mul_fp8 does not run on values_TI [{tokens}, 64] float8_e4m3fn"
+        op(*given)
+    said = f"kernel {op.__name__} does not run on values_TI [{tokens}, 64] float8_e4m3fn"
     assert caught.value.message.startswith(said)
-    assert "--op linear_silu_mul_fp8=paddock" in caught.value.fix
+    assert f"--op {op.__name__}=paddock (" in caught.value.fix
 
 
 def test_as_many_ups_as_gates(device: torch.device) -> None:

@@ -167,8 +167,8 @@ class Ops:
     weight, dtype) -> y_TO; int4_to_fp8(weight, row_scale_O1) -> values_OI; `silu_mul_fp8`, `gelu_fp8`, `rms_norm_fp8` and
     `layer_norm_fp8` quantise what the plain op returns, by a static scale, one a token, or one a token and group;
     linear_silu_mul_fp8(values_TI, x_scale, weight_OI, weight_scale_O1, dtype, scale) is `linear_fp8` and then `silu_mul_fp8` by
-    the static scale. What an implementation is not marked to take (`takes`) is done before it: heads are laid side by side, two
-    deltas summed.
+    the static scale, linear_silu_mul_fp8_fast `linear_fp8_fast` and then that. What an implementation is not marked to take
+    (`takes`) is done before it: heads are laid side by side, two deltas summed.
     """
 
     embed: Callable[[Tensor, Tensor], Tensor] = reference.embed
@@ -194,6 +194,7 @@ class Ops:
     silu_mul_fp8: Fp8Of = reference.silu_mul_fp8
     gelu_fp8: Fp8Of = reference.gelu_fp8
     linear_silu_mul_fp8: LinearSiluMulFp8 = reference.linear_silu_mul_fp8
+    linear_silu_mul_fp8_fast: LinearSiluMulFp8 = reference.linear_silu_mul_fp8_fast
 
     @classmethod
     def bind(cls, implementations: Mapping[str, Any]) -> Ops:
@@ -209,9 +210,8 @@ class Ops:
         return ops
 
     def with_fast_sums(self) -> Ops:
-        """Return the same ops with `linear_fp8_fast` in the place of `linear_fp8`, before an activation too."""
-        ops = evolve(self, linear_fp8=self.linear_fp8_fast)
-        return evolve(ops, **{name: unfused(name, ops) for name, parts in FUSED.items() if "linear_fp8" in parts})
+        """Return the same ops with the fast product in the place of the exact one, plain and ending in an activation."""
+        return evolve(self, linear_fp8=self.linear_fp8_fast, linear_silu_mul_fp8=self.linear_silu_mul_fp8_fast)
 
     def _is_defined(self, name: str) -> bool:
         """Return whether an op runs its definition."""

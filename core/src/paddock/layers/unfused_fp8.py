@@ -85,9 +85,9 @@ class Unfused:
 
 @frozen(eq=False, kw_only=True)
 class UnfusedProduct:
-    """The product that ends in an activation, made of these."""
+    """A product that ends in an activation, made of these."""
 
-    linear_fp8: Callable[[Tensor, Tensor, Tensor, Tensor, torch.dtype], Tensor]
+    product: Callable[[Tensor, Tensor, Tensor, Tensor, torch.dtype], Tensor]
     silu_mul_fp8: Callable[[Tensor, Tensor | None, float | None], QuantizedActivation]
 
     def linear_silu_mul_fp8(
@@ -100,7 +100,7 @@ class UnfusedProduct:
         scale: Tensor,
     ) -> QuantizedActivation:
         """Return silu(gate) * up in FP8 by the static scale, for gate and up side by side in the product."""
-        return self.silu_mul_fp8(self.linear_fp8(values_TI, x_scale, weight_OI, weight_scale_O1, dtype), scale, None)
+        return self.silu_mul_fp8(self.product(values_TI, x_scale, weight_OI, weight_scale_O1, dtype), scale, None)
 
 
 _QUANTISERS = ("quantize_fp8_static", "quantize_fp8_token")
@@ -114,6 +114,8 @@ FUSED = {
 
 def unfused(name: str, ops: Any) -> Callable[..., Any]:
     """Return the fused op of that name made of its parts in `ops`."""
-    kind = UnfusedProduct if name in PARTS_OF_PRODUCTS else Unfused
-    made: Callable[..., Any] = getattr(kind(**{part.name: getattr(ops, part.name) for part in fields(kind)}), name)
+    if name in PARTS_OF_PRODUCTS:
+        product, silu_mul_fp8 = (getattr(ops, part) for part in PARTS_OF_PRODUCTS[name])
+        return UnfusedProduct(product=product, silu_mul_fp8=silu_mul_fp8).linear_silu_mul_fp8
+    made: Callable[..., Any] = getattr(Unfused(**{part.name: getattr(ops, part.name) for part in fields(Unfused)}), name)
     return made

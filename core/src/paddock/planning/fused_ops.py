@@ -6,10 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from attrs import evolve
 
-from paddock.config import FAST_SUMS
-from paddock.errors import PlanError
-from paddock.planning.fp8_accumulation import EXACT_OP, FAST_OP
-from paddock.planning.fp8_accumulation import NAME as ACCUMULATION
 from paddock.planning.notes import Notes
 from paddock.planning.plan import Rejected
 from paddock.plugins.descriptors import OpSpec
@@ -17,32 +13,28 @@ from paddock.plugins.discovery import BUILTIN
 from paddock.plugins.provider import Provided
 from paddock.plugins.registry import Registry
 
-PARTS_OF_PRODUCTS: dict[str, tuple[str, ...]] = {"linear_silu_mul_fp8": ("linear_fp8", "silu_mul_fp8")}
+PARTS_OF_PRODUCTS: dict[str, tuple[str, str]] = {  # the plain product, then the activation
+    "linear_silu_mul_fp8": ("linear_fp8", "silu_mul_fp8"),
+    "linear_silu_mul_fp8_fast": ("linear_fp8_fast", "silu_mul_fp8"),
+}
 
 
 def with_chosen_parts(
-    ops: Sequence[OpSpec], registry: Registry, *, owners: Mapping[str, str], accumulation: str, notes: Notes
+    ops: Sequence[OpSpec], registry: Registry, *, owners: Mapping[str, str], notes: Notes
 ) -> tuple[OpSpec, ...]:
     """Return the ops, each product that ends in an activation left to its parts where one of them would not run as chosen.
 
-    That is where a part was asked of another plugin (`owners`, by op), a part's implementation is of higher rank, or sums are
-    fast; then the core's own is chosen, which runs the parts that are bound. A product that was itself asked for stays; raises
-    PlanError where its sums would have to be fast. The plan's choice says why.
+    That is where a part was asked of another plugin (`owners`, by op), or a part's implementation is of higher rank; then the
+    core's own is chosen, which runs the parts that are bound. A product that was itself asked for stays. The plan's choice says
+    why.
     """
     by_op = {spec.op: spec for spec in ops}
-    for name in PARTS_OF_PRODUCTS.keys() & by_op.keys():
+    for name in [name for name in PARTS_OF_PRODUCTS if name in by_op]:
         every = [provided for provided in registry.ops if provided.spec.op == name]
         chosen = next(provided for provided in every if provided.spec == by_op[name])
-        if chosen.provider.plugin == BUILTIN:
+        if chosen.provider.plugin == BUILTIN or name in owners:
             continue
-        if name in owners:
-            if accumulation == FAST_SUMS:
-                raise PlanError(
-                    f"{ACCUMULATION} is {accumulation!r}, but ops asks for {name} of {owners[name]}, whose sums are exact",
-                    fix=f"leave {ACCUMULATION} at exact, or leave {name} out of ops: {FAST_OP} and the activation then run",
-                )
-            continue
-        why = next(_why_not(chosen, by_op, owners, accumulation), None)
+        why = next(_why_not(chosen, by_op, owners), None)
         if why is not None:
             own = next(provided for provided in every if provided.provider.plugin == BUILTIN)
             by_op[name] = own.spec
@@ -50,17 +42,13 @@ def with_chosen_parts(
     return tuple(by_op[spec.op] for spec in ops)
 
 
-def _why_not(
-    chosen: Provided[OpSpec], by_op: Mapping[str, OpSpec], owners: Mapping[str, str], accumulation: str
-) -> Iterator[str]:
+def _why_not(chosen: Provided[OpSpec], by_op: Mapping[str, OpSpec], owners: Mapping[str, str]) -> Iterator[str]:
     """Yield what speaks for the parts of a product."""
     for part in PARTS_OF_PRODUCTS[chosen.spec.op]:
         if part in owners and not chosen.provider.is_called(owners[part]):
             yield f"{part} is asked of {owners[part]}"
         if by_op[part].rank > chosen.spec.rank:
             yield f"rank {chosen.spec.rank}, below that of {part} ({by_op[part].rank})"
-        if part == EXACT_OP and accumulation == FAST_SUMS:
-            yield f"its sums are exact, and {ACCUMULATION} is {FAST_SUMS}"
 
 
 def _say(rejected: Provided[OpSpec], own: Provided[OpSpec], why: str, notes: Notes) -> None:

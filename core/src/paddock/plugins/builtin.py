@@ -31,6 +31,7 @@ OPS = {
     "silu_mul_fp8": "SiLU of the gate times the up projection, then FP8",
     "gelu_fp8": "GELU, then FP8",
     "linear_silu_mul_fp8": "product of an FP8 activation with an FP8 weight, SiLU of the gate times the up projection, then FP8",
+    "linear_silu_mul_fp8_fast": "linear_silu_mul_fp8, summed in fewer bits where that is quicker",
 }
 SAMPLING_OPS = {
     "most_likely": "the largest logit of a row and its token",

@@ -5,10 +5,12 @@ them gates, H = B / 2 features; M tokens of a tile.
 
 A block holds the gate and the up row of each of its features. Rows of a product are summed independently of each other, here by
 the functions of `ops_linear_fp8`, and gate, up and silu are rounded where `silu_mul_fp8` rounds them: the bits are those of
-`linear_fp8` and then `silu_mul_fp8`.
+`linear_fp8` and then `silu_mul_fp8`, and, as few tokens are summed alike, of `linear_fp8_fast` and then that.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import triton
@@ -30,6 +32,7 @@ from paddock_triton.ops_linear_fp8 import (
     OneTile,
     few_product,
     linear_fp8,
+    linear_fp8_fast,
     one_product,
 )
 from paddock_triton.rows import blocks_of, power_of_2, unit_stride
@@ -102,10 +105,32 @@ def linear_silu_mul_fp8(
 
     More than 64 tokens, and one of fewer than 8,192 features, are `linear_fp8` and then `silu_mul_fp8`.
     """
+    return _activated(values_TI, x_scale, weight_OI, weight_scale_O1, dtype, scale, product=linear_fp8)
+
+
+@named("linear_silu_mul_fp8_fast")
+def linear_silu_mul_fp8_fast(
+    values_TI: Tensor, x_scale: Tensor, weight_OI: Tensor, weight_scale_O1: Tensor, dtype: torch.dtype, scale: Tensor
+) -> QuantizedActivation:
+    """Return what `linear_silu_mul_fp8` does; what it leaves to `linear_fp8` is `linear_fp8_fast`'s here."""
+    return _activated(values_TI, x_scale, weight_OI, weight_scale_O1, dtype, scale, product=linear_fp8_fast)
+
+
+def _activated(
+    values_TI: Tensor,
+    x_scale: Tensor,
+    weight_OI: Tensor,
+    weight_scale_O1: Tensor,
+    dtype: torch.dtype,
+    scale: Tensor,
+    *,
+    product: Callable[[Tensor, Tensor, Tensor, Tensor, torch.dtype], Tensor],
+) -> QuantizedActivation:
+    """Return the activation in FP8: by one kernel, or of `product` by the activation's."""
     tokens, width = values_TI.shape[0], weight_OI.shape[0] // 2
     assert weight_OI.shape[0] == 2 * width, f"{weight_OI.shape[0]} rows are not as many gates as ups"
     if tokens > MOST_TOKENS or (tokens == 1 and weight_OI.shape[1] < LEAST_INPUTS):
-        return silu_mul_fp8(linear_fp8(values_TI, x_scale, weight_OI, weight_scale_O1, dtype), scale, None)
+        return silu_mul_fp8(product(values_TI, x_scale, weight_OI, weight_scale_O1, dtype), scale, None)
     values_TI, weight_OI, weight_scale_O1 = unit_stride(values_TI), weight_OI.contiguous(), weight_scale_O1.contiguous()
     assert values_TI.dtype == weight_OI.dtype == torch.float8_e4m3fn, (values_TI.dtype, weight_OI.dtype)
     assert x_scale.ndim == 0 or x_scale.is_contiguous(), x_scale.stride()

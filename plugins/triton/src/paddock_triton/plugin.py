@@ -30,6 +30,7 @@ OPS = {
     "silu_mul_fp8": "ops_activation_fp8",
     "gelu_fp8": "ops_activation_fp8",
     "linear_silu_mul_fp8": "ops_linear_fp8_gated",
+    "linear_silu_mul_fp8_fast": "ops_linear_fp8_gated",
     "most_likely": "ops_sampling",
     "draw": "ops_sampling",
     "draw_filtered": "ops_filter",
@@ -37,7 +38,15 @@ OPS = {
 
 HALVES = ("bfloat16", "float16")
 OPS_OF_HALVES = frozenset(
-    {"linear_fp8", "linear_fp8_fast", "linear_fp8_blocks", "linear_silu_mul_fp8", "linear_int4", "linear_int4_fp8"}
+    {
+        "linear_fp8",
+        "linear_fp8_fast",
+        "linear_fp8_blocks",
+        "linear_silu_mul_fp8",
+        "linear_silu_mul_fp8_fast",
+        "linear_int4",
+        "linear_int4_fp8",
+    }
 )  # not exact enough for float32
 
 INT4_GROUPS = frozenset({32, 64, 128})  # inputs that share a scale, beside multiples of the largest: a copy's step

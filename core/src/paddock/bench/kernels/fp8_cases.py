@@ -23,7 +23,7 @@ _WEIGHT_SCALE = 1e-4
 _FLOAT32_BYTES = 4
 BLOCK = 128  # outputs, and inputs, to a scale of blocks, as every published checkpoint has them
 PRODUCTS = ("linear_fp8", "linear_fp8_fast", "linear_fp8_blocks")
-GATED = "linear_silu_mul_fp8"
+GATED = ("linear_silu_mul_fp8", "linear_silu_mul_fp8_fast")
 _SCALINGS = (("static", _SCALE, None), ("a scale a token", None, None), (f"a scale a token and {BLOCK}", None, BLOCK))
 # Op: how many activations it takes, how many features it reads for one it writes, and whether as wide as the feed-forward.
 PRODUCERS = {
@@ -58,7 +58,7 @@ class Fp8Cases:
         """Return the cases of an op, none for one that is not of these."""
         if op in PRODUCTS:
             return list(self._products(op))
-        if op == GATED:
+        if op in GATED:
             return list(self._gated())
         return list(self._rows(op)) if op in PRODUCERS else []
 

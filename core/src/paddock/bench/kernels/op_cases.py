@@ -15,8 +15,7 @@ from attrs import frozen
 from torch import Tensor
 
 from paddock.bench.kernels.case import Case, Draw, Make
-from paddock.bench.kernels.fp8_cases import PRODUCTS as FP8_OPS
-from paddock.bench.kernels.fp8_cases import Fp8Cases, Fp8Size
+from paddock.bench.kernels.fp8_cases import GATED, PRODUCTS, Fp8Cases, Fp8Size
 from paddock.bench.kernels.int4_cases import FALCON_180B as FALCON_180B_INT4
 from paddock.bench.kernels.int4_cases import INT4_OPS, Int4Cases, Int4Size
 from paddock.bench.kernels.int4_cases import LLAMA_70B as LLAMA_70B_INT4
@@ -115,7 +114,7 @@ class OpCases:
             return list(makers[op](op))
         if op in INT4_OPS:
             return list(Int4Cases(sizes=self.table.int4, tokens=self.table.int4_tokens, draw=self.draw).of(op))
-        if op in FP8_OPS or op.endswith(_FP8_SUFFIX):
+        if op in (*PRODUCTS, *GATED) or op.endswith(_FP8_SUFFIX):
             return self._fp8_cases.of(op)
         found = ((self._page_cases if op in _PAGE_OPS else self._row_cases)(op, model, t) for model, t in self._grid())
         return [case for cases in found for case in cases]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from paddock.bench.kernels.attention_cases import Laid, rows_of
 from paddock.bench.kernels.case import Make
+from paddock.bench.kernels.fp8_cases import GATED
 from paddock.layers import LayerKV, QuantizedActivation
 from paddock.layers.fp8_attention import attend_in_fp8
 from paddock.layers.reference import FP8
@@ -25,7 +26,6 @@ TIPPED_SHARE = 1e-3
 # Likewise behind a product whose sums the matrix unit keeps to 14 bits: 1.1 to 1.6 % of values, an error of all of 0.3 to 0.6 %
 # (modelled as in decision 63). A block of wrong values shows in the error, many values beside the right ones in the share.
 _TIPPED_BY_SUMS, _ERROR_OF_SUMS = 0.03, 0.01
-_OF_SUMS = ("linear_silu_mul_fp8",)
 _SCALE_UNITS = 4  # roundings of float32 between two ways to divide
 _QUERIES = 32  # of a prompt's start, middle and end, each compared with dense attention in float64
 
@@ -92,7 +92,7 @@ def _quantised(op: str, found: QuantizedActivation, expected: QuantizedActivatio
     plain = op.removesuffix("_fp8")
     allowed = bound(plain, dtype) if plain in ROUNDINGS else _SCALE_UNITS * UNIT_ROUNDOFF[torch.float32]
     yield Verdict(what="relative error of scales", error=relative_rms(found.scale, expected.scale), allowed=allowed)
-    if op not in _OF_SUMS:
+    if op not in GATED:
         yield _fp8(found.values_TI, expected.values_TI)
         return
     error = relative_rms(found.values_TI.float(), expected.values_TI.float())
