@@ -17,6 +17,7 @@ print(*sorted(sys.modules), file=sys.stderr)
 sys.exit(code)
 """
 HEAVY = {"torch", "numpy", "transformers", "tokenizers", "triton", "rich", "structlog", "huggingface_hub"}
+NEEDED = "import attrs, click, importlib.metadata, packaging.requirements, pluggy"
 LOOKS = (["--help"], ["--version"], ["plugins", "--json"], ["plugins"], ["list", "models", "--json"], ["list", "ops"])
 
 
@@ -46,14 +47,15 @@ def test_help_of_a_measurement_needs_no_torch(words: list[str]) -> None:
     assert not {"torch", "triton", "matplotlib"} & set(result.stderr.split())
 
 
-@pytest.mark.parametrize(("arguments", "seconds"), [(["--help"], 0.3), (["plugins", "--json"], 0.5), (["list", "models"], 0.5)])
-def test_looking_around_takes_little_work(arguments: list[str], seconds: float) -> None:
-    """The best of a few runs stays within the promise, in processor time, which a busy machine does not change."""
-    assert min(_processor_seconds(arguments) for _ in range(3)) < seconds
+@pytest.mark.parametrize(("arguments", "most"), [(["--help"], 2.0), (["plugins", "--json"], 2.5), (["list", "models"], 2.5)])
+def test_looking_around_takes_little_work(arguments: list[str], most: float) -> None:
+    """In processor time, the best of a few runs, beside that of importing the libraries that it cannot do without."""
+    needed = min(_processor_seconds("-c", NEEDED) for _ in range(3))
+    assert min(_processor_seconds("-m", "paddock", *arguments) for _ in range(3)) < most * needed
 
 
-def _processor_seconds(arguments: list[str]) -> float:
+def _processor_seconds(*arguments: str) -> float:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-m", "paddock", *arguments], capture_output=True, check=True, env=clean())
+    subprocess.run([sys.executable, *arguments], capture_output=True, check=True, env=clean())
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

@@ -133,6 +133,8 @@ def test_rows_begin_where_the_copy_engine_can(tokens: int, dtype: torch.dtype) -
         (True, 256, {"late": True}),
         (True, 256, {"deep": True}),
         (True, 128, {"deep": True, "late": True}),
+        (False, 128, {"raised": True}),
+        (True, 128, {"raised": True}),
         (True, 128, {"teams": 3}),
         (True, 128, {"teams": 2, "halves": 2}),
         (True, 128, {"teams": 2, "cuts": 2}),

@@ -61,7 +61,6 @@ def decode(
         spec=spec,
         num_warps=tile.warps,
         num_stages=tile.stages,
-        maxnreg=tile.registers,
         **DEPENDENT,
     )
 

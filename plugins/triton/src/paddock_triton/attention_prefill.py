@@ -51,7 +51,6 @@ def prefill(
         spec=spec,
         num_warps=tile.warps,
         num_stages=tile.stages,
-        maxnreg=tile.registers,
         **DEPENDENT,
     )
 

@@ -29,7 +29,7 @@ class Tile:
     """Rows of queries and of keys a program holds, and how Triton is to schedule it.
 
     `tma` uses the copy engine where a tile lies within a page. `pairs` reads FP8 values two at a time, as 16-bit words: only
-    those does the tensor core's transposing load know; single bytes cost a load each. `registers` caps those of a thread.
+    those does the tensor core's transposing load know; single bytes cost a load each.
     """
 
     block_m: int
@@ -38,7 +38,6 @@ class Tile:
     stages: int
     tma: bool = False
     pairs: bool = False
-    registers: int | None = None
 
 
 @frozen(kw_only=True)
