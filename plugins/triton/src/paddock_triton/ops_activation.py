@@ -19,6 +19,7 @@ from paddock_triton.rows import blocks_of, unit_stride
 # block from 512 to 8192, so the quickest alone is taken. GELU: 512 on 2 warps 75, 77, 1.4; 1024 on 4 85, 89, 1.4; 1024 on 2
 # 92, 97, 1.6; 2048 on 4 92, 97, 1.6; 4096 on 8 92, 96, 1.7.
 SILU_BLOCK, GELU_BLOCK, WARPS = 1024, 2048, 4
+_LOG2_E = tl.constexpr(1.4426950408889634)
 _HALF_LOG2_E = tl.constexpr(0.7213475204444817)  # exp(-x^2 / 2) = 2^(-x^2 * this)
 _BEND = tl.constexpr(0.3181980515339464)  # 0.45 / sqrt(2)
 
@@ -33,8 +34,13 @@ def place(WIDTH: tl.constexpr, BLOCK: tl.constexpr) -> tuple[tl.tensor, tl.tenso
 
 @triton.jit
 def silu_times(gate: tl.tensor, up: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:
-    """Return silu(gate), rounded, times up, rounded, in DTYPE; gate and up hold values of DTYPE in float32."""
-    return ((gate / (1.0 + tl.exp(-gate))).to(DTYPE).to(tl.float32) * up).to(DTYPE)
+    """Return silu(gate), rounded, times up, rounded, in DTYPE; gate and up hold values of DTYPE in float32.
+
+    Below -44, where silu is no larger than 4e-18, it is 0. By the assembler 12 instructions a value, 19 with exp and a division:
+    in a prompt the products hold the clock down, and with FP8 out this took 1.7 times what its bytes take.
+    """
+    raised = 1.0 + tl.exp2(gate * -_LOG2_E)
+    return ((gate * tl.rsqrt(raised * raised)).to(DTYPE).to(tl.float32) * up).to(DTYPE)  # rsqrt as in `_tail`
 
 
 @triton.jit
