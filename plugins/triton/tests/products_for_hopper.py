@@ -42,19 +42,20 @@ def _compile_only() -> list[Any]:
 def _int4_cuts() -> list[tuple[Int4Tile, torch.dtype, int, torch.dtype]]:
     """Return each tile that a product with INT4 weights takes: with it the dtype of inputs, the group, the scales' dtype.
 
-    Scales in float32 take most memory, in the smallest groups; float16 is multiplied otherwise than bfloat16 by few tokens alone.
+    Scales in float32 take most memory, in the smallest groups: tiles with little to spare are compiled with them too. float16 is
+    multiplied by the instructions of bfloat16, but for those that make its numbers.
     """
     op, wide = ops_linear_int4, torch.float32
-    many = [evolve(tile, shared=shared) for tile in (op._FP8_MANY, op._FP8_MANY_NARROW) for shared in (True, False)]
+    unshared = [evolve(tile, shared=False) for tile in (op._FP8_MANY, op._FP8_MANY_NARROW)]
     deep = [*op._FP8_DEEP.values(), *(evolve(op._FP8_DEEP[most], shared=True) for most in (8, 16))]
-    fp8, halves = [*op._FP8.values(), *many, *deep], [*op._HALVES.values(), op._HALVES_MANY]
-    other_groups = [op._FP8_OTHER_GROUPS, *(op._FP8[most] for most in (8, 16, 32))]
+    many, halves = [op._FP8_MANY, op._FP8_MANY_NARROW, *unshared], [*op._HALVES.values(), op._HALVES_MANY]
     return [
-        *((tile, FP8, 128, dtype) for tile in fp8 for dtype in (HALF, wide)),
+        *((tile, FP8, 128, HALF) for tile in (*op._FP8.values(), *many, *deep)),
+        *((tile, FP8, 128, wide) for tile in (op._FP8[64], op._FP8[128], op._FP8_MANY, op._FP8_DEEP[32], op._FP8_DEEP[64])),
         (op._FP8_OTHER_GROUPS, FP8, 64, HALF),
-        *((tile, FP8, 32, wide) for tile in other_groups),
+        *((tile, FP8, 32, wide) for tile in (op._FP8_OTHER_GROUPS, op._FP8[8], op._FP8[32])),
         *((tile, HALF, 128, HALF) for tile in (*halves, evolve(halves[0], shared=False))),
-        *((evolve(tile, deep=False), HALF, 32, wide) for tile in halves),
+        *((evolve(op._HALVES[most], deep=False), HALF, 32, wide) for most in (8, 64, 128)),
         (halves[0], torch.float16, 128, HALF),
     ]
 
@@ -80,7 +81,8 @@ def _gated() -> list[dict[str, Any]]:
     """Return, for tokens, a weight and a dtype, what the plain product and the one that ends in an activation compile to."""
     made, found, one = _compile_only(), list[dict[str, Any]](), torch.ones(())
     ops_linear_fp8_gated.LEAST_INPUTS = 0
-    for (rows, columns), tokens, dtype in ((w, t, d) for w in GATED for t in (1, 16, 32, 64) for d in (HALF, torch.float16)):
+    cuts = [(weight, tokens, HALF) for weight in GATED for tokens in (1, 16, 32, 64)]
+    for (rows, columns), tokens, dtype in (*cuts, *((GATED[0], tokens, torch.float16) for tokens in (1, 64))):
         given = torch.empty(tokens, columns, dtype=FP8), one, torch.empty(rows, columns, dtype=FP8), torch.ones(rows, 1), dtype
         linear_fp8(*given)
         linear_silu_mul_fp8(*given, one)
