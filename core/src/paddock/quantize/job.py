@@ -30,6 +30,7 @@ from paddock.quantize.recipe import Recipe, RecipeInputs
 from paddock.quantize.source import PlainCheckpoint, open_plain
 from paddock.quantize.stack import LayerStack
 from paddock.quantize.text import Text, read_text, sequences
+from paddock.text.files import NO_TOKENIZER
 from paddock.text.tokenizer import read_tokenizer
 
 
@@ -187,6 +188,10 @@ def _sequences(text: Text, config: EngineConfig, options: QuantizeOptions, check
 
 
 def _tokenizer_folder(config: EngineConfig, checkpoint: PlainCheckpoint) -> Path:
+    if config.tokenizer == NO_TOKENIZER:
+        raise OptionError(
+            f"tokenizer is {NO_TOKENIZER!r}, and there is a text to read", fix="name the folder of a tokenizer, or leave it out"
+        )
     return Path(config.tokenizer) if config.tokenizer else checkpoint.source.folder
 
 

@@ -72,7 +72,9 @@ class QuantizeOptions:
     zero_points: bool | None = field(default=None, validator=_true_or_false)
 
     def __attrs_post_init__(self) -> None:
-        """Refuse a text that nothing would read."""
+        """Refuse a text that has no name, and one that nothing would read."""
+        if self.calibration == "":
+            raise OptionError("calibration is ''", fix=f"name a file, or {DEFAULT_TEXT} for the text that comes with Paddock")
         if self.gate_text is not None and self.gate is None:
             raise OptionError(
                 f"gate_text is {str(self.gate_text)!r}, but there is no gate", fix="add a gate, as in --gate 'ppl<=1%'"
