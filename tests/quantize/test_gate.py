@@ -219,6 +219,25 @@ def test_the_command_writes_the_model_and_says_what_it_made(
     assert json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]["quant_method"] == "fbgemm_fp8"
 
 
+def test_the_command_needs_no_length_for_a_model_of_few_positions(llama: Path, tmp_path: Path) -> None:
+    """Sequences are as long as the model takes, and the manifest says so."""
+    words = [
+        "quantize",
+        str(llama),
+        "--recipe",
+        "fp8-static",
+        "--out",
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+        "--samples",
+        "2",
+    ]
+    assert main(words) == 0
+    calibration = json.loads((tmp_path / "out" / MANIFEST).read_text())["made_from"]["calibration"]
+    assert (calibration["samples"], calibration["sequence_length"]) == (2, 64)
+
+
 def test_the_command_makes_4_bit_models_as_asked(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Scheme, layout and groups are options; what they were is in the manifest, and the gate measures the result."""
     words = ["quantize", str(llama), "--recipe", "awq", "--out", str(tmp_path / "out"), "--device", "cpu", "--tp-compatible", "1"]

@@ -174,8 +174,8 @@ def _gate_text(text: Text | None, options: QuantizeOptions) -> Text | None:
 
 def _sequences(text: Text, config: EngineConfig, options: QuantizeOptions, checkpoint: PlainCheckpoint) -> Tensor:
     """Return the calibration sequences, all of which the model can take."""
-    ids_NL = sequences(text.for_calibration, read_tokenizer(_tokenizer_folder(config, checkpoint)), options)
     longest, known = checkpoint.config.max_model_len, checkpoint.config.vocab_size
+    ids_NL = sequences(text.for_calibration, read_tokenizer(_tokenizer_folder(config, checkpoint)), options, longest=longest)
     if ids_NL.shape[1] > longest:
         raise OptionError(
             f"sequence_length is {ids_NL.shape[1]}, and the model takes at most {longest} tokens", fix="lower sequence_length"
