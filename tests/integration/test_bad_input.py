@@ -180,7 +180,9 @@ CASES = {
     "misspelt option": options("--temprature", "1", says=("'--temprature'", "'--temperature'")),
     "unknown dtype": options("--dtype", "bf16", says=("'bf16'", "'bfloat16'")),
     "length beyond the model's": options("--max-model-len", "65", code=1, says=("max_model_len is 65", "to 64")),
-    "pool too small": options("--kv-cache-memory-bytes", "99", code=1, says=("KV pool of 0 pages", "needs 4", "at least 4096")),
+    "pool too small": options(
+        "--kv-cache-memory-bytes", "99", "--dtype", "bfloat16", code=1, says=("KV pool of 0 pages", "needs 4", "at least 4096")
+    ),
     "no such tokenizer": options("--tokenizer", "./tny", code=1, says=("tokenizer is './tny'", "did you mean 'tiny'?")),
     "no GPU": options("--device", "cuda", says=("'cuda'", "torch sees no GPU")),
     "GPU too old for a backend": gpus(
