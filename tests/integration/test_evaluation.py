@@ -368,8 +368,15 @@ def test_the_command_line_compares_two_plans(folder: Path, tmp_path: Path, capsy
         (("eval", "perplexity", "{folder}", "--text", "{short}", *FAST), "has 1 token, too few"),
         (("eval", "choices", "{folder}", "--task", "arceasy"), "did you mean 'arc_easy'?"),
         (("eval", "choices", "{folder}", "--task", "piqa", "--data", "{empty}"), "paddock eval fetch piqa --data"),
+        (("eval", "choices", "nowhere", "--task", "boolq", "--data", "{empty}"), "boolq.jsonl is empty"),
         (("eval", "fetch", "piqqa"), "did you mean 'piqa'?"),
         (("compare", "{folder}", "{folder}", "--text", "{short}", "--b", "kv_dtype=fp8"), "unknown option 'kv_dtype'"),
+        (("compare", "{folder}", "{folder}", "--text", "{short}", "--b", "model=x"), "in place of A or B"),
+        (("compare", "{folder}", "{folder}", "--text", "{short}", "--a", "strict=true"), "write --strict, which is for both"),
+        (("compare", "{folder}", "{folder}", "--text", "{short}", "--a", "prefer=x"), "write --prefer NAME=OWNER before"),
+        (("compare", "nowhere", "{folder}", "--text", "{short}", "--limit", "0"), "limit is 0"),
+        (("eval", "perplexity", "nowhere", "--text", "{short}", "--limit", "0"), "limit is 0"),
+        (("eval", "choices", "nowhere", "--task", "piqa", "--limit", "0"), "limit is 0"),
         (("compare", "{folder}", "{folder}", "--text", "{short}", "--b", "fp8"), "write --b NAME=VALUE"),
         (("compare", "{folder}", "{folder}", "--text", "{short}", "--a", "seed=1", "--a", "seed=2"), "--a gives 'seed' twice"),
     ],
@@ -380,6 +387,7 @@ def test_bad_input_ends_in_one_block(
     """The value and the way out on standard error, nothing on standard output, no exit code 0."""
     (tmp_path / "latin.txt").write_bytes(b"f\xfcr")
     (tmp_path / "short.txt").write_text("a")
+    (tmp_path / "boolq.jsonl").write_text("\n")
     places = {"folder": folder, "latin": tmp_path / "latin.txt", "short": tmp_path / "short.txt", "empty": tmp_path}
     code, out, err = _run(capsys, *(word.format_map(places) for word in words))
     assert code in (1, 2)

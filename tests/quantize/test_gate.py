@@ -160,7 +160,8 @@ def test_a_quantised_model_without_a_perplexity_fails(llama: Path, tmp_path: Pat
     monkeypatch.setattr(gate, "measure", spoilt)
     with pytest.raises(QualityError, match="grown by nan%"):
         run(llama, tmp_path / "out", "fp8-official", gate=10.0)
-    assert json.loads((tmp_path / "out" / MANIFEST).read_text())["status"] == "failed"
+    written = json.loads((tmp_path / "out" / MANIFEST).read_text(), parse_constant=pytest.fail)
+    assert (written["status"], written["gate"]["after"]["perplexity"], written["gate"]["growth"]) == ("failed", None, None)
 
 
 def test_a_run_that_goes_on_does_not_measure_the_plain_model_again(
@@ -216,6 +217,25 @@ def test_the_command_writes_the_model_and_says_what_it_made(
     assert f"{tmp_path / 'out'}: 4 layers by fp8-official, " in shown.out
     assert "perplexity " in shown.out
     assert json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]["quant_method"] == "fbgemm_fp8"
+
+
+def test_the_command_needs_no_length_for_a_model_of_few_positions(llama: Path, tmp_path: Path) -> None:
+    """Sequences are as long as the model takes, and the manifest says so."""
+    words = [
+        "quantize",
+        str(llama),
+        "--recipe",
+        "fp8-static",
+        "--out",
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+        "--samples",
+        "2",
+    ]
+    assert main(words) == 0
+    calibration = json.loads((tmp_path / "out" / MANIFEST).read_text())["made_from"]["calibration"]
+    assert (calibration["samples"], calibration["sequence_length"]) == (2, 64)
 
 
 def test_the_command_makes_4_bit_models_as_asked(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

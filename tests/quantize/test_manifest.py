@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from paddock.errors import CheckpointError
 from paddock.quantize.manifest import MANIFEST, PARTIAL, Manifest, read_manifest
 
 
@@ -45,3 +46,13 @@ def test_a_file_system_without_it_will_do(tmp_path: Path, monkeypatch: pytest.Mo
     else:
         manifest.write(tmp_path)
         assert read_manifest(tmp_path) == manifest
+
+
+@pytest.mark.parametrize("written", ["", "[]", "{", '{"status": "done"}'])
+def test_what_is_no_manifest_is_left_alone(tmp_path: Path, written: str) -> None:
+    """Nobody can fetch it again: the way out is another folder."""
+    (tmp_path / MANIFEST).write_text(written)
+    with pytest.raises(CheckpointError, match=MANIFEST) as caught:
+        read_manifest(tmp_path)
+    assert caught.value.fix == "begin in another folder"
+    assert (tmp_path / MANIFEST).read_text() == written

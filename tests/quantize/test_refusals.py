@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 from safetensors.torch import save_file
 
+from paddock.config import EngineConfig
 from paddock.errors import CheckpointError, OptionError, PaddockError, PluginError
+from paddock.quantize.options import QuantizeOptions
+from paddock.quantize.run import quantize
 from tests.quantize.made import random_llama, run, write_model
 
 REFUSED: dict[str, tuple[dict[str, Any], type[PaddockError], str, str]] = {
@@ -19,6 +22,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[PaddockError], str, str]] = {
     "too long": ({"sequence_length": 65, "samples": 2}, OptionError, "at most 64 tokens", "lower"),
     "no samples": ({"samples": 0}, OptionError, "samples is 0", "at least 1"),
     "no text": ({"calibration": "/nowhere/text.txt"}, OptionError, "/nowhere/text.txt cannot be read", "path"),
+    "a text without a name": ({"calibration": ""}, OptionError, "calibration is ''", "or default"),
     "text not read": ({"recipe": "fp8-dynamic", "calibration": "default"}, OptionError, "nothing would read it", "leave"),
     "samples not read": ({"recipe": "fp8-official", "samples": 3}, OptionError, "samples is 3", "leave"),
     "group size not read": ({"group_size": 64}, OptionError, "'fp8-static' does not read", "leave group_size out"),
@@ -75,6 +79,25 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(llama: Path, 
         run(llama, tmp_path / "out", **({"recipe": "fp8-static"} | changes))
     assert says in raised.value.message
     assert fix in raised.value.fix
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", ["dangling", "file/below"])
+def test_a_folder_that_cannot_be_is_refused(llama: Path, tmp_path: Path, place: str) -> None:
+    """Behind a link to nothing, or below a file: another name is the way out, not room on the disk."""
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(OptionError, match="out is") as raised:
+        run(llama, tmp_path / place, "fp8-dynamic")
+    assert raised.value.fix == "name a new folder"
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_text_without_a_tokenizer_is_refused(llama: Path, tmp_path: Path) -> None:
+    """An engine can do with token ids; calibration reads words."""
+    config = EngineConfig(model=str(llama), device="cpu", tokenizer="none")
+    with pytest.raises(OptionError, match="tokenizer is 'none'"):
+        quantize(config, QuantizeOptions(recipe="fp8-static", out=tmp_path / "out", samples=2, sequence_length=24))
     assert not (tmp_path / "out").exists()
 
 

@@ -36,6 +36,14 @@ def test_without_a_number_all_the_text_gives_is_taken_up_to_128() -> None:
     assert len(cut("the fox " * 3000, sequence_length=9)) == 128
 
 
+def test_a_model_of_few_positions_gets_sequences_as_long_as_it_takes() -> None:
+    """Unless a length was asked for."""
+    asked, text = QuantizeOptions(recipe="any", out=Path("out")), Text(name="text", words="the fox " * 3000, sha256="", nbytes=1)
+    for longest, length in ((64, 64), (4096, 512), (1, 2)):
+        assert sequences(text, byte_fallback_tokenizer(), asked, longest=longest).shape[1] == length
+    assert len(cut("the fox " * 50, sequence_length=9)[0]) == 9
+
+
 def test_a_text_too_short_for_one_sequence_is_refused() -> None:
     """With how many tokens it has."""
     with pytest.raises(OptionError, match="0 sequences of 512, and 1 are wanted"):

@@ -140,8 +140,9 @@ def test_a_list_that_forgets_a_plain_linear_is_said_by_the_plan(tmp_path: Path) 
 def test_tensors_of_another_kind_are_refused(tmp_path: Path, changed: dict[str, Tensor], said: str) -> None:
     """Other FP8 layouts, plain weights under the right name, and scales of another shape: stored and wanted are both said."""
     folder = edited("modelopt-fp8", tmp_path, **changed)
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=said) as caught:
         built(planned(folder), folder)
+    assert ("whose FP8 weights are F8_E4M3" in caught.value.fix) == ("F8_E" in said.split("wants")[0])
 
 
 @pytest.mark.parametrize("bad", [0.0, -0.5, math.nan, math.inf, 1e5])
@@ -155,6 +156,20 @@ def test_unusable_scales_are_refused_by_name(tmp_path: Path, bad: float) -> None
     save_file(load_file(kv / "model.safetensors") | {name: torch.tensor(bad)}, kv / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"the k scale of model\.layers\.1\.self_attn is"):
         built(planned(kv), kv)
+
+
+def test_scales_that_leave_nothing_of_inputs_or_kv_are_refused(tmp_path: Path) -> None:
+    """A row of weights may die out; inputs, keys and values cut off at next to nothing are a damaged checkpoint."""
+    folder = edited("modelopt-fp8", tmp_path, input_scale=torch.tensor(1e-30))
+    with pytest.raises(CheckpointError, match=f"input_scale of {DOWN} holds 1"):
+        built(planned(folder), folder)
+    kv = copied("modelopt-fp8-kv", tmp_path)
+    name = "model.layers.1.self_attn.v_proj.v_scale"
+    save_file(load_file(kv / "model.safetensors") | {name: torch.tensor(1e-30)}, kv / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"the v scale of model\.layers\.1\.self_attn is 1"):
+        built(planned(kv), kv)
+    dead = edited("compressed-dynamic", tmp_path, weight_scale=torch.full((32, 1), 1e-30))
+    assert torch.isfinite(logits(built(planned(dead), dead), TOKENS % 48)).all()
 
 
 def test_cuts_that_break_blocks_are_refused_with_those_that_do_not(tmp_path: Path) -> None:

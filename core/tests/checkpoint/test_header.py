@@ -79,6 +79,7 @@ BAD = {
     "seven bytes": (bytes(7), "too few"),
     "only a length": ((40).to_bytes(8, "little"), "truncated"),
     "oversized header": ((100_000_001).to_bytes(8, "little") + b"{}", "claims 100,000,001 bytes"),
+    "a pointer of Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n", "`git lfs pull`"),
     "negative length": (b"\xff" * 8 + b"{}", "claims 18,446,744,073,709,551,615 bytes"),
     "header longer than file": ((64).to_bytes(8, "little") + b"{}", "truncated"),
     "truncated data": (encode(GOOD, bytes(24)), "1 bytes of tensor data are missing"),

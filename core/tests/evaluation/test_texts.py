@@ -41,6 +41,15 @@ def test_a_window_that_cannot_be_is_named(window: int, limit: int | None, messag
     assert caught.value.fix
 
 
+def test_a_model_too_short_for_any_window_is_what_is_named() -> None:
+    """The window was not asked for: it is what max_model_len leaves."""
+    for longest in (1, 2):
+        with pytest.raises(RequestError, match=f"max_model_len is {longest}") as caught:
+            check_window(longest - 1, longest, limit=None)
+        assert "3 or more" in caught.value.fix
+    check_window(2, 3, limit=None)
+
+
 def test_bytes_are_no_ids() -> None:
     """They are numbers to Python, and would be taken for tokens."""
     with pytest.raises(RequestError, match="the text is bytes") as caught:

@@ -61,9 +61,9 @@ def test_a_backend_may_quantise_by_the_static_scale(fp8: bool) -> None:
     assert backend.scales == [torch.tensor(0.01)]
 
 
-@pytest.mark.parametrize("name", ["q_scale", "q_proj.q_scale"])
+@pytest.mark.parametrize("name", ["q_scale", "q_proj.q_scale", "attn.q_scale", "q_proj.output_scale"])
 def test_a_stored_scale_of_queries_is_read_where_they_become_fp8(name: str) -> None:
-    """Under both names; where none is stored each token and head has its own, and where queries stay plain none is asked for."""
+    """Under every name; where none is stored each token and head has its own, and where queries stay plain none is asked for."""
     for in_fp8, stored in ((True, 0.25), (True, None), (False, 0.25)):
         layer = Attention(
             AttentionParams(scale=1.0, in_fp8=in_fp8),

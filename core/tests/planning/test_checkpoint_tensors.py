@@ -11,7 +11,7 @@ from core.tests.planning.made import HERE, RAW, gpus, planned, registry, source
 
 from paddock.axes import VOCAB, Linear, Tensor, TensorAxis
 from paddock.config import EngineConfig
-from paddock.errors import PaddockError, PlanError
+from paddock.errors import ModelConfigError, PaddockError, PlanError
 from paddock.planning import rebuild
 from paddock.planning.plan import Plan
 from paddock.planning.resolve import resolve
@@ -105,6 +105,7 @@ def test_another_format_than_the_checkpoints_is_refused() -> None:
         ),
         (None, {"hf_quant_config.json": {"quantization": {"quant_algo": "W4A8_AWQ"}}}, "'modelopt' (quant_algo 'W4A8_AWQ')"),
         ({"quant_method": "bitsandbytes"}, {}, "'bitsandbytes'"),
+        (None, {"hf_quant_config.json": {"quantization": {"quant_algo": None}}}, "'modelopt' (quant_algo None)"),
     ],
 )
 def test_a_format_nobody_reads_is_named_with_what_tells_it_apart(entry: Any, files: Any, said: str) -> None:
@@ -113,6 +114,15 @@ def test_a_format_nobody_reads_is_named_with_what_tells_it_apart(entry: Any, fil
     with pytest.raises(PaddockError) as caught:
         resolve(EngineConfig(model="made"), registry(), gpus(), source(raw, quantization_files=files))
     assert f"quantised as {said}" in caught.value.message
+
+
+@pytest.mark.parametrize("entry", ["fp8", ["fp8"], 8, True])
+@pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
+def test_a_description_that_is_no_object_is_refused(key: str, entry: Any) -> None:
+    """It says that the weights are quantised, so they are not read as plain ones."""
+    with pytest.raises(ModelConfigError, match=f"{key} is ") as caught:
+        resolve(EngineConfig(model="made"), registry(), gpus(), source(RAW | {key: entry}))
+    assert "must be an object" in caught.value.fix
 
 
 def test_a_gpu_too_old_for_a_format_is_refused_by_plan() -> None:

@@ -58,6 +58,12 @@ def test_arguments_say_what_a_scale_covers_and_how_inputs_are_scaled(weights: An
     assert (how.scales, how.input_format, how.group) == expected
 
 
+def test_blocks_are_read_as_older_versions_wrote_them() -> None:
+    """Two sizes with an x between them are the list of today."""
+    for written in ([64, 32], "64x32"):
+        assert stored(detect(facts(group(FLOAT | {"strategy": "block", "block_structure": written}, None)))).block == (64, 32)
+
+
 def test_extra_arguments_change_nothing() -> None:
     """Observers and what newer versions add do not change what is stored."""
     noisy = group(WEIGHTS | {"observer": "minmax", "observer_kwargs": {}, "scale_dtype": None}, STATIC | {"actorder": None})
@@ -119,7 +125,9 @@ def test_kv_scales_are_announced_by_their_own_scheme() -> None:
         ([group(inputs=FLOAT | {"strategy": "token"})], {}, "input_activations is"),
         ([group(inputs=FLOAT | {"dynamic": "local"})], {}, "input_activations is"),
         ([group(FLOAT | {"strategy": "block"}, STATIC)], {}, "dynamic or null beside weights scaled by blocks"),
-        ([group(FLOAT | {"strategy": "block", "block_structure": "128x128"}, None)], {}, "block_structure is '128x128'"),
+        ([group(FLOAT | {"strategy": "block", "block_structure": "128 by 128"}, None)], {}, "block_structure is '128 by 128'"),
+        ([group(FLOAT | {"strategy": "block", "block_structure": "0x128"}, None)], {}, r"block_structure is \[0, 128\]"),
+        ([group(), group(None, STATIC, ["LlamaAttention"])], {}, "group_1 of compressed-tensors quantise no weights"),
         ([group(), group(INT4, None, ["re:.*mlp"])], {}, "group_1 of compressed-tensors are not FP8"),
         ([group(format="pack-quantized")], {}, "format is 'pack-quantized'"),
         ([group(output_activations=FLOAT)], {}, "output_activations"),

@@ -23,6 +23,7 @@ MAX_HEADER_BYTES = 100_000_000
 MAX_AXES = 64
 MAX_INT = 1 << 63
 _PREFIX = 8
+_LFS_POINTER = int.from_bytes(b"version ", "little")  # how a file begins that Git LFS has in place of a large one
 _KEYS = {"dtype", "shape", "data_offsets"}
 
 
@@ -61,6 +62,8 @@ def read_header(file: Path, problems: Problems) -> dict[str, StoredTensor]:
 def _bad_length(length: int, file_size: int) -> str:
     if length < 0:
         return f"{file_size} bytes are too few for a safetensors file"
+    if length == _LFS_POINTER:
+        return "a pointer of Git LFS, not the file it stands for; `git lfs pull` in the model folder fetches that"
     if length > MAX_HEADER_BYTES:
         return f"the header claims {length:,} bytes, more than the {MAX_HEADER_BYTES:,} allowed; this is no safetensors file"
     if _PREFIX + length > file_size:

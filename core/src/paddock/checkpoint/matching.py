@@ -11,6 +11,9 @@ from paddock.checkpoint.header import StoredTensor
 from paddock.checkpoint.problems import Problems, quoted
 from paddock.checkpoint.targets import Target
 
+_FP8 = "float8_e4m3fn"
+_OTHER_FP8 = frozenset({"F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
+
 
 @frozen(eq=False)
 class Match:
@@ -46,9 +49,12 @@ def match(
     for name in stored.keys() - taken:
         if not name.endswith(endings):
             problems.add(f"{quoted(name)}: unexpected; no parameter of the model takes it")
+    alien = sorted({each.stored.dtype for each in matches if each.stored.dtype in _OTHER_FP8 and _dtype(each.target) == _FP8})
     problems.refuse(
         f"the checkpoint in {source} does not fit the model ({len(problems)} of its tensors)",
-        fix="check that config.json belongs to these weights and says how they are quantised",
+        fix=f"use one whose FP8 weights are {STORED_NAMES[_FP8]}: {', '.join(alien)} stores other numbers in the same bytes"
+        if alien
+        else "check that config.json belongs to these weights and says how they are quantised",
     )
     return matches
 

@@ -20,6 +20,12 @@ from paddock.progress import count_progress
 from paddock.text.utf8 import read_utf8
 
 _WINDOW = 512
+# What is in no engine option of one side, and where it is said.
+_ELSEWHERE = {
+    "model": "name the model in place of A or B",
+    "strict": "write --strict, which is for both",
+    "prefer": "write --prefer NAME=OWNER before the command, which is for both",
+}
 _HALF = 0.46  # of a GPU's memory, for A: half of what one engine takes by default, so that B finds room beside it
 
 
@@ -29,6 +35,8 @@ def _overrides(_: click.Context, parameter: click.Parameter, texts: tuple[str, .
         name, equals, value = (piece.strip() for piece in text.partition("="))
         if not (name and equals and value):
             raise OptionError(f"{option} is {text!r}", fix=f"write {option} NAME=VALUE, NAME being an engine option")
+        if name in _ELSEWHERE:
+            raise OptionError(f"{option} is {text!r}", fix=_ELSEWHERE[name])
         if name in given:
             raise OptionError(f"{option} gives {name!r} twice", fix="choose one")
         given[name] = _parsed(value)
@@ -87,7 +95,9 @@ def command(
     the plans apart. Both are loaded at once. On a GPU A takes half of the memory unless told otherwise.
     """
     from paddock.evaluation import comparison as measuring
+    from paddock.evaluation.texts import check_limit
 
+    check_limit(limit)
     content = read_utf8(text)
     for_a, for_b = {**_halved(options), **only_a}, {**options, **only_b}
     for model, given in ((a, for_a), (b, for_b)):

@@ -28,7 +28,7 @@ def _gate(_: click.Context, __: click.Parameter, text: str | None) -> float | No
 @click.option("--tp-compatible", type=int, metavar="N", help="Choose groups that no share of N tensor-parallel ranks slices.")
 @click.option("--calibration", metavar="FILE", help="A text in UTF-8, or `default`; its last fifth is kept for the gate.")
 @click.option("--samples", type=int, metavar="N", help="Sequences of the text to run [as many as it gives, at most 128].")
-@click.option("--sequence-length", type=int, metavar="L", help="Tokens of a sequence [512].")
+@click.option("--sequence-length", type=int, metavar="L", help="Tokens of a sequence [512, or what the model takes if less].")
 @click.option("--gate", callback=_gate, metavar="LIMIT", help="ppl<=1%: fail where perplexity grows by more than that.")
 @click.option("--gate-text", type=click.Path(path_type=Path), metavar="FILE", help="Text for the gate [what was kept for it].")
 @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where to compute.")

@@ -43,17 +43,20 @@ def examples_file(task: str, folder: Path) -> Path:
 def read_documents(task: str, folder: Path | None = None) -> Documents:
     """Return a task's documents from `folder` (data_folder() when None): TASK.jsonl, and TASK.examples.jsonl where it is there.
 
-    Raises OptionError for an unknown task; PaddockError naming the command that fetches them where there are none, and the line
-    that is no JSON object.
+    Raises OptionError for an unknown task; PaddockError naming the command that fetches them where there are none, or the file is
+    empty, and the line that is no JSON object.
     """
     name = find_task(task).name
     at = data_folder() if folder is None else folder
     path = documents_file(name, at)
+    fetch = f"paddock eval fetch {name}" + ("" if folder is None else f" --data {folder}")
     if not path.is_file():
-        where = "" if folder is None else f" --data {folder}"
-        raise PaddockError(f"no documents of {name}: {path} is not there", fix=f"paddock eval fetch {name}{where}")
+        raise PaddockError(f"no documents of {name}: {path} is not there", fix=fetch)
+    documents = _lines(path)
+    if not documents:
+        raise PaddockError(f"no documents of {name}: {path} is empty", fix=f"remove it, then {fetch}")
     examples = examples_file(name, at)
-    return Documents(documents=_lines(path), examples=_lines(examples) if examples.is_file() else None)
+    return Documents(documents=documents, examples=_lines(examples) if examples.is_file() else None)
 
 
 def _lines(path: Path) -> tuple[dict[str, Any], ...]:

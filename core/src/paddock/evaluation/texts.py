@@ -48,6 +48,11 @@ def windows(ids: Sequence[int], size: int, *, limit: int | None = None) -> list[
 
 def check_window(window: int, max_model_len: int, *, limit: int | None) -> None:
     """Raise RequestError unless windows of `window` tokens fit the model, and `limit` is None or at least 1."""
+    if max_model_len <= 2:
+        raise RequestError(
+            f"max_model_len is {max_model_len}, which leaves no window in which one token is predicted from another",
+            fix="raise max_model_len to 3 or more",
+        )
     if isinstance(window, bool) or not isinstance(window, int) or window < 2:
         raise RequestError(f"window is {window!r}", fix="give a whole number of tokens, at least 2")
     if window >= max_model_len:

@@ -26,6 +26,7 @@ from paddock.planning import kv_scales
 _NAMES = kv_scales.NAMES | {"q": kv_scales.QUERIES}
 _MISSING = -math.inf  # a scale that no checkpoint has filled
 MAX_KV_SCALE = 1e4  # keys and values of a working model stay far below 448 times that
+MIN_KV_SCALE = 1e-16  # and above it: tools floor a scale at 1e-12 / 448 or more
 
 
 class Attention(nn.Module):
@@ -104,10 +105,10 @@ class Attention(nn.Module):
         if self.q_scale is not None and self.q_scale.item() == _MISSING:
             self._drop_q_scale()
         for kind, scale in self._scales().items():
-            if not 0 < scale.item() <= MAX_KV_SCALE:
+            if not MIN_KV_SCALE < scale.item() <= MAX_KV_SCALE:
                 raise CheckpointError(
                     f"the {kind} scale of {self.scales_source or 'attention'} is {scale.item()}",
-                    fix=f"scales are positive numbers up to {MAX_KV_SCALE:g}: make or download the checkpoint again",
+                    fix=f"scales are above {MIN_KV_SCALE:g} and at most {MAX_KV_SCALE:g}: make or download the checkpoint again",
                 )
 
     def _drop_q_scale(self) -> None:

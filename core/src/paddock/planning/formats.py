@@ -128,6 +128,7 @@ def _detect(config: EngineConfig, registry: Registry, files: ModelFiles, dtype: 
     facts = CheckpointFacts(
         config=files.config, dtype=dtype, files=files.quantization_files, ignored_keys=config.ignore_config_keys
     )
+    declared = declared_method(files)
     schemes = ((provided, resolve(provided.spec.detect)(facts)) for provided in _formats_to_ask(config, registry))
     matches = [Found(provided=provided, scheme=scheme) for provided, scheme in schemes if scheme is not None]
     if len(matches) > 1:
@@ -135,7 +136,6 @@ def _detect(config: EngineConfig, registry: Registry, files: ModelFiles, dtype: 
         raise PluginError(
             f"the checkpoint is recognised by {owners}", fix=f"choose one, as in quantization={matches[0].provided.spec.name!r}"
         )
-    declared = declared_method(files)
     if config.quantization == NONE and (declared or matches):
         raise PlanError(
             f"quantization is 'none', but the checkpoint is quantised ({declared or matches[0].provided.spec.name})",
@@ -194,14 +194,20 @@ def _details(files: ModelFiles) -> str:
     """Return what the files say beside the method's name, as far as it tells formats of one tool apart."""
     sections = [files.config.get(key) for key in ("quantization_config", "compression_config")]
     sections.append(files.quantization_files.get("hf_quant_config.json", {}).get("quantization"))
-    told = {key: each[key] for each in sections if isinstance(each, Mapping) for key in _TELLING if each.get(key)}
+    described = [each for each in sections if isinstance(each, Mapping)]
+    told = {key: each[key] for each in described for key in _TELLING if each.get(key) or (key == "quant_algo" and key in each)}
     return f" ({', '.join(f'{key} {value!r:.60}' for key, value in told.items())})" if told else ""
 
 
 def declared_method(files: ModelFiles) -> str:
-    """Return the quantisation the model's files name, an empty text for a plain checkpoint."""
+    """Return the quantisation the model's files name, an empty text for a plain checkpoint.
+
+    Raises ModelConfigError where config.json describes it by anything but an object.
+    """
     for key in ("quantization_config", "compression_config"):
         entry = files.config.get(key)
-        if isinstance(entry, Mapping) and entry:
+        if entry is not None and not isinstance(entry, Mapping):
+            raise ModelConfigError(f"config.json: {key} is {entry!r:.120}", fix=f"{key} must be an object, or absent if plain")
+        if entry:
             return str(entry.get("quant_method") or ("compressed-tensors" if key == "compression_config" else "unnamed"))
     return next((method for name, method in _OTHER_FILES.items() if name in files.quantization_files), "")

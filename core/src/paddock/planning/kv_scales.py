@@ -8,15 +8,26 @@ from paddock.axes import WeightTable
 from paddock.config import DUMMY, EngineConfig
 from paddock.planning.notes import Notes
 
-# Below the attention block: of ModelOpt; compressed-tensors and AutoFP8; fused; one for both; early llm-compressor.
+# Below the attention block: of ModelOpt; compressed-tensors and AutoFP8; vLLM; fused; one for both; early llm-compressor, Quark.
 NAMES = {
-    kind: (f"{kind}_proj.{kind}_scale", f"{kind}_scale", f"qkv_proj.{kind}_scale", "kv_scale", f"{kind}_proj.output_scale")
+    kind: (
+        f"{kind}_proj.{kind}_scale",
+        f"{kind}_scale",
+        f"attn.{kind}_scale",
+        f"qkv_proj.{kind}_scale",
+        "kv_scale",
+        f"{kind}_proj.output_scale",
+    )
     for kind in ("k", "v")
 }
-QUERIES = ("q_scale", "q_proj.q_scale")  # of queries in FP8, which are read where attention multiplies in FP8
-# What some savers write beside them and may stay unread: zero points of symmetric scales, and the scale of queries, where those
-# are kept plain.
-UNREAD = (".k_zero_point", ".v_zero_point", ".kv_zero_point", ".output_zero_point", ".q_zero_point", ".q_scale")
+# Of queries in FP8, which are read where attention multiplies in FP8.
+QUERIES = ("q_scale", "q_proj.q_scale", "attn.q_scale", "q_proj.output_scale")
+# What some savers write beside them and may stay unread: zero points of symmetric scales, the scale of queries, where those are
+# kept plain, and that of probabilities, which are at most 1.
+UNREAD = (
+    *(".k_zero_point", ".v_zero_point", ".kv_zero_point", ".output_zero_point", ".q_zero_point"),
+    *(".q_scale", ".q_proj.output_scale", ".prob_output_scale", ".attn.prob_scale"),
+)
 
 
 def layers_without(names: Iterable[str], table: WeightTable) -> list[int]:
@@ -49,7 +60,7 @@ def say_missing(
     if not without:
         return
     layers = "every layer" if len(without) == table.num_layers else f"{len(without)} of {table.num_layers} layers"
-    said = "config.json announces FP8 KV, but the checkpoint" if calibrated == "fp8" else "the checkpoint"
+    said = "the description of the checkpoint announces FP8 KV, but it" if calibrated == "fp8" else "the checkpoint"
     notes.find(
         "warning",
         "kv_scales_are_one",

@@ -52,7 +52,10 @@ class OutputFolder:
         """
         _check_begun(path)
         with _writing(path):
-            (path / _WORK).mkdir(parents=True, exist_ok=True)
+            try:
+                (path / _WORK).mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:  # a link to nothing, below a file, /proc
+                raise OptionError(f"out is {str(path)!r}: {error.strerror}", fix="name a new folder") from error
         with _alone(path):
             if not _check_begun(path):  # again: another run may have ended in between
                 with _writing(path):

@@ -30,6 +30,7 @@ from paddock.quantize.recipe import Recipe, RecipeInputs
 from paddock.quantize.source import PlainCheckpoint, open_plain
 from paddock.quantize.stack import LayerStack
 from paddock.quantize.text import Text, read_text, sequences
+from paddock.text.files import NO_TOKENIZER
 from paddock.text.tokenizer import read_tokenizer
 
 
@@ -173,8 +174,8 @@ def _gate_text(text: Text | None, options: QuantizeOptions) -> Text | None:
 
 def _sequences(text: Text, config: EngineConfig, options: QuantizeOptions, checkpoint: PlainCheckpoint) -> Tensor:
     """Return the calibration sequences, all of which the model can take."""
-    ids_NL = sequences(text.for_calibration, read_tokenizer(_tokenizer_folder(config, checkpoint)), options)
     longest, known = checkpoint.config.max_model_len, checkpoint.config.vocab_size
+    ids_NL = sequences(text.for_calibration, read_tokenizer(_tokenizer_folder(config, checkpoint)), options, longest=longest)
     if ids_NL.shape[1] > longest:
         raise OptionError(
             f"sequence_length is {ids_NL.shape[1]}, and the model takes at most {longest} tokens", fix="lower sequence_length"
@@ -187,6 +188,10 @@ def _sequences(text: Text, config: EngineConfig, options: QuantizeOptions, check
 
 
 def _tokenizer_folder(config: EngineConfig, checkpoint: PlainCheckpoint) -> Path:
+    if config.tokenizer == NO_TOKENIZER:
+        raise OptionError(
+            f"tokenizer is {NO_TOKENIZER!r}, and there is a text to read", fix="name the folder of a tokenizer, or leave it out"
+        )
     return Path(config.tokenizer) if config.tokenizer else checkpoint.source.folder
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import cattrs
 from attrs import field, frozen, validators
 
-from paddock.checkpoint.json_file import read_object
+from paddock.checkpoint.json_file import finite, read_object
 from paddock.errors import CheckpointError
 
 MANIFEST = "paddock_manifest.json"
@@ -60,14 +60,18 @@ class Manifest:
     gate: dict[str, Any] = field(factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Put the manifest in place of the one there, at once and for good."""
-        write_json(folder / MANIFEST, cattrs.unstructure(self))
+        """Put the manifest in place of the one there, at once and for good; a perplexity that is no number is null."""
+        write_json(folder / MANIFEST, finite(cattrs.unstructure(self)))
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Return the manifest of a folder; raise CheckpointError where it is not one."""
     try:
-        return cattrs.structure(read_object(folder / MANIFEST, max_bytes=MAX_BYTES), Manifest)
+        found = read_object(folder / MANIFEST, max_bytes=MAX_BYTES)
+    except CheckpointError as error:
+        raise CheckpointError(error.message, fix="begin in another folder") from error
+    try:
+        return cattrs.structure(found, Manifest)
     except (cattrs.BaseValidationError, TypeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{folder / MANIFEST} is no manifest of paddock quantize", fix="begin in another folder") from error
 

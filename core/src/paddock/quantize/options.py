@@ -48,9 +48,10 @@ def parse_gate(text: str) -> float:
 class QuantizeOptions:
     """How to quantise. `calibration` is a UTF-8 text file, or `default`; None means `default` where a text is needed.
 
-    `samples` None takes as many sequences as the text gives, at most 128; `sequence_length` None is 512 tokens. `gate` is the
-    share by which perplexity may grow, None for no gate, measured on `gate_text` or else on the last fifth of the calibration
-    text, which calibration never reads. A shard has at most `max_shard_bytes`, unless one tensor alone has more.
+    `samples` None takes as many sequences as the text gives, at most 128; `sequence_length` None is 512 tokens, or what the model
+    takes if that is less. `gate` is the share by which perplexity may grow, None for no gate, measured on `gate_text` or else on
+    the last fifth of the calibration text, which calibration never reads. A shard has at most `max_shard_bytes`, unless one
+    tensor alone has more.
     `group_size`, `scheme`, `format`, `tp_compatible` (ranks whose shares must not slice a group) and `zero_points` (whether a
     group's range may lie unevenly about 0) are for recipes that read them; None leaves them to the recipe.
     Raises OptionError for a value out of range.
@@ -72,7 +73,9 @@ class QuantizeOptions:
     zero_points: bool | None = field(default=None, validator=_true_or_false)
 
     def __attrs_post_init__(self) -> None:
-        """Refuse a text that nothing would read."""
+        """Refuse a text that has no name, and one that nothing would read."""
+        if self.calibration == "":
+            raise OptionError("calibration is ''", fix=f"name a file, or {DEFAULT_TEXT} for the text that comes with Paddock")
         if self.gate_text is not None and self.gate is None:
             raise OptionError(
                 f"gate_text is {str(self.gate_text)!r}, but there is no gate", fix="add a gate, as in --gate 'ppl<=1%'"

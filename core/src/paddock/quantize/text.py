@@ -65,12 +65,13 @@ def read_text(name: str) -> Text:
     return Text(name=name, words=words, sha256=hashlib.sha256(data).hexdigest(), nbytes=len(data))
 
 
-def sequences(text: Text, tokenizer: Tokenizer, options: QuantizeOptions) -> Tensor:
+def sequences(text: Text, tokenizer: Tokenizer, options: QuantizeOptions, *, longest: int = DEFAULT_LENGTH) -> Tensor:
     """Return token ids [N, L] int64 of a text for calibration: consecutive pieces, each behind the token that begins a text.
 
+    Where no length was asked for, L is 512, or `longest` if the model takes no more.
     Raises OptionError where the text is too short for what was asked.
     """
-    length = options.sequence_length or DEFAULT_LENGTH
+    length = options.sequence_length or max(2, min(DEFAULT_LENGTH, longest))
     opening = _opening(tokenizer)
     piece = length - len(opening)
     encode = partial(tokenizer.encode, add_special_tokens=False)

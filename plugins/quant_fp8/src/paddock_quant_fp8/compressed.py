@@ -6,6 +6,7 @@ config.json describes groups of linears, each with arguments for its weights and
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,6 +66,12 @@ def _groups(reader: ConfigReader, entry: Entry) -> tuple[Group, ...] | None:
     ours = {name: _is_fp8(name, group) for name, group in listed.items()}
     if not any(ours.values()):
         return None
+    bare = [name for name, group in listed.items() if isinstance(group, Mapping) and group.get("weights") is None]
+    if bare:
+        raise ModelConfigError(
+            f"config.json: config_groups {', '.join(bare)} of compressed-tensors quantise no weights",
+            fix="use a checkpoint that describes FP8 keys and values as kv_cache_scheme, and leaves attention plain otherwise",
+        )
     others = [name for name, is_ours in ours.items() if not is_ours]
     if others:
         raise ModelConfigError(
@@ -99,11 +106,18 @@ def _stored(reader: ConfigReader, key: str, weights: Entry, inputs: object) -> S
     scales = _weight_scales(reader, f"{key}.weights", weights)
     block = (128, 128)
     if scales == BLOCK:
-        block = block_size(reader, f"{key}.weights.block_structure", weights.get("block_structure") or [128, 128])
+        block = block_size(reader, f"{key}.weights.block_structure", _sizes(weights.get("block_structure")))
     input_format, group = _inputs(reader, f"{key}.input_activations", inputs)
     if scales == BLOCK and input_format == FP8_STATIC:
         raise reader.wrong(f"{key}.input_activations", inputs, "dynamic or null beside weights scaled by blocks")
     return Stored(scales=scales, input_format=input_format, block=block, group=group)
+
+
+def _sizes(block: object) -> object:
+    """Return a block's sizes: those of the preset where none are given, a list of what older versions wrote as `128x128`."""
+    if isinstance(block, str) and re.fullmatch(r"\d{1,5}x\d{1,5}", block, re.ASCII):
+        return [int(size) for size in block.split("x")]
+    return block or [128, 128]
 
 
 def _weight_scales(reader: ConfigReader, key: str, weights: Entry) -> str:

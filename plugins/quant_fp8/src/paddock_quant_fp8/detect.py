@@ -36,6 +36,10 @@ def detect_autofp8(facts: CheckpointFacts) -> TensorwiseFp8 | None:
     if found is None:
         return None
     reader, entry = found
+    if not reader.has("activation_scheme"):
+        raise reader.wrong(
+            "activation_scheme", None, "'static' where the checkpoint holds the scales of inputs (input_scale), else 'dynamic'"
+        )
     static = reader.choice("activation_scheme", allowed=("static", "dynamic")) == "static"
     reader.only("kv_cache_scheme", value="static")
     reader.only("fmt", value="e4m3")

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from paddock.checkpoint.json_file import finite
+
 Definitions = Mapping[str, tuple[str, str, str]]  # name: label, unit, meaning
 
 commit_option = click.option("--commit", metavar="TEXT", help="What the source is [its git commit].")
@@ -20,8 +22,8 @@ def defined(definitions: Definitions) -> dict[str, str]:
 
 
 def print_json(report: Mapping[str, Any]) -> None:
-    """Print one JSON object on one line."""
-    click.echo(json.dumps(report))
+    """Print one JSON object on one line, with null for numbers that are not finite."""
+    click.echo(json.dumps(finite(report), allow_nan=False))
 
 
 def print_figures(

@@ -51,7 +51,9 @@ def choices(
     """
     from paddock.evaluation import multiple_choice as measuring
     from paddock.evaluation.documents import read_documents
+    from paddock.evaluation.texts import check_limit
 
+    check_limit(limit)
     known = read_documents(task, data)
     with open_llm(session, model, options) as llm, count_progress("continuations") as advance:
         began = time.perf_counter()

@@ -46,7 +46,9 @@ def perplexity(
     token of each window is not scored.
     """
     from paddock.evaluation import prediction as measuring
+    from paddock.evaluation.texts import check_limit
 
+    check_limit(limit)
     content = read_utf8(text)
     with open_llm(session, model, options) as llm, count_progress("windows") as advance:
         size = min(_WINDOW, llm.max_model_len - 1) if window is None else window
