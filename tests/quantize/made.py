@@ -80,13 +80,16 @@ def write_model(folder: Path, model: Any) -> Path:
     return folder
 
 
-def run(model: Path, out: Path, recipe: str, **options: Any) -> Manifest:
-    """Quantise a model on the CPU; a recipe that is calibrated reads six sequences of 24 tokens; `awq` has groups of 32."""
+def run(model: Path, out: Path, recipe: str, *, device: str = "cpu", **options: Any) -> Manifest:
+    """Quantise a model, on the CPU unless told otherwise.
+
+    A recipe that is calibrated reads six sequences of 24 tokens; `awq` has groups of 32.
+    """
     if recipe == "awq" and "tp_compatible" not in options:
         options = {"group_size": 32} | options
     if recipe in ("fp8-static", "awq") or options.get("kv_cache_dtype"):
         options = {"calibration": str(model.parent / "text.txt"), "samples": SAMPLES, "sequence_length": LENGTH} | options
-    return quantize(EngineConfig(model=str(model), device="cpu"), QuantizeOptions(recipe=recipe, out=out, **options))
+    return quantize(EngineConfig(model=str(model), device=device), QuantizeOptions(recipe=recipe, out=out, **options))
 
 
 def tensors_of(folder: Path) -> dict[str, Tensor]:
