@@ -11,11 +11,52 @@ from __future__ import annotations
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-from paddock_triton.int4_bringing import program_of
+from paddock_triton.int4_bringing import barriers, program_of
 from paddock_triton.int4_spec import ROWS
 
 _barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # of a role's warps: Triton 3.7's name and 3.6's
+
+
+@gluon.jit
+def nothing(spec: gl.constexpr) -> gl.tensor:
+    """Return the sums of no products [64, N]."""
+    columns: gl.constexpr = spec.columns
+    layout: gl.constexpr = spec.mma
+    return gl.zeros([ROWS, columns], gl.float32, layout)
+
+
+@gluon.jit
+def gathering_of(ring: gl.tuple, spec: gl.constexpr) -> gl.tuple:
+    """Return where teams hand over their sums of a tile, and its barriers; anything where they do not."""
+    gathering = ring
+    if spec.deep:
+        handed: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+        others: gl.constexpr = spec.teams - 1
+        sums_SRN = gl.allocate_shared_memory(gl.float32, [spec.teams - 1, ROWS, spec.tokens], handed)
+        gathering = (sums_SRN, barriers(1, others), barriers(1, 1))
+    return gathering
+
+
+@gluon.jit
+def gathered(accs: gl.tuple, gathering: gl.tuple, n: gl.tensor, INDEX: gl.constexpr, spec: gl.constexpr) -> gl.tuple:
+    """Return, for the first team, the sums of all teams over piece n's inputs; the others hand theirs to it."""
+    sums_SRN, given, taken = gathering
+    acc_RN, b_RN, c_RN, d_RN = accs
+    if INDEX == 0:
+        mbarrier.wait(given.index(0), n & 1)
+        others: gl.constexpr = spec.teams - 1
+        for other in gl.static_range(others):
+            acc_RN += sums_SRN.index(other).load(spec.mma)
+        _barrier()
+        mbarrier.arrive(taken.index(0))
+    else:
+        mbarrier.wait(taken.index(0), (n & 1) ^ 1)
+        sums_SRN.index(INDEX - 1).store(acc_RN)
+        _barrier()
+        mbarrier.arrive(given.index(0))
+    return acc_RN, b_RN, c_RN, d_RN
 
 
 @gluon.jit
@@ -28,7 +69,7 @@ def _store(
     tokens, outputs, _blocks, _span, _tiles, token_tiles = sizes
     first_token = tile % token_tiles * spec.tokens + cut * spec.columns
     first_row = tile // token_tiles * spec.rows + half * ROWS
-    if spec.fp8:
+    if spec.token_scales:
         token_N = first_token + gl.arange(0, spec.columns, gl.SliceLayout(0, spec.mma))
         acc_RN *= gl.load(x_scale_ptr + token_N, mask=token_N < tokens, other=0.0)[None, :]
     layout: gl.constexpr = gl.BlockedLayout([8, 1], [8, 4], [1, 4], [0, 1])

@@ -67,6 +67,11 @@ class Int4Spec:
         return self.tile.tokens
 
     @property
+    def token_scales(self) -> bool:
+        """Return whether a tile's sums are multiplied by a scale a token as they are written."""
+        return self.fp8
+
+    @property
     def columns(self) -> int:
         """Return the tokens of a cut."""
         return self.tile.tokens // self.tile.cuts
@@ -169,7 +174,7 @@ class Int4Spec:
     @property
     def launch_registers(self) -> int:
         """Return the registers of a thread as a program starts; its roles divide them anew."""
-        return _eights(self.tile.registers // self._warps)
+        return launch_registers(self.teams, self.tile.registers)
 
     @property
     def most_registers(self) -> int | None:
@@ -179,12 +184,7 @@ class Int4Spec:
     @property
     def team_registers(self) -> int:
         """Return the registers of a thread that multiplies."""
-        left = self.launch_registers * self._warps - _COPIER_REGISTERS * _TEAM_WARPS
-        return min(240, _eights(left // (self.teams * _TEAM_WARPS)))
-
-    @property
-    def _warps(self) -> int:
-        return (self.teams + 1) * _TEAM_WARPS  # those that copy count as a team's
+        return team_registers(self.teams, self.tile.registers)
 
     @property
     def weight_bytes(self) -> int:
@@ -270,6 +270,21 @@ class Int4Spec:
     def late_sums_shared(self) -> Any:
         """Return how a plane of a late step's sums lies there [N, 16]."""
         return _swizzled(32, 16)
+
+
+def launch_registers(teams: int, registers: int) -> int:
+    """Return the registers of a thread as a program of so many teams and of `registers` a lane starts."""
+    return _eights(registers // _warps(teams))
+
+
+def team_registers(teams: int, registers: int) -> int:
+    """Return what those that copy leave of them to a thread that multiplies."""
+    left = launch_registers(teams, registers) * _warps(teams) - _COPIER_REGISTERS * _TEAM_WARPS
+    return min(240, _eights(left // (teams * _TEAM_WARPS)))
+
+
+def _warps(teams: int) -> int:
+    return (teams + 1) * _TEAM_WARPS  # those that copy count as a team's
 
 
 def _eights(registers: int) -> int:
