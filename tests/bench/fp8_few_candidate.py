@@ -16,10 +16,7 @@ R rows (outputs) of a half, 64; N tokens of a tile; K inputs, 128; B slots, each
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from attrs import frozen
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -38,137 +35,14 @@ from paddock_triton.counters import counters
 from paddock_triton.dependence import DEPENDENT
 from paddock_triton.int4_bringing import barriers, free_slot, place_of, steps_of
 from paddock_triton.int4_parts import finish, gathered, gathering_of, nothing
-from paddock_triton.int4_spec import ALL_REGISTERS, ROWS, STEP, team_registers
+from paddock_triton.int4_spec import ROWS, STEP
 from paddock_triton.launch import launch
 from paddock_triton.rows import blocks_of
+from tests.bench.fp8_ring_tiles import INPUTS, RingTile
 
 _barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # of a role's warps: Triton 3.7's name and 3.6's
 _ALIGNED = 16  # bytes
-_HALF: int = ROWS.value
-_INPUTS: int = STEP.value
-_MOST_SUM = 256  # inputs that the matrix unit may add up: 14 bits of them err by 0.02 percent
-_MOST_ROWS = 256  # that are copied at once
-_WIDE_PART = 32  # tokens above which one part of a tile is asked for at a time, as registers go
 _MOST_IDLE = 0.05  # of the time that whole tiles take
-
-
-@frozen(kw_only=True)
-class RingTile:
-    """How a product is cut: tokens of a tile, `halves` of 64 rows for each of `teams` of four warps, `slots` of steps in memory.
-
-    A team takes `blocks` times 128 inputs of a step: all of a step's, or with `deep` others than the other teams, of the same 64
-    rows. `shared`: programs take equal parts of all steps, so that tiles are shared; else whole tiles. The kernel is compiled for
-    it; what else the INT4 kernel's parts ask of theirs follows from it, by their names.
-    """
-
-    tokens: int
-    teams: int
-    slots: int
-    halves: int = 1
-    blocks: int = 1
-    deep: bool = False
-    shared: bool = True
-
-    token_scales = False  # they are multiplied in before parts meet, with the rows'
-    cuts = 1  # of a tile's tokens
-
-    def __attrs_post_init__(self) -> None:
-        """Hold the tile to what the kernel can do."""
-        assert self.teams in (2, 4), (self, "has other roles")
-        assert self.halves in (1, 2), (self, "has more halves than sums are handed on")
-        assert self.blocks * _INPUTS <= _MOST_SUM, (self, "leaves more inputs to the matrix unit's sums")
-        assert not (self.deep and self.halves > 1), (self, "is deep and has halves")
-        assert self.rows <= _MOST_ROWS, (self, "has more rows than are copied at once")
-
-    @property
-    def name(self) -> str:
-        """Return the rows and inputs of a step, slots and teams, and how tiles are given out."""
-        size = f"{self.rows}x{self.pieces * _INPUTS} s{self.slots} t{self.teams}"
-        return f"ring {self.tokens} {size}{'' if self.shared else ' whole'}"
-
-    @property
-    def rows(self) -> int:
-        """Return the outputs of a tile."""
-        return _HALF if self.deep else _HALF * self.teams * self.halves
-
-    @property
-    def pieces(self) -> int:
-        """Return how many times 128 inputs a step has."""
-        return self.blocks * (self.teams if self.deep else 1)
-
-    @property
-    def columns(self) -> int:
-        """Return the tokens of a cut."""
-        return self.tokens
-
-    @property
-    def part_size(self) -> int:
-        """Return the sums of a tile."""
-        return self.rows * self.tokens
-
-    @property
-    def parts_at_once(self) -> int:
-        """Return how many parts of a tile are asked for at once: 1 or 3."""
-        return 1 if self.tokens > _WIDE_PART else 3
-
-    @property
-    def team_registers(self) -> int:
-        """Return the registers of a thread that multiplies."""
-        return team_registers(self.teams, ALL_REGISTERS)
-
-    @property
-    def weight_bytes(self) -> int:
-        """Return the bytes copied of the weight for a step."""
-        return self.pieces * self.rows * _INPUTS
-
-    @property
-    def token_bytes(self) -> int:
-        """Return the bytes copied of x for a step."""
-        return self.pieces * self.tokens * _INPUTS
-
-    @property
-    def mma(self) -> Any:
-        """Return how sums lie in registers [64, N]."""
-        return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, self.tokens, 32])
-
-    @property
-    def operand(self) -> Any:
-        """Return how both operands lie in shared memory, rows of 128 inputs."""
-        return gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8, rank=2)
-
-
-# By the most tokens: wide tiles that are shared, and deep ones of 64 rows, shared and whole; slots are what shared memory holds.
-RINGS = {
-    8: (
-        RingTile(tokens=8, teams=2, slots=6, blocks=2),
-        RingTile(tokens=8, teams=4, slots=6, deep=True),
-        RingTile(tokens=8, teams=4, slots=6, deep=True, shared=False),
-    ),
-    16: (
-        RingTile(tokens=16, teams=2, slots=6, blocks=2),
-        RingTile(tokens=16, teams=2, slots=11),
-        RingTile(tokens=16, teams=2, slots=6, halves=2),
-        RingTile(tokens=16, teams=4, slots=5, deep=True),
-        RingTile(tokens=16, teams=4, slots=5, deep=True, shared=False),
-        RingTile(tokens=16, teams=2, slots=10, deep=True, shared=False),
-    ),
-    32: (
-        RingTile(tokens=32, teams=2, slots=5, blocks=2),
-        RingTile(tokens=32, teams=2, slots=10),
-        RingTile(tokens=32, teams=2, slots=6, halves=2),
-        RingTile(tokens=32, teams=4, slots=4, deep=True),
-        RingTile(tokens=32, teams=4, slots=4, deep=True, shared=False),
-    ),
-    64: (
-        RingTile(tokens=64, teams=2, slots=4, blocks=2),
-        RingTile(tokens=64, teams=2, slots=8),
-        RingTile(tokens=64, teams=2, slots=5, halves=2),
-        RingTile(tokens=64, teams=4, slots=5),
-        RingTile(tokens=64, teams=2, slots=6, deep=True),
-        RingTile(tokens=64, teams=2, slots=6, deep=True, shared=False),
-    ),
-}
-MIXES = {most: (tiles[-1], tiles[0]) for most, tiles in RINGS.items()}
 
 
 @gluon.jit
@@ -369,18 +243,18 @@ def launch_ring(
     assert takes(values_TI, weight_OI), (values_TI.stride(), weight_OI.stride())
     (outputs, inputs), tokens, most = weight_OI.shape, len(values_TI), processors(values_TI.device)
     tile = next((each for each in tiles if each.shared or idle(each, outputs, most) <= _MOST_IDLE), tiles[-1])
-    token_tiles, span = blocks_of(tokens, tile.tokens), blocks_of(inputs, tile.pieces * _INPUTS)
+    token_tiles, span = blocks_of(tokens, tile.tokens), blocks_of(inputs, tile.pieces * INPUTS)
     count = token_tiles * blocks_of(outputs, tile.rows)
-    programs = min(most, count * (span if tile.shared else 1))
+    tile, programs = tile.given_out(count, span, most)
     parts = values_TI.new_empty(programs * tile.part_size if tile.shared else 1, dtype=torch.float32)
     launch(
         _ring_kernel, (programs,),
         out_TO, _described(values_TI, tile.tokens, tile), x_scale, _described(weight_OI, tile.rows, tile), weight_scale_O1, parts,
         counters(values_TI.device, count * tile.teams if tile.shared else 1), tokens, outputs, span, count, token_tiles,
-        PER_TOKEN=int(x_scale.ndim > 0), spec=tile, num_warps=4, **DEPENDENT,
+        PER_TOKEN=int(x_scale.ndim > 0), spec=tile, num_warps=4, maxnreg=tile.most_registers, **DEPENDENT,
     )  # fmt: skip
 
 
 def _described(operand_LI: Tensor, lines: int, tile: RingTile) -> TensorDescriptor:
     """Return an operand as the copy engine sees it: so many rows of 128 inputs at once."""
-    return TensorDescriptor(operand_LI, list(operand_LI.shape), list(operand_LI.stride()), [lines, _INPUTS], tile.operand)
+    return TensorDescriptor(operand_LI, list(operand_LI.shape), list(operand_LI.stride()), [lines, INPUTS], tile.operand)

@@ -39,7 +39,8 @@ from paddock.testing.oracle import bound, poisoned, relative_rms
 from paddock_triton.dependence import DEPENDENT, fetch, start_next, wait
 from paddock_triton.launch import compile_ahead, launch
 from paddock_triton.ops_linear_fp8 import FEW, ONE, FewTile, OneTile, cublas, launch_few, launch_one
-from tests.bench.fp8_few_candidate import MIXES, RINGS, RingTile, launch_ring
+from tests.bench.fp8_few_candidate import launch_ring
+from tests.bench.fp8_ring_tiles import MIXES, RINGS, RingTile
 from tests.bench.hopper_code import compile_only, described
 
 MODELS, FEW_TOKENS, MANY_TOKENS = ("8B", "70B"), (1, 2, 8, 16, 32, 64), (256, 4096)

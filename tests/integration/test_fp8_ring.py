@@ -20,7 +20,8 @@ from paddock.testing.oracle import relative_rms
 from paddock_triton import int4_bringing, int4_parts
 from paddock_triton.rows import blocks_of
 from tests.bench import fp8_few_candidate as candidate
-from tests.bench.fp8_few_candidate import MIXES, RINGS, RingTile, idle, launch_ring, takes
+from tests.bench.fp8_few_candidate import idle, launch_ring, takes
+from tests.bench.fp8_ring_tiles import MIXES, RINGS, RingTile
 from tests.integration.gluon_on_cpu import Device
 
 TILES = [tile for tiles in RINGS.values() for tile in tiles]
@@ -34,20 +35,20 @@ WEIGHTS = (
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the arithmetic of who takes what be called as Python's."""
-    for name in ("first_unit", "program_of", "share_of", "place_in"):
+    for name in ("first_unit", "program_of", "first_of", "owner_of", "share_of", "place_in"):
         monkeypatch.setattr(int4_bringing, name, getattr(int4_bringing, name).fn)
 
 
-def _pieces(program: int, programs: int, span: int, tiles: int, *, shared: bool) -> list[tuple[int, int, int]]:
+def _pieces(program: int, programs: int, span: int, tiles: int, tile: RingTile) -> list[tuple[int, int, int]]:
     """Return a program's pieces: the tile, the first step of it and how many."""
-    first, count = int4_bringing.share_of(program, programs, span, tiles, shared)
+    first, count = int4_bringing.share_of(program, programs, span, tiles, tile.shared, tile.lead)
     found, t = list[tuple[int, int, int]](), 0
     while t < count:
-        tile, block = int4_bringing.place_in(program, programs, first, t, span, shared)
+        number, block = int4_bringing.place_in(program, programs, first, t, span, tile.shared)
         taken = min(span - block, count - t)
-        last = int4_bringing.place_in(program, programs, first, t + taken - 1, span, shared)
-        assert last == (tile, block + taken - 1)
-        found.append((tile, block, taken))
+        last = int4_bringing.place_in(program, programs, first, t + taken - 1, span, tile.shared)
+        assert last == (number, block + taken - 1)
+        found.append((number, block, taken))
         t += taken
     return found
 
@@ -59,10 +60,10 @@ def test_programs_take_every_step_once_and_parts_meet_where_they_are_waited_for(
     outputs: int, inputs: int, processors: int
 ) -> None:
     """Of each tile that is timed. Steps differ by one at most; who waits does so last, for parts that are the first of others."""
-    for tile in {(each.rows, each.pieces, each.shared): each for each in TILES}.values():
-        span, tiles = blocks_of(inputs, tile.pieces * 128), blocks_of(outputs, tile.rows)
-        programs = min(processors, tiles * (span if tile.shared else 1))
-        works = [_pieces(each, programs, span, tiles, shared=tile.shared) for each in range(programs)]
+    for cut in {(each.rows, each.pieces, each.shared, each.places, each.lead): each for each in TILES}.values():
+        span, tiles = blocks_of(inputs, cut.pieces * 128), blocks_of(outputs, cut.rows)
+        tile, programs = cut.given_out(tiles, span, processors)
+        works = [_pieces(each, programs, span, tiles, tile) for each in range(programs)]
         assert all(works), "a program without work"
         taken = sorted(piece for work in works for piece in work)
         ends = [(number, 0) for number in range(tiles)]
@@ -74,7 +75,10 @@ def test_programs_take_every_step_once_and_parts_meet_where_they_are_waited_for(
             assert all(count == span for _, _, count in taken)
             continue
         counts = [sum(count for _, _, count in work) for work in works]
-        assert max(counts) - min(counts) <= 1
+        halves = (counts, counts[programs // 2 :]) if not tile.lead else (counts[: programs // 2], counts[programs // 2 :])
+        assert all(max(half) - min(half) <= 1 for half in halves)
+        assert 0 <= counts[-1] + 1 - counts[0] - tile.lead <= 2, "another lead"
+        assert 2 * counts[0] >= sum(counts) // programs
         kept = {(work[0][0], program) for program, work in enumerate(works) if work[0][1] > 0}
         assert all(block == 0 for work in works for _, block, _ in work[1:]), "a part that is not a program's first"
         waited = set[tuple[int, int]]()
@@ -82,7 +86,7 @@ def test_programs_take_every_step_once_and_parts_meet_where_they_are_waited_for(
             assert all(count == span for _, block, count in work[:-1] if block == 0), "a wait that is not a program's last"
             number, block, count = work[-1]
             if block == 0 and count < span:
-                last = int4_bringing.program_of(number * span + span - 1, programs, tiles * span)
+                last = int4_bringing.owner_of(number * span + span - 1, programs, tiles * span, tile.lead)
                 waited |= {(number, other) for other in range(program + 1, last + 1)}
         assert kept == waited
 
@@ -114,9 +118,11 @@ def _product(given: Given, programs: int, seed: int, tiles: tuple[RingTile, ...]
     """Return the product by roles on a CPU; it counts in `counted`."""
     device, out_TO = Device(seed), torch.full((len(given.x_TI), len(given.weight_OI)), torch.nan)
 
-    def launch(kernel: Any, grid: tuple[int], *args: Any, num_warps: int, launch_pdl: bool = False, **options: Any) -> None:
-        assert grid[0] <= programs
+    def launch(
+        kernel: Any, grid: tuple[int], *args: Any, num_warps: int, maxnreg: int | None, launch_pdl: bool = False, **options: Any
+    ) -> None:
         tile = options["spec"]
+        assert grid[0] <= programs * tile.places
         early = {"waiting": grid[0] * (tile.teams + 1), "asked": grid[0] * tile.pieces}  # all but who copies weights
         before = threading.Thread(target=device.end_before, args=(given.arrive,), kwargs=early, daemon=True)
         before.start()
@@ -176,6 +182,7 @@ def test_what_the_copy_engine_cannot_bring_is_refused() -> None:
         {"halves": 3},
         {"blocks": 3},
         {"deep": True, "halves": 2},
+        {"shared": False, "lead": 1},
         {"teams": 4, "halves": 2},
     ],
 )

@@ -2,7 +2,7 @@
 
 Where programs share tiles, parts of one are added up in the order of their programs by the one that begins it: the same sum each
 time. That part is the last of a program's work, what others go on with the first of theirs, so that it has mostly been kept by
-then; if not, the program waits. It may: a launch has no more programs than there are multiprocessors, so that it keeps none of
+then; if not, the program waits. It may: a launch has no more programs than multiprocessors have places, so that it keeps none of
 those it waits for from starting; kernels before it end by themselves, and none behind it starts before all of its programs have.
 R rows of a half, 64; N tokens of a cut.
 """
@@ -13,7 +13,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-from paddock_triton.int4_bringing import barriers, program_of
+from paddock_triton.int4_bringing import barriers, owner_of
 from paddock_triton.int4_spec import ROWS
 
 _barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # of a role's warps: Triton 3.7's name and 3.6's
@@ -181,6 +181,6 @@ def finish(
         _barrier()
         gl.atomic_add(done_ptr + tile * spec.teams + INDEX, 1, sem="release")
     else:
-        last = program_of(tile * span + span - 1, gl.num_programs(0), tiles * span)
+        last = owner_of(tile * span + span - 1, gl.num_programs(0), tiles * span, spec.lead)
         _wait_for(done_ptr + tile * spec.teams + INDEX, last - gl.program_id(0))
         _join(accs, outs, tile, last, sizes, INDEX, spec)

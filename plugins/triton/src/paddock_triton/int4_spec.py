@@ -51,6 +51,8 @@ class Int4Spec:
     group: int  # inputs: 32, 64 or a multiple of 128
     scale_bytes: int  # of a group's scale: 2, or 4 in float32, as ModelOpt's are
 
+    lead = 0  # steps that the second half of programs have more
+
     def __attrs_post_init__(self) -> None:
         """Hold the tile to what the kernel can do: it would leave out halves or cuts, or groups' zero points."""
         tile = self.tile
