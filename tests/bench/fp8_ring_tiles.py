@@ -112,6 +112,16 @@ class RingTile:
         return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, self.tokens, 32])
 
     @property
+    def handed_shared(self) -> Any:
+        """Return how sums that a team hands over lie in shared memory [64, N].
+
+        Four threads have eight neighbours of a row, and sixteen store eight bytes each at once: four rows, which must not meet in
+        a bank. Rows of fewer than 32 sums lie in other banks by themselves, in twos or fours.
+        """
+        eights = self.tokens // 8
+        return gl.SwizzledSharedLayout(8, max(1, 4 // eights), min(4, eights), [1, 0])
+
+    @property
     def operand(self) -> Any:
         """Return how both operands lie in shared memory, rows of 128 inputs."""
         return gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8, rank=2)

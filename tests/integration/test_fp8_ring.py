@@ -190,3 +190,16 @@ def test_no_tile_is_cut_as_the_kernel_cannot(cut: dict[str, Any]) -> None:
     """It would give wrong numbers without a word."""
     with pytest.raises(AssertionError, match="RingTile"):
         RingTile(**{"tokens": 16, "teams": 2, "slots": 4} | cut)
+
+
+@pytest.mark.parametrize("tokens", [8, 16, 32, 64])
+def test_sums_that_a_team_hands_over_meet_in_no_bank(tokens: int) -> None:
+    """Sixteen threads store two neighbours each at once, of four rows: each of the 32 banks takes one of them."""
+    layout = RingTile(tokens=tokens, teams=2, slots=2, deep=True).handed_shared
+    for eight in range(tokens // 8):
+        for first_row in range(0, 64, 4):
+            banks = []
+            for row in range(first_row, first_row + 4):
+                turned = eight ^ row // layout.per_phase % layout.max_phase
+                banks += [(row * tokens + turned * layout.vec + column) % 32 for column in range(8)]
+            assert sorted(banks) == [*range(32)]

@@ -32,7 +32,7 @@ def gathering_of(ring: gl.tuple, spec: gl.constexpr) -> gl.tuple:
     """Return where teams hand over their sums of a tile, and its barriers; anything where they do not."""
     gathering = ring
     if spec.deep:
-        handed: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+        handed: gl.constexpr = spec.handed_shared
         others: gl.constexpr = spec.teams - 1
         sums_SRN = gl.allocate_shared_memory(gl.float32, [spec.teams - 1, ROWS, spec.tokens], handed)
         gathering = (sums_SRN, barriers(1, others), barriers(1, 1))

@@ -238,6 +238,11 @@ class Int4Spec:
         )
 
     @property
+    def handed_shared(self) -> Any:
+        """Return how sums that a team hands over lie in shared memory [64, N]."""
+        return gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+
+    @property
     def packed_shared(self) -> Any:
         """Return how codes lie in shared memory [32 a half, 128]."""
         return _swizzled(128, 8)
