@@ -1,6 +1,7 @@
 """A candidate for FP8 products of 2 to 64 tokens, in Gluon: persistent programs that read a weight through a ring of slots.
 
 To time it: python -m tests.bench.fp8_variants --only ring --only "*few" (with --tokens 16 and so on for some tokens alone).
+Where it ends in silu(gate) * up (`fp8_ring_gated`): python -m tests.bench.fp8_gated_variants.
 
 It is the machinery of `paddock_triton.ops_linear_int4` with nothing to decode: a warp copies weights, another tokens, teams of
 warps multiply, both operands from shared memory, as W x^T. A tile of outputs is 64, 128 or 256 rows, so that what it needs of x
@@ -17,6 +18,7 @@ R rows (outputs) of a half, 64; N tokens of a tile; K inputs, 128; B slots, each
 from __future__ import annotations
 
 import torch
+from attrs import evolve
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -30,18 +32,21 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from paddock.layers import QuantizedActivation
 from paddock_triton.attention_tuning import processors
 from paddock_triton.counters import counters
 from paddock_triton.dependence import DEPENDENT
 from paddock_triton.int4_bringing import barriers, free_slot, place_of, steps_of
-from paddock_triton.int4_parts import finish, gathered, gathering_of, nothing
+from paddock_triton.int4_parts import finish, gathered, gathering_of, nothing, store
 from paddock_triton.int4_spec import ROWS, STEP
 from paddock_triton.launch import launch
 from paddock_triton.rows import blocks_of
+from tests.bench.fp8_ring_gated import described_gated, row_of, store_gated
 from tests.bench.fp8_ring_tiles import INPUTS, RingTile
 
 _barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # of a role's warps: Triton 3.7's name and 3.6's
 _ALIGNED = 16  # bytes
+_DTYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
 _MOST_IDLE = 0.05  # of the time that whole tiles take
 
 
@@ -64,8 +69,12 @@ def _copy(
     into = ring[1] if TOKENS else ring[0]
     pieces: gl.constexpr = spec.pieces
     for piece in gl.static_range(pieces):
-        place = [line, (step * pieces + piece) * STEP]
-        tma.async_copy_global_to_shared(source, place, ring[2].index(slot), into.index(slot * pieces + piece))
+        column = (step * pieces + piece) * STEP
+        if TOKENS or spec.gated is None:
+            tma.async_copy_global_to_shared(source, [line, column], ring[2].index(slot), into.index(slot * pieces + piece))
+        else:
+            eights = into.index(slot * pieces + piece)._reinterpret(source.dtype, [spec.rows // 16, 2, 8, STEP], spec.in_eights)
+            tma.async_copy_global_to_shared(source, [line // 16, 0, 0, column], ring[2].index(slot), eights)
 
 
 @gluon.jit
@@ -126,7 +135,8 @@ def _row_scales(scales: gl.tuple, tile: gl.tensor, half: gl.constexpr, sizes: gl
     """Return the scales of a half's rows [64], anything beyond the last of them."""
     _tokens, outputs, _blocks, _span, _tiles, token_tiles = sizes
     row_R = tile // token_tiles * spec.rows + half * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, spec.mma))
-    return gl.load(scales[0] + row_R, mask=row_R < outputs, other=0.0)
+    at_R = row_R if spec.gated is None else row_of(row_R, outputs // 2)
+    return gl.load(scales[0] + at_R, mask=row_R < outputs, other=0.0)
 
 
 @gluon.jit
@@ -147,7 +157,8 @@ def _ended(
     a_RN = a_RN * (scale_N[None, :] * row_scales[0][:, None])
     if spec.halves == 2:
         c_RN = c_RN * (scale_N[None, :] * row_scales[1][:, None])
-    finish((a_RN, b_RN, c_RN, d_RN), outs, tile, block, taken, sizes, INDEX, spec)
+    accs = (a_RN, b_RN, c_RN, d_RN)
+    finish(accs, outs, tile, block, taken, sizes, INDEX, store if spec.gated is None else store_gated, spec)
 
 
 @gluon.jit
@@ -216,12 +227,12 @@ def _work(
 
 @gluon.jit(do_not_specialize=["tokens", "span", "tiles", "token_tiles"])
 def _ring_kernel(
-    out_ptr: gl.tensor, x: tma.tensor_descriptor, x_scale_ptr: gl.tensor, weight: tma.tensor_descriptor, scale_ptr: gl.tensor,
-    parts_ptr: gl.tensor, done_ptr: gl.tensor, tokens: gl.tensor, outputs: gl.tensor, span: gl.tensor, tiles: gl.tensor,
-    token_tiles: gl.tensor, PER_TOKEN: gl.constexpr, spec: gl.constexpr,
+    out_ptr: gl.tensor, out_scale_ptr: gl.tensor, x: tma.tensor_descriptor, x_scale_ptr: gl.tensor, weight: tma.tensor_descriptor,
+    scale_ptr: gl.tensor, parts_ptr: gl.tensor, done_ptr: gl.tensor, tokens: gl.tensor, outputs: gl.tensor, span: gl.tensor,
+    tiles: gl.tensor, token_tiles: gl.tensor, PER_TOKEN: gl.constexpr, spec: gl.constexpr,
 ) -> None:  # fmt: skip
     gdc_launch_dependents()
-    sizes, outs = (tokens, outputs, span, span, tiles, token_tiles), (out_ptr, x_scale_ptr, parts_ptr, done_ptr)
+    sizes, outs = (tokens, outputs, span, span, tiles, token_tiles), (out_ptr, out_scale_ptr, parts_ptr, done_ptr)
     _work(outs, (scale_ptr, x_scale_ptr), weight, x, _ring(x.dtype, spec), sizes, PER_TOKEN, spec)
 
 
@@ -240,6 +251,22 @@ def launch_ring(
     out_TO: Tensor, values_TI: Tensor, x_scale: Tensor, weight_OI: Tensor, weight_scale_O1: Tensor, *tiles: RingTile
 ) -> None:
     """Multiply, cut as the first tile says, or the next where programs that take whole ones would idle too long."""
+    _launch(out_TO, weight_scale_O1, values_TI, x_scale, weight_OI, weight_scale_O1, tiles)  # no scale of what comes out
+
+
+def launch_ring_gated(
+    out: QuantizedActivation, values_TI: Tensor, x_scale: Tensor, weight_OI: Tensor, weight_scale_O1: Tensor, dtype: torch.dtype,
+    *tiles: RingTile,
+) -> None:  # fmt: skip
+    """Multiply, cut as `launch_ring` does, and activate, gate and up rounded to `dtype`."""
+    gated = tuple(evolve(tile, gated=_DTYPES[dtype]) for tile in tiles)
+    _launch(out.values_TI, out.scale, values_TI, x_scale, weight_OI, weight_scale_O1, gated)
+
+
+def _launch(
+    out_TX: Tensor, out_scale: Tensor, values_TI: Tensor, x_scale: Tensor, weight_OI: Tensor, weight_scale_O1: Tensor,
+    tiles: tuple[RingTile, ...],
+) -> None:  # fmt: skip
     assert takes(values_TI, weight_OI), (values_TI.stride(), weight_OI.stride())
     (outputs, inputs), tokens, most = weight_OI.shape, len(values_TI), processors(values_TI.device)
     tile = next((each for each in tiles if each.shared or idle(each, outputs, most) <= _MOST_IDLE), tiles[-1])
@@ -247,9 +274,10 @@ def launch_ring(
     count = token_tiles * blocks_of(outputs, tile.rows)
     tile, programs = tile.given_out(count, span, most)
     parts = values_TI.new_empty(programs * tile.part_size if tile.shared else 1, dtype=torch.float32)
+    weight = _described(weight_OI, tile.rows, tile) if tile.gated is None else described_gated(weight_OI, tile)
     launch(
         _ring_kernel, (programs,),
-        out_TO, _described(values_TI, tile.tokens, tile), x_scale, _described(weight_OI, tile.rows, tile), weight_scale_O1, parts,
+        out_TX, out_scale, _described(values_TI, tile.tokens, tile), x_scale, weight, weight_scale_O1, parts,
         counters(values_TI.device, count * tile.teams if tile.shared else 1), tokens, outputs, span, count, token_tiles,
         PER_TOKEN=int(x_scale.ndim > 0), spec=tile, num_warps=4, maxnreg=tile.most_registers, **DEPENDENT,
     )  # fmt: skip

@@ -14,6 +14,7 @@ from paddock_triton.int4_spec import ALL_REGISTERS, ROWS, STEP, launch_registers
 
 _HALF: int = ROWS.value
 INPUTS: int = STEP.value
+EIGHT = 8  # rows between a feature's gate and its up: the matrix unit gives a thread both of them
 _MOST_SUM = 256  # inputs that the matrix unit may add up: 14 bits of them err by 0.02 percent
 _MOST_ROWS = 256  # that are copied at once
 _WIDE_PART = 32  # tokens above which one part of a tile is asked for at a time, as registers go
@@ -41,6 +42,7 @@ class RingTile:
     shared: bool = True
     places: int = 1
     lead: int = 0
+    gated: Any = None  # what gate and up are rounded to, Gluon's dtype, where a product ends in silu(gate) * up in FP8
 
     token_scales = False  # they are multiplied in before parts meet, with the rows'
     cuts = 1  # of a tile's tokens
@@ -125,6 +127,11 @@ class RingTile:
     def operand(self) -> Any:
         """Return how both operands lie in shared memory, rows of 128 inputs."""
         return gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8, rank=2)
+
+    @property
+    def in_eights(self) -> Any:
+        """Return how a weight lies there while it is copied as eights of gates and of ups: as `operand` has it."""
+        return gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8, rank=4)
 
     def given_out(self, tiles: int, span: int, processors: int) -> tuple[RingTile, int]:
         """Return it with what lead there may be for so many tiles of `span` steps, and the programs that take them.

@@ -20,7 +20,23 @@ import torch
 from torch import Tensor
 
 PATIENCE = 60.0  # seconds
-_KEPT = {"static_range": range, "minimum": min, "float32": torch.float32, "int64": torch.int64}
+_KEPT = {
+    "static_range": range,
+    "minimum": min,
+    "float32": torch.float32,
+    "int64": torch.int64,
+    "float8e4nv": torch.float8_e4m3fn,
+    "zeros_like": torch.zeros_like,
+    "split": lambda values: values.unbind(-1),
+    "div_rn": lambda a, b: a / b,
+    "fma": lambda a, b, c: a * b + c,
+}
+_TRITON = SimpleNamespace(
+    exp=torch.exp,
+    float32=torch.float32,
+    clamp=lambda x, low, high, propagate_nan: torch.clamp(x, low, high),
+    PropagateNan=SimpleNamespace(ALL=None),
+)
 
 
 class Sums(torch.Tensor):
@@ -67,6 +83,9 @@ class Shared:
         """Return it with its sides in another order."""
         return Shared(self.values.permute(order))
 
+    def _reinterpret(self, _dtype: object, shape: list[int], _layout: object) -> Shared:
+        return Shared(self.values.view(list(map(int, shape))))
+
     def load(self, _layout: object) -> Tensor:
         """Return what is there."""
         return self.values.clone().as_subclass(Sums)
@@ -99,20 +118,21 @@ class Barrier:
 
 
 class Source:
-    """A matrix as the copy engine sees it: blocks that are zero beyond its edges."""
+    """A tensor as the copy engine sees it: blocks that are zero beyond its edges."""
 
     dtype = torch.float32
 
-    def __init__(self, operand_LI: Tensor, _shape: object, _strides: object, block: list[int], _layout: object) -> None:
-        self.operand_LI, self.block = operand_LI, block
+    def __init__(self, operand: Tensor, shape: list[int], strides: list[int], block: list[int], _layout: object) -> None:
+        assert all(stride * operand.element_size() % 16 == 0 for stride in strides[:-1]), "rows that no copy begins at"
+        self.operand, self.block = operand.as_strided(shape, strides), block
 
     def copied(self, place: list[int], into: Shared) -> int:
         """Copy a block and return its bytes."""
-        (line, column), (lines, columns) = place, self.block
-        found = self.operand_LI[line : line + lines, column : column + columns].float()
+        assert list(into.values.shape) == self.block
+        found = self.operand[tuple(slice(at, at + size) for at, size in zip(place, self.block, strict=True))].float()
         into.values.zero_()
-        into.values[: found.shape[0], : found.shape[1]] = found
-        return lines * columns * self.operand_LI.element_size()
+        into.values[tuple(slice(size) for size in found.shape)] = found
+        return into.values.numel() * self.operand.element_size()
 
 
 class Device:
@@ -174,7 +194,13 @@ class Device:
 
     def pretend(self, patch: pytest.MonkeyPatch, modules: list[ModuleType]) -> None:
         """Have these modules take this device's words for Gluon's, and call their functions as Python's."""
-        words = {"gl": self._language(), "tma": self._tma(), "mbarrier": self._mbarrier(), "TensorDescriptor": Source}
+        words = {
+            "gl": self._language(),
+            "tl": _TRITON,
+            "tma": self._tma(),
+            "mbarrier": self._mbarrier(),
+            "TensorDescriptor": Source,
+        }
         words |= {"_barrier": lambda: None, "fence_async_shared": lambda: None, "gdc_launch_dependents": lambda: None}
         words |= {"gdc_wait": self._wait_for_before, "warpgroup_mma": _multiplied, "warpgroup_mma_wait": _waited}
         for module in modules:

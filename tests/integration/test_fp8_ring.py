@@ -6,6 +6,8 @@ T tokens, I input features, O output features.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -14,13 +16,14 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from paddock.layers import reference
+from paddock.layers import QuantizedActivation, reference
 from paddock.layers.reference import FP8
 from paddock.testing.oracle import relative_rms
-from paddock_triton import int4_bringing, int4_parts
+from paddock_triton import int4_bringing, int4_parts, ops_activation
 from paddock_triton.rows import blocks_of
 from tests.bench import fp8_few_candidate as candidate
-from tests.bench.fp8_few_candidate import idle, launch_ring, takes
+from tests.bench import fp8_ring_gated
+from tests.bench.fp8_few_candidate import idle, launch_ring, launch_ring_gated, takes
 from tests.bench.fp8_ring_tiles import MIXES, RINGS, RingTile
 from tests.integration.gluon_on_cpu import Device
 
@@ -114,9 +117,10 @@ class Given:
         return reference.linear_fp8(self.x_TI, self.scale, self.weight_OI, self.scale_O1, torch.float32)
 
 
-def _product(given: Given, programs: int, seed: int, tiles: tuple[RingTile, ...], counted: Tensor) -> Tensor:
-    """Return the product by roles on a CPU; it counts in `counted`."""
-    device, out_TO = Device(seed), torch.full((len(given.x_TI), len(given.weight_OI)), torch.nan)
+@contextmanager
+def _threads(given: Given, programs: int, seed: int, counted: Tensor) -> Iterator[None]:
+    """Have the candidate's launches run by roles on a CPU; they count in `counted`."""
+    device = Device(seed)
 
     def launch(
         kernel: Any, grid: tuple[int], *args: Any, num_warps: int, maxnreg: int | None, launch_pdl: bool = False, **options: Any
@@ -133,8 +137,16 @@ def _product(given: Given, programs: int, seed: int, tiles: tuple[RingTile, ...]
         patch.setattr(candidate, "launch", launch)
         patch.setattr(candidate, "processors", lambda _device: programs)
         patch.setattr(candidate, "counters", lambda _device, count: counted[:count])
-        device.pretend(patch, [candidate, int4_bringing, int4_parts])
-        launch_ring(out_TO, given.late_TI, given.late_scale, given.weight_OI, given.scale_O1, *tiles)
+        patch.setattr(candidate, "_DTYPES", {torch.bfloat16: torch.bfloat16})
+        device.pretend(patch, [candidate, fp8_ring_gated, int4_bringing, int4_parts, ops_activation])
+        yield
+
+
+def _product(given: Given, programs: int, seed: int, tile: RingTile, counted: Tensor) -> Tensor:
+    """Return the product by roles on a CPU."""
+    out_TO = torch.full((len(given.x_TI), len(given.weight_OI)), torch.nan)
+    with _threads(given, programs, seed, counted):
+        launch_ring(out_TO, given.late_TI, given.late_scale, given.weight_OI, given.scale_O1, tile)
     return out_TO
 
 
@@ -147,16 +159,31 @@ def test_roles_give_the_product_in_whatever_order_they_run(tile: RingTile) -> No
     counted = torch.zeros(64, dtype=torch.int32)
     for programs, outputs, per_token in ((7, 328, True), (2, 600, False)):
         given = Given(tile.tokens - 3, outputs, 2064, per_token=per_token)
-        found = [_product(given, programs, seed, (tile,), counted) for seed in range(2)]
+        found = [_product(given, programs, seed, tile, counted) for seed in range(2)]
         assert relative_rms(found[0], given.expected_TO()) < 1e-6
         assert torch.equal(*found)  # parts are added in one order
         assert not counted.any()
 
 
+@pytest.mark.parametrize("tile", [tiles[at] for tiles in RINGS.values() for at in (0, 2, -1)], ids=lambda tile: tile.name)
+def test_a_product_ends_in_its_activation(tile: RingTile) -> None:
+    """Gates and ups that fill no tile, in parts of tiles too: what the twin gives, but for a value that a sum's order tips."""
+    counted, scale = torch.zeros(64, dtype=torch.int32), torch.tensor(3.0)
+    given = Given(tile.tokens - 3, 656, 2064, per_token=True)
+    out = QuantizedActivation(torch.full((len(given.x_TI), 328), torch.nan), scale)
+    with _threads(given, 3, 0, counted):
+        launch_ring_gated(out, given.late_TI, given.late_scale, given.weight_OI, given.scale_O1, torch.bfloat16, tile)
+    expected = reference.linear_silu_mul_fp8(given.x_TI, given.scale, given.weight_OI, given.scale_O1, torch.bfloat16, scale)
+    assert expected.values_TI.float().count_nonzero() > 0.4 * out.values_TI.numel()
+    assert (out.values_TI != expected.values_TI.float()).float().mean() < 1e-3
+    assert relative_rms(out.values_TI, expected.values_TI.float()) < 3e-3
+    assert not counted.any()
+
+
 def test_more_tokens_than_a_tile_s_take_more_tiles() -> None:
     """Each tile of the weight once for each so many tokens."""
     given, counted = Given(13, 200, 1040, per_token=True), torch.zeros(64, dtype=torch.int32)
-    found = _product(given, 5, 0, (RingTile(tokens=8, teams=2, slots=3),), counted)
+    found = _product(given, 5, 0, RingTile(tokens=8, teams=2, slots=3), counted)
     assert relative_rms(found, given.expected_TO()) < 1e-6
 
 

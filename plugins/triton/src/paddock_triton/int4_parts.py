@@ -60,7 +60,7 @@ def gathered(accs: gl.tuple, gathering: gl.tuple, n: gl.tensor, INDEX: gl.conste
 
 
 @gluon.jit
-def _store(
+def store(
     acc_RN: gl.tensor, outs: gl.tuple, tile: gl.tensor, half: gl.constexpr, cut: gl.constexpr, sizes: gl.tuple,
     spec: gl.constexpr,
 ) -> None:  # fmt: skip
@@ -104,13 +104,16 @@ def _part_at(
 
 
 @gluon.jit
-def _store_all(accs: gl.tuple, outs: gl.tuple, tile: gl.tensor, sizes: gl.tuple, INDEX: gl.constexpr, spec: gl.constexpr) -> None:
+def _store_all(
+    accs: gl.tuple, outs: gl.tuple, tile: gl.tensor, sizes: gl.tuple, INDEX: gl.constexpr, STORE: gl.constexpr,
+    spec: gl.constexpr,
+) -> None:  # fmt: skip
     """Write this team's halves of a tile."""
     halves: gl.constexpr = spec.halves
     cuts: gl.constexpr = spec.cuts
     for which in gl.static_range(halves):
         for cut in gl.static_range(cuts):
-            _store(accs[which * 2 + cut], outs, tile, INDEX * spec.halves + which, cut, sizes, spec)
+            STORE(accs[which * 2 + cut], outs, tile, INDEX * spec.halves + which, cut, sizes, spec)
 
 
 @gluon.jit
@@ -146,7 +149,8 @@ def _with_parts(sum_RN: gl.tensor, parts_ptr: gl.tensor, last: gl.tensor, piece:
 
 @gluon.jit
 def _join(
-    accs: gl.tuple, outs: gl.tuple, tile: gl.tensor, last: gl.tensor, sizes: gl.tuple, INDEX: gl.constexpr, spec: gl.constexpr
+    accs: gl.tuple, outs: gl.tuple, tile: gl.tensor, last: gl.tensor, sizes: gl.tuple, INDEX: gl.constexpr, STORE: gl.constexpr,
+    spec: gl.constexpr,
 ) -> None:  # fmt: skip
     """Write this team's halves of a tile: what it has, and the parts of the programs up to `last`."""
     halves: gl.constexpr = spec.halves
@@ -155,7 +159,7 @@ def _join(
         for cut in gl.static_range(cuts):
             piece = (INDEX * spec.halves + which) * spec.cuts + cut
             sum_RN = _with_parts(accs[which * 2 + cut], outs[2], last, piece, spec)
-            _store(sum_RN, outs, tile, INDEX * spec.halves + which, cut, sizes, spec)
+            STORE(sum_RN, outs, tile, INDEX * spec.halves + which, cut, sizes, spec)
 
 
 @gluon.jit
@@ -169,13 +173,16 @@ def _wait_for(done_ptr: gl.tensor, parts: gl.tensor) -> None:
 @gluon.jit
 def finish(
     accs: gl.tuple, outs: gl.tuple, tile: gl.tensor, block: gl.tensor, steps: gl.tensor, sizes: gl.tuple, INDEX: gl.constexpr,
-    spec: gl.constexpr,
+    STORE: gl.constexpr, spec: gl.constexpr,
 ) -> None:  # fmt: skip
-    """Write a piece's outputs. Who begins a tile adds up its parts; who goes on with one keeps a part, and counts it."""
+    """Write a piece's outputs, as STORE writes a half's of a cut.
+
+    Who begins a tile adds up its parts; who goes on with one keeps a part, and counts it.
+    """
     _out_ptr, _x_scale_ptr, parts_ptr, done_ptr = outs
     _tokens, _outputs, _blocks, span, tiles, _token_tiles = sizes
     if not spec.shared or steps == span:
-        _store_all(accs, outs, tile, sizes, INDEX, spec)
+        _store_all(accs, outs, tile, sizes, INDEX, STORE, spec)
     elif block > 0:
         _keep(accs, parts_ptr, INDEX, spec)
         _barrier()
@@ -183,4 +190,4 @@ def finish(
     else:
         last = owner_of(tile * span + span - 1, gl.num_programs(0), tiles * span, spec.lead)
         _wait_for(done_ptr + tile * spec.teams + INDEX, last - gl.program_id(0))
-        _join(accs, outs, tile, last, sizes, INDEX, spec)
+        _join(accs, outs, tile, last, sizes, INDEX, STORE, spec)
