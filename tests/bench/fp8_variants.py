@@ -8,7 +8,8 @@ TB/s (TFLOP/s, TF, where operations bound it), percent of the roof, error in bra
 for a layer's products. In names a is lines fetched ahead, s stages, w warps, r the most registers of a thread.
 
 `--compile` needs no GPU: it compiles for compute capability 9.0 and prints registers, spills, shared memory and the instruction
-that multiplies. What came of it stands in docs/decisions/0063.
+that multiplies; of asynchronous ones how many the code has, and how many waits for them. What came of it stands in
+docs/decisions/0063.
 
 T tokens, I input features, O output features; B output features and J input features of a block, M tokens of a tile.
 """
@@ -38,6 +39,8 @@ from paddock.testing.oracle import bound, poisoned, relative_rms
 from paddock_triton.dependence import DEPENDENT, fetch, start_next, wait
 from paddock_triton.launch import compile_ahead, launch
 from paddock_triton.ops_linear_fp8 import FEW, ONE, FewTile, OneTile, cublas, launch_few, launch_one
+from tests.bench.fp8_few_candidate import launch_ring
+from tests.bench.fp8_ring_tiles import MIXES, RINGS, RingTile
 from tests.bench.hopper_code import compile_only, described
 
 MODELS, FEW_TOKENS, MANY_TOKENS = ("8B", "70B"), (1, 2, 8, 16, 32, 64), (256, 4096)
@@ -153,6 +156,14 @@ def _library(fast: bool, x_TI: Tensor, x_scale: Tensor, weight_OI: Tensor, weigh
     return cublas(x_TI, x_scale, weight_OI, weight_scale_O1, fast_accumulation=fast)
 
 
+def _ringed(
+    tiles: tuple[RingTile, ...], x_TI: Tensor, x_scale: Tensor, weight_OI: Tensor, weight_scale_O1: Tensor, *_: object
+) -> Tensor:
+    out_TO = x_TI.new_empty((len(x_TI), len(weight_OI)), dtype=HALF)
+    launch_ring(out_TO, x_TI, x_scale, weight_OI, weight_scale_O1, *tiles)
+    return out_TO
+
+
 @frozen(eq=False, kw_only=True)
 class Candidate:
     """A name, a call, the fewest and most tokens it is for, whether it is the library's and whether its sums are float32's."""
@@ -206,6 +217,15 @@ def _tiles() -> Iterator[Candidate]:
         yield Candidate(name=f"copied {rows} 64x128 s8 a4 w4", call=partial(_copied, copied), fewest=fewest, most=rows)
 
 
+def _rings() -> Iterator[Candidate]:
+    """Yield what streams a weight through a ring, and with "mix" what takes the first tile that suits a weight."""
+    for rows, tiles in RINGS.items():
+        fewest = {8: 1, 16: 1}.get(rows, rows // 2 + 1)
+        for tile in tiles:
+            yield Candidate(name=tile.name, call=partial(_ringed, (tile,)), fewest=fewest, most=rows)
+        yield Candidate(name=f"ring {rows} mix", call=partial(_ringed, MIXES[rows]), fewest=fewest, most=rows)
+
+
 def _large_tiles() -> Iterator[Candidate]:
     """Yield what may multiply many tokens: sums in float32 each 128 inputs, and one with the matrix unit's own, for its error."""
     shapes = ((128, 256, 4, 8, None), (128, 128, 6, 8, None), (128, 128, 3, 8, 128), (128, 64, 4, 4, None), (64, 128, 4, 4, None))
@@ -218,6 +238,7 @@ def _large_tiles() -> Iterator[Candidate]:
 
 CANDIDATES = [
     *_tiles(),
+    *_rings(),
     *_large_tiles(),
     Candidate(name="cuBLAS", call=partial(_library, False), fewest=1, most=4096, library=True, exact=False),
     Candidate(name="cuBLAS fast", call=partial(_library, True), fewest=1, most=4096, library=True, exact=False),
@@ -309,8 +330,10 @@ def print_compiled(chosen: list[Candidate]) -> None:
     for each in (each for each in chosen if not each.library):
         x_TI, weight_OI = torch.zeros(each.most, inputs).to(fp8), torch.zeros(256, inputs).to(fp8)
         each.call(x_TI, torch.ones(each.most, 1), weight_OI, torch.ones(256, 1))
-        unit = re.search(r"wgmma\.mma_async\S*|mma\.sync\S*|cvt\.rn\.f16x2\S*", made[-1].asm["ptx"])
-        click.echo(f"{each.name:48} {described(made[-1])}, {unit.group() if unit else 'no matrix unit'}")
+        units = re.findall(r"wgmma\.mma_async\S*|mma\.sync\S*|cvt\.rn\.f16x2\S*", made[-1].asm["ptx"])
+        waits = len(re.findall(r"wgmma\.wait_group", made[-1].asm["ptx"]))
+        said = f"{units[0]}{f' x {len(units)}, {waits} waits' if waits else ''}" if units else "no matrix unit"
+        click.echo(f"{each.name:48} {described(made[-1])}, {said}")
 
 
 @click.command()

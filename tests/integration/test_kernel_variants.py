@@ -27,6 +27,17 @@ SAYS = r"^{name} +\d+ registers, 0 spills, \d+ bytes shared"
         ("decode_variants", "decode 64 x 8k: 4 stages", "$"),
         ("block_variants", "one 2x8192 w8", "$"),
         ("fp8_variants", "one 2x4096 w4", r", cvt\.rn\.f16x2\.e4m3x2$"),
+        (
+            "fp8_variants",
+            "ring 16 128x256 s6 t2",
+            r", wgmma\.mma_async\.sync\.aligned\.m64n16k32\.f32\.e4m3\.e4m3 x 16, 2 waits$",
+        ),
+        (
+            "fp8_variants",
+            "ring 64 256x128 s5 t2",
+            r", wgmma\.mma_async\.sync\.aligned\.m64n64k32\.f32\.e4m3\.e4m3 x 16, 2 waits$",
+        ),
+        ("fp8_gated_variants", "ring 16 128x256 s6 t2", "$"),
         ("int4_to_fp8_variants", "*o64 b1", ", 8 loads and 16 stores of 16 bytes$"),
         ("int4_variants", "*fp8 n128 h1 t2 c1 s6 r2048 shared late", r", wgmma\.mma_async\S*e4m3\.e4m3$"),
     ],

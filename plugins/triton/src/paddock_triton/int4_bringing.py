@@ -47,13 +47,39 @@ def program_of(unit: gl.tensor, programs: gl.tensor, units: gl.tensor) -> gl.ten
 
 
 @gluon.jit
-def steps_of(sizes: gl.tuple, spec: gl.constexpr) -> gl.tuple:
-    """Return the first unit (a step of a tile) of this program and how many steps it has."""
-    _tokens, _outputs, _blocks, span, tiles, _token_tiles = sizes
-    program, programs = gl.program_id(0), gl.num_programs(0)
-    if spec.shared:
-        first = first_unit(program, programs, tiles * span)
-        count = first_unit(program + 1, programs, tiles * span) - first
+def first_of(program: gl.tensor, programs: gl.tensor, units: gl.tensor, LEAD: gl.constexpr) -> gl.tensor:
+    """Return the first unit of a program where programs share all; with LEAD the second half of them have so many more each."""
+    if LEAD == 0:
+        first = first_unit(program, programs, units)
+    else:
+        half = programs // 2
+        each = (units - (programs - half) * LEAD) // programs
+        rest = first_unit(program - half, programs - half, units - half * each)
+        first = program * each if program < half else half * each + rest
+    return first
+
+
+@gluon.jit
+def owner_of(unit: gl.tensor, programs: gl.tensor, units: gl.tensor, LEAD: gl.constexpr) -> gl.tensor:
+    """Return the program that has a unit, as `first_of` shares them."""
+    if LEAD == 0:
+        owner = program_of(unit, programs, units)
+    else:
+        half = programs // 2
+        each = (units - (programs - half) * LEAD) // programs
+        rest = program_of(unit - half * each, programs - half, units - half * each)
+        owner = unit // each if unit < half * each else half + rest
+    return owner
+
+
+@gluon.jit
+def share_of(
+    program: gl.tensor, programs: gl.tensor, span: gl.tensor, tiles: gl.tensor, SHARED: gl.constexpr, LEAD: gl.constexpr
+) -> gl.tuple:  # fmt: skip
+    """Return the first unit (a step of a tile) of a program and how many steps it has: a part of all, or whole tiles."""
+    if SHARED:
+        first = first_of(program, programs, tiles * span, LEAD)
+        count = first_of(program + 1, programs, tiles * span, LEAD) - first
     else:
         first = program * span
         count = (tiles - program + programs - 1) // programs * span
@@ -61,18 +87,33 @@ def steps_of(sizes: gl.tuple, spec: gl.constexpr) -> gl.tuple:
 
 
 @gluon.jit
-def place_of(first: gl.tensor, t: gl.tensor, sizes: gl.tuple, spec: gl.constexpr) -> gl.tuple:
-    """Return the tile of this program's step t, and which of the tile's it is."""
-    _tokens, _outputs, _blocks, span, _tiles, _token_tiles = sizes
-    if spec.shared:
+def place_in(
+    program: gl.tensor, programs: gl.tensor, first: gl.tensor, t: gl.tensor, span: gl.tensor, SHARED: gl.constexpr
+) -> gl.tuple:  # fmt: skip
+    """Return the tile of a program's step t, and which of the tile's it is."""
+    if SHARED:
         tile, block = (first + t) // span, (first + t) % span
     else:
-        tile, block = gl.program_id(0) + t // span * gl.num_programs(0), t % span
+        tile, block = program + t // span * programs, t % span
     return tile, block
 
 
 @gluon.jit
-def _free_slot(barriers_of: gl.tuple, use: gl.tensor, COUNT: gl.constexpr, BYTES: gl.constexpr) -> gl.tensor:
+def steps_of(sizes: gl.tuple, spec: gl.constexpr) -> gl.tuple:
+    """Return the first unit of this program and how many steps it has."""
+    _tokens, _outputs, _blocks, span, tiles, _token_tiles = sizes
+    return share_of(gl.program_id(0), gl.num_programs(0), span, tiles, spec.shared, spec.lead)
+
+
+@gluon.jit
+def place_of(first: gl.tensor, t: gl.tensor, sizes: gl.tuple, spec: gl.constexpr) -> gl.tuple:
+    """Return the tile of this program's step t, and which of the tile's it is."""
+    _tokens, _outputs, _blocks, span, _tiles, _token_tiles = sizes
+    return place_in(gl.program_id(0), gl.num_programs(0), first, t, span, spec.shared)
+
+
+@gluon.jit
+def free_slot(barriers_of: gl.tuple, use: gl.tensor, COUNT: gl.constexpr, BYTES: gl.constexpr) -> gl.tensor:
     """Return the slot of a use once it is free, its barrier told how many bytes will come."""
     full_B, free_B = barriers_of
     slot = use % COUNT
@@ -88,7 +129,7 @@ def _copy_weight(
 ) -> None:  # fmt: skip
     """Have a step's part of the weight copied; its codes begin at `line`, those of 128 inputs on `lines` later."""
     packed, scales, zeros, _x, _sums, _late_scales = sources
-    slot = _free_slot((ring[4], ring[5]), m, spec.slots, spec.weight_bytes)
+    slot = free_slot((ring[4], ring[5]), m, spec.slots, spec.weight_bytes)
     full = ring[4].index(slot)
     group = block // spec.steps_of_group * spec.row_groups
     pieces: gl.constexpr = spec.pieces
@@ -105,7 +146,7 @@ def _copy_late_weight(
 ) -> None:
     """Have the scales and zero points of 16 groups copied."""
     _packed, _scales, zeros, _x, _sums, late_scales = sources
-    slot = _free_slot((late[3], late[4]), u, LATE_SLOTS, spec.late_weight_bytes)
+    slot = free_slot((late[3], late[4]), u, LATE_SLOTS, spec.late_weight_bytes)
     full = late[3].index(slot)
     tma.async_copy_global_to_shared(late_scales, [step * LATE_GROUPS, row], full, late[0].index(slot))
     if spec.zeros:
@@ -142,7 +183,7 @@ def weight_copier(sources: gl.tuple, ring: gl.tuple, late: gl.tuple, sizes: gl.t
 def _copy_tokens(sources: gl.tuple, ring: gl.tuple, m: gl.tensor, token: gl.tensor, block: gl.tensor, spec: gl.constexpr) -> None:
     """Have a step's part of x copied into the slot that its weights go to."""
     _packed, _scales, _zeros, x, _sums, _late_scales = sources
-    slot = _free_slot((ring[4], ring[5]), m, spec.slots, spec.token_bytes)
+    slot = free_slot((ring[4], ring[5]), m, spec.slots, spec.token_bytes)
     full = ring[4].index(slot)
     groups: gl.constexpr = spec.row_groups
     for group in gl.static_range(groups):
@@ -155,7 +196,7 @@ def _copy_late_tokens(
     sources: gl.tuple, late: gl.tuple, u: gl.tensor, tokens: gl.tensor, token: gl.tensor, step: gl.tensor, spec: gl.constexpr
 ) -> None:
     """Have the sums of 16 groups copied."""
-    slot = _free_slot((late[3], late[4]), u, LATE_SLOTS, spec.late_token_bytes)
+    slot = free_slot((late[3], late[4]), u, LATE_SLOTS, spec.late_token_bytes)
     for plane in gl.static_range(2):
         place = [plane * tokens + token, step * LATE_GROUPS]
         tma.async_copy_global_to_shared(sources[4], place, late[3].index(slot), late[2].index(slot * 2 + plane))

@@ -29,8 +29,8 @@ from paddock_triton.int4_codes import (
     shifts,
     zero_bytes,
 )
-from paddock_triton.int4_parts import finish
-from paddock_triton.int4_spec import LATE_SLOTS, ROWS
+from paddock_triton.int4_parts import finish, gathered, nothing, store
+from paddock_triton.int4_spec import LATE_SLOTS
 
 _barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # of a role's warps: Triton 3.7's name and 3.6's
 
@@ -68,14 +68,6 @@ def _zeros_of(ring: gl.tuple, slot: gl.tensor, group: gl.constexpr, half: gl.con
 
 
 @gluon.jit
-def _nothing(spec: gl.constexpr) -> gl.tensor:
-    """Return the sums of no products [64, N]."""
-    columns: gl.constexpr = spec.columns
-    layout: gl.constexpr = spec.mma
-    return gl.zeros([ROWS, columns], gl.float32, layout)
-
-
-@gluon.jit
 def _add_fp8(acc_RN: gl.tensor, products_RN: gl.tensor, scale_R: gl.tensor) -> gl.tensor:
     """Return sums with a group's, of products with codes over 512."""
     return products_RN * (scale_R * 512.0)[:, None] + acc_RN
@@ -85,7 +77,7 @@ def _add_fp8(acc_RN: gl.tensor, products_RN: gl.tensor, scale_R: gl.tensor) -> g
 def _start(codes_RK: gl.tensor, x_KN: gl.shared_memory_descriptor, cut: gl.constexpr, spec: gl.constexpr) -> gl.tensor:
     """Start the products of codes with a cut of the tokens."""
     cut_KN = x_KN.slice(cut * spec.columns, spec.columns, dim=1)
-    return warpgroup_mma(codes_RK, cut_KN, _nothing(spec), use_acc=False, is_async=True)
+    return warpgroup_mma(codes_RK, cut_KN, nothing(spec), use_acc=False, is_async=True)
 
 
 @gluon.jit
@@ -159,7 +151,7 @@ def _step_groups(accs: gl.tuple, ring: gl.tuple, m: gl.tensor, INDEX: gl.constex
             zero_C = _zeros_of(ring, slot, group, INDEX, spec)
             if spec.wide:
                 numbers_RK = part_of(numbers(packed_CJ, zero_C, x_BNK.dtype, spec), group, spec)
-                products_RN = warpgroup_mma(numbers_RK, x_KN, _nothing(spec), use_acc=False, is_async=True)
+                products_RN = warpgroup_mma(numbers_RK, x_KN, nothing(spec), use_acc=False, is_async=True)
                 products_RN = warpgroup_mma_wait(0, deps=[products_RN])
             elif spec.raised:
                 gl.static_assert(
@@ -168,11 +160,11 @@ def _step_groups(accs: gl.tuple, ring: gl.tuple, m: gl.tensor, INDEX: gl.constex
                 operand_KN = inputs_of(x_KN, spec)
                 codes_RK = part_of(raised_codes(packed_CJ), group, spec)
                 minus_RK = part_of(minus_raised_zeros(zero_C, spec), group, spec)
-                minus_RN = mma_v2(minus_RK, operand_KN, _nothing(spec))  # apart, so that neither waits for the other
-                products_RN = mma_v2(codes_RK, operand_KN, _nothing(spec)) + minus_RN
+                minus_RN = mma_v2(minus_RK, operand_KN, nothing(spec))  # apart, so that neither waits for the other
+                products_RN = mma_v2(codes_RK, operand_KN, nothing(spec)) + minus_RN
             else:
                 numbers_RK = part_of(numbers(packed_CJ, zero_C, x_BNK.dtype, spec), group, spec)
-                products_RN = mma_v2(numbers_RK, inputs_of(x_KN, spec), _nothing(spec))
+                products_RN = mma_v2(numbers_RK, inputs_of(x_KN, spec), nothing(spec))
             acc_RN += products_RN * _scales_of(ring, slot, group, INDEX, spec)[:, None]
     _barrier()
     mbarrier.arrive(free_B.index(slot))
@@ -216,26 +208,6 @@ def _step_late(accs: gl.tuple, late: gl.tuple, u: gl.tensor, INDEX: gl.constexpr
 
 
 @gluon.jit
-def _gathered(accs: gl.tuple, gathering: gl.tuple, n: gl.tensor, INDEX: gl.constexpr, spec: gl.constexpr) -> gl.tuple:
-    """Return, for the first team, the sums of all teams over piece n's inputs; the others hand theirs to it."""
-    sums_SRN, given, taken = gathering
-    acc_RN, b_RN, c_RN, d_RN = accs
-    if INDEX == 0:
-        mbarrier.wait(given.index(0), n & 1)
-        others: gl.constexpr = spec.teams - 1
-        for other in gl.static_range(others):
-            acc_RN += sums_SRN.index(other).load(spec.mma)
-        _barrier()
-        mbarrier.arrive(taken.index(0))
-    else:
-        mbarrier.wait(taken.index(0), (n & 1) ^ 1)
-        sums_SRN.index(INDEX - 1).store(acc_RN)
-        _barrier()
-        mbarrier.arrive(given.index(0))
-    return acc_RN, b_RN, c_RN, d_RN
-
-
-@gluon.jit
 def multiplier(
     outs: gl.tuple, ring: gl.tuple, late: gl.tuple, gathering: gl.tuple, sizes: gl.tuple, INDEX: gl.constexpr, spec: gl.constexpr
 ) -> None:  # fmt: skip
@@ -248,7 +220,7 @@ def multiplier(
         tile, block = place_of(first, t, sizes, spec)
         taken = gl.minimum(span - block, count - t)
         stop = m + gl.maximum(gl.minimum(taken, blocks - block), 0)
-        nothing_RN = _nothing(spec)
+        nothing_RN = nothing(spec)
         accs = (nothing_RN, nothing_RN, nothing_RN, nothing_RN)
         late_stop = u + taken - (stop - m)
         for step in range(m, stop):
@@ -260,10 +232,10 @@ def multiplier(
             for step in range(u, late_stop):
                 accs = _step_late(accs, late, step, INDEX, spec)
         if spec.deep:
-            accs = _gathered(accs, gathering, n, INDEX, spec)
+            accs = gathered(accs, gathering, n, INDEX, spec)
             if INDEX == 0:
-                finish(accs, outs, tile, block, taken, sizes, INDEX, spec)
+                finish(accs, outs, tile, block, taken, sizes, INDEX, store, spec)
             n += 1
         else:
-            finish(accs, outs, tile, block, taken, sizes, INDEX, spec)
+            finish(accs, outs, tile, block, taken, sizes, INDEX, store, spec)
         t, m, u = t + taken, stop, late_stop

@@ -2,7 +2,7 @@
 
 Where programs share tiles, parts of one are added up in the order of their programs by the one that begins it: the same sum each
 time. That part is the last of a program's work, what others go on with the first of theirs, so that it has mostly been kept by
-then; if not, the program waits. It may: a launch has no more programs than there are multiprocessors, so that it keeps none of
+then; if not, the program waits. It may: a launch has no more programs than multiprocessors have places, so that it keeps none of
 those it waits for from starting; kernels before it end by themselves, and none behind it starts before all of its programs have.
 R rows of a half, 64; N tokens of a cut.
 """
@@ -11,15 +11,56 @@ from __future__ import annotations
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-from paddock_triton.int4_bringing import program_of
+from paddock_triton.int4_bringing import barriers, owner_of
 from paddock_triton.int4_spec import ROWS
 
 _barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # of a role's warps: Triton 3.7's name and 3.6's
 
 
 @gluon.jit
-def _store(
+def nothing(spec: gl.constexpr) -> gl.tensor:
+    """Return the sums of no products [64, N]."""
+    columns: gl.constexpr = spec.columns
+    layout: gl.constexpr = spec.mma
+    return gl.zeros([ROWS, columns], gl.float32, layout)
+
+
+@gluon.jit
+def gathering_of(ring: gl.tuple, spec: gl.constexpr) -> gl.tuple:
+    """Return where teams hand over their sums of a tile, and its barriers; anything where they do not."""
+    gathering = ring
+    if spec.deep:
+        handed: gl.constexpr = spec.handed_shared
+        others: gl.constexpr = spec.teams - 1
+        sums_SRN = gl.allocate_shared_memory(gl.float32, [spec.teams - 1, ROWS, spec.tokens], handed)
+        gathering = (sums_SRN, barriers(1, others), barriers(1, 1))
+    return gathering
+
+
+@gluon.jit
+def gathered(accs: gl.tuple, gathering: gl.tuple, n: gl.tensor, INDEX: gl.constexpr, spec: gl.constexpr) -> gl.tuple:
+    """Return, for the first team, the sums of all teams over piece n's inputs; the others hand theirs to it."""
+    sums_SRN, given, taken = gathering
+    acc_RN, b_RN, c_RN, d_RN = accs
+    if INDEX == 0:
+        mbarrier.wait(given.index(0), n & 1)
+        others: gl.constexpr = spec.teams - 1
+        for other in gl.static_range(others):
+            acc_RN += sums_SRN.index(other).load(spec.mma)
+        _barrier()
+        mbarrier.arrive(taken.index(0))
+    else:
+        mbarrier.wait(taken.index(0), (n & 1) ^ 1)
+        sums_SRN.index(INDEX - 1).store(acc_RN)
+        _barrier()
+        mbarrier.arrive(given.index(0))
+    return acc_RN, b_RN, c_RN, d_RN
+
+
+@gluon.jit
+def store(
     acc_RN: gl.tensor, outs: gl.tuple, tile: gl.tensor, half: gl.constexpr, cut: gl.constexpr, sizes: gl.tuple,
     spec: gl.constexpr,
 ) -> None:  # fmt: skip
@@ -28,7 +69,7 @@ def _store(
     tokens, outputs, _blocks, _span, _tiles, token_tiles = sizes
     first_token = tile % token_tiles * spec.tokens + cut * spec.columns
     first_row = tile // token_tiles * spec.rows + half * ROWS
-    if spec.fp8:
+    if spec.token_scales:
         token_N = first_token + gl.arange(0, spec.columns, gl.SliceLayout(0, spec.mma))
         acc_RN *= gl.load(x_scale_ptr + token_N, mask=token_N < tokens, other=0.0)[None, :]
     layout: gl.constexpr = gl.BlockedLayout([8, 1], [8, 4], [1, 4], [0, 1])
@@ -63,13 +104,16 @@ def _part_at(
 
 
 @gluon.jit
-def _store_all(accs: gl.tuple, outs: gl.tuple, tile: gl.tensor, sizes: gl.tuple, INDEX: gl.constexpr, spec: gl.constexpr) -> None:
+def _store_all(
+    accs: gl.tuple, outs: gl.tuple, tile: gl.tensor, sizes: gl.tuple, INDEX: gl.constexpr, STORE: gl.constexpr,
+    spec: gl.constexpr,
+) -> None:  # fmt: skip
     """Write this team's halves of a tile."""
     halves: gl.constexpr = spec.halves
     cuts: gl.constexpr = spec.cuts
     for which in gl.static_range(halves):
         for cut in gl.static_range(cuts):
-            _store(accs[which * 2 + cut], outs, tile, INDEX * spec.halves + which, cut, sizes, spec)
+            STORE(accs[which * 2 + cut], outs, tile, INDEX * spec.halves + which, cut, sizes, spec)
 
 
 @gluon.jit
@@ -105,7 +149,8 @@ def _with_parts(sum_RN: gl.tensor, parts_ptr: gl.tensor, last: gl.tensor, piece:
 
 @gluon.jit
 def _join(
-    accs: gl.tuple, outs: gl.tuple, tile: gl.tensor, last: gl.tensor, sizes: gl.tuple, INDEX: gl.constexpr, spec: gl.constexpr
+    accs: gl.tuple, outs: gl.tuple, tile: gl.tensor, last: gl.tensor, sizes: gl.tuple, INDEX: gl.constexpr, STORE: gl.constexpr,
+    spec: gl.constexpr,
 ) -> None:  # fmt: skip
     """Write this team's halves of a tile: what it has, and the parts of the programs up to `last`."""
     halves: gl.constexpr = spec.halves
@@ -114,7 +159,7 @@ def _join(
         for cut in gl.static_range(cuts):
             piece = (INDEX * spec.halves + which) * spec.cuts + cut
             sum_RN = _with_parts(accs[which * 2 + cut], outs[2], last, piece, spec)
-            _store(sum_RN, outs, tile, INDEX * spec.halves + which, cut, sizes, spec)
+            STORE(sum_RN, outs, tile, INDEX * spec.halves + which, cut, sizes, spec)
 
 
 @gluon.jit
@@ -128,18 +173,21 @@ def _wait_for(done_ptr: gl.tensor, parts: gl.tensor) -> None:
 @gluon.jit
 def finish(
     accs: gl.tuple, outs: gl.tuple, tile: gl.tensor, block: gl.tensor, steps: gl.tensor, sizes: gl.tuple, INDEX: gl.constexpr,
-    spec: gl.constexpr,
+    STORE: gl.constexpr, spec: gl.constexpr,
 ) -> None:  # fmt: skip
-    """Write a piece's outputs. Who begins a tile adds up its parts; who goes on with one keeps a part, and counts it."""
+    """Write a piece's outputs, as STORE writes a half's of a cut.
+
+    Who begins a tile adds up its parts; who goes on with one keeps a part, and counts it.
+    """
     _out_ptr, _x_scale_ptr, parts_ptr, done_ptr = outs
     _tokens, _outputs, _blocks, span, tiles, _token_tiles = sizes
     if not spec.shared or steps == span:
-        _store_all(accs, outs, tile, sizes, INDEX, spec)
+        _store_all(accs, outs, tile, sizes, INDEX, STORE, spec)
     elif block > 0:
         _keep(accs, parts_ptr, INDEX, spec)
         _barrier()
         gl.atomic_add(done_ptr + tile * spec.teams + INDEX, 1, sem="release")
     else:
-        last = program_of(tile * span + span - 1, gl.num_programs(0), tiles * span)
+        last = owner_of(tile * span + span - 1, gl.num_programs(0), tiles * span, spec.lead)
         _wait_for(done_ptr + tile * spec.teams + INDEX, last - gl.program_id(0))
-        _join(accs, outs, tile, last, sizes, INDEX, spec)
+        _join(accs, outs, tile, last, sizes, INDEX, STORE, spec)

@@ -54,6 +54,8 @@ class Int4Spec:
     group: int  # inputs: 32, 64 or a multiple of 128
     scale_bytes: int  # of a group's scale: 2, or 4 in float32, as ModelOpt's are
 
+    lead = 0  # steps that the second half of programs have more
+
     def __attrs_post_init__(self) -> None:
         """Hold the tile to what the kernel can do: it would leave out halves or cuts, or groups' zero points."""
         tile = self.tile
@@ -69,6 +71,11 @@ class Int4Spec:
     def tokens(self) -> int:
         """Return N."""
         return self.tile.tokens
+
+    @property
+    def token_scales(self) -> bool:
+        """Return whether a tile's sums are multiplied by a scale a token as they are written."""
+        return self.fp8
 
     @property
     def columns(self) -> int:
@@ -178,7 +185,7 @@ class Int4Spec:
     @property
     def launch_registers(self) -> int:
         """Return the registers of a thread as a program starts; its roles divide them anew."""
-        return _eights(self.tile.registers // self._warps)
+        return launch_registers(self.teams, self.tile.registers)
 
     @property
     def most_registers(self) -> int | None:
@@ -188,12 +195,7 @@ class Int4Spec:
     @property
     def team_registers(self) -> int:
         """Return the registers of a thread that multiplies."""
-        left = self.launch_registers * self._warps - _COPIER_REGISTERS * _TEAM_WARPS
-        return min(240, _eights(left // (self.teams * _TEAM_WARPS)))
-
-    @property
-    def _warps(self) -> int:
-        return (self.teams + 1) * _TEAM_WARPS  # those that copy count as a team's
+        return team_registers(self.teams, self.tile.registers)
 
     @property
     def weight_bytes(self) -> int:
@@ -245,6 +247,11 @@ class Int4Spec:
         )
 
     @property
+    def handed_shared(self) -> Any:
+        """Return how sums that a team hands over lie in shared memory [64, N]."""
+        return gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+
+    @property
     def packed_shared(self) -> Any:
         """Return how codes lie in shared memory [32 a half, 128]."""
         return _swizzled(128, 8)
@@ -279,6 +286,21 @@ class Int4Spec:
     def late_sums_shared(self) -> Any:
         """Return how a plane of a late step's sums lies there [N, 16]."""
         return _swizzled(32, 16)
+
+
+def launch_registers(teams: int, registers: int) -> int:
+    """Return the registers of a thread as a program of so many teams and of `registers` a lane starts."""
+    return _eights(registers // _warps(teams))
+
+
+def team_registers(teams: int, registers: int) -> int:
+    """Return what those that copy leave of them to a thread that multiplies."""
+    left = launch_registers(teams, registers) * _warps(teams) - _COPIER_REGISTERS * _TEAM_WARPS
+    return min(240, _eights(left // (teams * _TEAM_WARPS)))
+
+
+def _warps(teams: int) -> int:
+    return (teams + 1) * _TEAM_WARPS  # those that copy count as a team's
 
 
 def _eights(registers: int) -> int:

@@ -31,6 +31,7 @@ from paddock_triton.dependence import DEPENDENT, start_next, wait
 from paddock_triton.failures import named
 from paddock_triton.int4_bringing import barriers, token_copier, weight_copier
 from paddock_triton.int4_multiplying import multiplier
+from paddock_triton.int4_parts import gathering_of
 from paddock_triton.int4_spec import LATE_GROUPS, LATE_SLOTS, ROWS, STEP, Int4Spec, Int4Tile
 from paddock_triton.launch import launch, launches_nothing
 from paddock_triton.plugin import INT4_GROUPS
@@ -292,18 +293,6 @@ def _late_ring(scales_dtype: gl.constexpr, ring: gl.tuple, spec: gl.constexpr) -
 
 
 @gluon.jit
-def _gathering(ring: gl.tuple, spec: gl.constexpr) -> gl.tuple:
-    """Return where teams hand over their sums of a tile, and its barriers; anything where they do not."""
-    gathering = ring
-    if spec.deep:
-        handed: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
-        others: gl.constexpr = spec.teams - 1
-        sums_SRN = gl.allocate_shared_memory(gl.float32, [spec.teams - 1, ROWS, spec.tokens], handed)
-        gathering = (sums_SRN, barriers(1, others), barriers(1, 1))
-    return gathering
-
-
-@gluon.jit
 def _work(
     outs: gl.tuple, sources: gl.tuple, ring: gl.tuple, late: gl.tuple, gathering: gl.tuple, sizes: gl.tuple, spec: gl.constexpr
 ) -> None:
@@ -347,6 +336,6 @@ def _int4_kernel(
     sources, outs = (packed, scales, zeros, x, sums, late_scales), (out_ptr, x_scale_ptr, parts_ptr, done_ptr)
     ring = _ring(scales.dtype, x.dtype, spec)
     late = _late_ring(scales.dtype, ring, spec)
-    gathering = _gathering(ring, spec)
+    gathering = gathering_of(ring, spec)
     fence_async_shared()  # the copy engine is to see the barriers as they begin
     _work(outs, sources, ring, late, gathering, sizes, spec)
