@@ -19,7 +19,8 @@ import pytest
 import torch
 from torch import Tensor
 
-PATIENCE = 60.0  # seconds
+PATIENCE, GLANCE = 60.0, 0.2  # seconds: until a wait has failed, and between looks at whether another program has
+_FAILED = threading.Event()
 _KEPT = {
     "static_range": range,
     "minimum": min,
@@ -32,7 +33,8 @@ _KEPT = {
     "fma": lambda a, b, c: a * b + c,
 }
 _TRITON = SimpleNamespace(
-    exp=torch.exp,
+    exp2=torch.exp2,
+    rsqrt=torch.rsqrt,
     float32=torch.float32,
     clamp=lambda x, low, high, propagate_nan: torch.clamp(x, low, high),
     PropagateNan=SimpleNamespace(ALL=None),
@@ -114,7 +116,11 @@ class Barrier:
     def wait(self, parity: int) -> None:
         """Return once the phase of that parity has ended."""
         with self.changed:
-            assert self.changed.wait_for(lambda: self.ended & 1 != parity, PATIENCE), "nobody ends a barrier's phase"
+            for _ in range(int(PATIENCE / GLANCE)):
+                if self.changed.wait_for(lambda: self.ended & 1 != parity, GLANCE):
+                    return
+                assert not _FAILED.is_set(), "another program has failed"
+        raise AssertionError("nobody ends a barrier's phase")
 
 
 class Source:
@@ -154,6 +160,7 @@ class Device:
                 work()
             except BaseException as error:
                 self.failures.append(error)
+                _FAILED.set()
 
         threads = [threading.Thread(target=one, args=(work,), daemon=True) for work in works]
         for thread in threads:
@@ -167,12 +174,13 @@ class Device:
             with self.lock:
                 chosen = self.copies.pop(self.draw.randrange(len(self.copies))) if self.copies else None
             if chosen is None:
-                time.sleep(0)  # lets another thread run
+                time.sleep(1e-4)  # lets another thread run
             else:
                 chosen()
 
     def run(self, kernel: Any, programs: int, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         """Run a kernel's programs all at once."""
+        _FAILED.clear()
         given = [Pointer(each) if isinstance(each, Tensor) else each for each in arguments]
         works = [partial(self.together, [partial(kernel, *given, **options)], (each, programs)) for each in range(programs)]
         engine = threading.Thread(target=self.copy, daemon=True)
