@@ -95,7 +95,7 @@ def test_other_layouts_are_refused_by_name(version: str) -> None:
         ({"w_bit": 8}, "w_bit"),
         ({"group_size": 0}, "group_size"),
         ({"group_size": 128, "q_group_size": 64}, "q_group_size"),
-        ({"zero_point": False}, "zero_point"),
+        ({"zero_point": 0}, "zero_point"),
         ({"desc_act": True}, "desc_act"),
         ({"modules_to_not_convert": "lm_head"}, "modules_to_not_convert"),
         ({"rotation": 1}, "rotation"),
@@ -135,6 +135,22 @@ def test_the_descriptors_light_references_import_no_torch() -> None:
     facts = "CheckpointFacts(config={'quantization_config': {'quant_method': 'awq'}}, dtype='float16')"
     lines += [f"resolve({spec.detect!r})({facts})" for spec in paddock_quantizations()] + ["assert 'torch' not in sys.modules"]
     subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
+
+
+def test_zero_points_are_stored_whatever_the_description_says() -> None:
+    """AutoRound writes `zero_point` false where every one is 8, and scales of either sign."""
+    plain, symmetric = found(quant_method="awq"), found(quant_method="awq", zero_point=False)
+    assert shapes(symmetric) == shapes(plain)
+    assert plain is not None
+    assert symmetric == evolve(plain, signed_scales=True)
+    assert found(quant_method="awq", autoround_version="0.4.5") == symmetric
+
+
+def test_an_empty_entry_leaves_the_word_to_the_old_file() -> None:
+    """It says nothing, as an absent one."""
+    files = {"quant_config.json": {"w_bit": 4, "q_group_size": 64}}
+    scheme = detect(CheckpointFacts(config={"quantization_config": {}}, files=files, dtype="bfloat16"))
+    assert scheme == found(quant_method="awq", group_size=64)
 
 
 def test_the_user_may_let_a_key_pass() -> None:

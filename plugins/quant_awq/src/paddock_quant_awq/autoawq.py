@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from paddock.errors import ModelConfigError
 from paddock.plugins import CheckpointFacts
+from paddock_quant_awq.autoround import accept_how_rounded
 from paddock_quant_awq.names import Containing
 from paddock_quant_awq.reading import Section, find
 from paddock_quant_awq.scheme import AWQ_GEMM, Int4Scheme
@@ -23,16 +24,20 @@ _HARMLESS = (
 
 def detect(facts: CheckpointFacts) -> Int4Scheme | None:
     """Return the scheme of an AutoAWQ checkpoint, else None; raise ModelConfigError for what is AWQ but not in gemm layout."""
-    section = find(facts, "awq", OLD_FILE, frozenset({"w_bit", "bits"}))
+    section = find(facts, "awq", old_file=OLD_FILE, old_keys=frozenset({"w_bit", "bits"}))
     if section is None:
         return None
     _refuse_other_layouts(section)
     section.reader.accept(*_HARMLESS)
+    accept_how_rounded(section)
+    # AutoRound, which chooses the sign of a scale, writes false where every zero point is 8; they are stored nonetheless.
+    signed = not section.reader.flag("zero_point", default=True) or section.reader.has("autoround_version")
     scheme = Int4Scheme(
         name="awq",
         dtype=facts.dtype,
         packing=AWQ_GEMM,
         group_size=section.group_size("group_size", "q_group_size"),
+        signed_scales=signed,
         is_plain=Containing(section.names("modules_to_not_convert")),
     )
     section.reader.finish()
@@ -40,7 +45,7 @@ def detect(facts: CheckpointFacts) -> Int4Scheme | None:
 
 
 def _refuse_other_layouts(section: Section) -> None:
-    """Raise ModelConfigError unless the weights are 4-bit with zero points in the gemm layout."""
+    """Raise ModelConfigError unless the weights are 4-bit in the gemm layout."""
     entry, reader = section.entry, section.reader
     version = str(entry.get("version") or entry.get("format") or "gemm").lower()
     if entry.get("backend") == "llm-awq":
@@ -53,5 +58,3 @@ def _refuse_other_layouts(section: Section) -> None:
     reader.accept("version", "format")
     reader.only("desc_act", value=False)
     reader.only("bits", "w_bit", value=4)
-    if not reader.flag("zero_point", default=True):
-        raise reader.wrong("zero_point", False, "true: no gemm checkpoint without zero points is known")
