@@ -66,6 +66,18 @@ def test_every_dtype_is_read_bit_by_bit(tmp_path: Path, dtype: torch.dtype) -> N
     assert torch.equal(view.view(torch.uint8), stored.view(torch.uint8))
 
 
+def test_narrower_integers_widen_and_wider_ones_do_not_narrow(tmp_path: Path) -> None:
+    """Tools store sizes (compressed-tensors' weight_shape) in either."""
+    folder, view = (
+        folder_with(tmp_path, {"w": torch.tensor([-3, 2**31 - 1], dtype=torch.int32)}),
+        torch.zeros(2, dtype=torch.int64),
+    )
+    load(folder, [whole("w", view)])
+    assert view.tolist() == [-3, 2**31 - 1]
+    folder = folder_with(tmp_path, {"w": torch.ones(2, dtype=torch.int64)})
+    assert "'w': is I64" in refusal(folder, [whole("w", torch.zeros(2, dtype=torch.int32))])
+
+
 def test_all_misfits_are_in_one_error_and_nothing_is_written(tmp_path: Path) -> None:
     """Missing, unexpected, mis-shaped and wrongly typed tensors are listed together, before any parameter is touched."""
     stored = {"b": torch.ones(4), "wide": torch.ones(2, 5), "ints": torch.ones(3, dtype=torch.int32), "extra": torch.ones(1)}
