@@ -125,8 +125,9 @@ def test_groups_and_words_must_be_whole() -> None:
     assert "as 64 does" in error.value.fix
     assert evolve(scheme, group_size=64).tensors("dense", falcon)
     odd = Linear("odd", (Part("odd", EMBED, 44, source="odd"), Part("even", EMBED, 48, source="even")), EMB)
-    with pytest.raises(PlanError, match="'odd' has 44 outputs"):
+    with pytest.raises(PlanError, match="'odd' has 44 outputs") as error:
         evolve(scheme, group_size=64).tensors("odd", odd)
+    assert "ranks" not in error.value.fix  # the whole linear's outputs do not fill its words
 
 
 def test_the_descriptors_light_references_import_no_torch() -> None:

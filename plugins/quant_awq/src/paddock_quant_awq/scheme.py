@@ -119,7 +119,7 @@ class Int4Scheme:
             if part.size % together:
                 raise PlanError(
                     f"{path}: part {part.name!r} has {part.size} outputs, and {self.name} packs them {together} to a {unit}",
-                    fix="leave this linear plain in the checkpoint, or use fewer ranks",
+                    fix="leave this linear plain in the checkpoint",
                 )
         if self.packing == GPTQ and linear.in_size % WORD:
             raise PlanError(
