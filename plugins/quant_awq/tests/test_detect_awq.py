@@ -116,6 +116,21 @@ def test_what_transformers_writes_is_read() -> None:
     assert found(**json.loads(json.dumps(AwqConfig().to_dict()))) == found(quant_method="awq")
 
 
+def test_what_gptqmodel_writes_is_read() -> None:
+    """It names the layout thrice, and GPTQ's own keys beside it; each of the three may say what is refused."""
+    entry = {"quant_method": "awq", "method": "awq", "bits": 4, "group_size": 128, "desc_act": False, "lm_head": False}
+    entry |= {"version": "gemm", "format": "gemm", "checkpoint_format": "gemm", "pack_dtype": "int32", "zero_point": True}
+    entry |= {"meta": {"quantizer": ["gptqmodel:5.0.0"]}, "pack_impl": "cpu", "dynamic": None}
+    assert found(**entry) == found(quant_method="awq")
+    for key in ("version", "format", "checkpoint_format"):
+        with pytest.raises(ModelConfigError, match="in layout 'gemv_fast'"):
+            found(**entry | {key: "gemv_fast"})
+    changes: list[tuple[str, Any]] = [("lm_head", True), ("pack_dtype", "int16"), ("dynamic", {"-:.*down_proj": {}})]
+    for key, value in changes:
+        with pytest.raises(ModelConfigError, match=key):
+            found(**entry | {key: value})
+
+
 def test_groups_and_words_must_be_whole() -> None:
     """4544 inputs do not divide into groups of 128, nor 44 outputs into words: both are errors with the numbers."""
     falcon = Linear("dense", (Part("dense", EMBED, 4544, source="dense"),), Part("attended", EMBED, 4544))

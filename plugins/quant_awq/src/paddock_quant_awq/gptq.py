@@ -19,7 +19,7 @@ _HARMLESS = (
     "quant_method", "method", "damp_percent", "damp_auto_increment", "static_groups", "true_sequential", "model_name_or_path",
     "model_file_base_name", "dataset", "tokenizer", "batch_size", "pad_token_id", "disable_exllama", "use_exllama",
     "exllama_config", "max_input_length", "cache_block_outputs", "use_cuda_fp16", "model_seqlen", "block_name_to_quantize",
-    "module_name_preceding_first_block", "meta", "backend", "mse", "act_group_aware", "uri", "version",
+    "module_name_preceding_first_block", "meta", "backend", "mse", "act_group_aware", "uri", "version", "pack_impl",
 )
 # fmt: on
 
