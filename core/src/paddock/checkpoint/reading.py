@@ -124,6 +124,7 @@ def _at_least_one_axis(target: Target) -> tuple[Tensor, tuple[int, ...], tuple[t
     return (view, target.shape, target.region) if target.shape else (view.unsqueeze(0), (1,), ((0, 1),))
 
 
+@torch.inference_mode()  # a thread's own: without it tensors that the caller made in that mode could not be written
 def _fill(piece: Piece, file: int, local: threading.local) -> None:
     """Read a piece and put it in place; `local` keeps a reader's buffer from piece to piece."""
     try:
