@@ -145,7 +145,7 @@ def test_a_declared_format_that_its_plugin_does_not_recognise_is_refused() -> No
         planned({"quantization_config": {"quant_method": "awq"}}, plugins=[Torn()])
 
 
-@pytest.mark.parametrize("name", ["bitsandbytes", "hqq", "gguf"])
+@pytest.mark.parametrize("name", ["bitsandbytes", "hqq", "gguf", "llm-awq", "marlin"])
 def test_a_format_of_another_tool_is_refused_by_name(name: str) -> None:
     """What no first-party plugin reads is no spelling mistake: the way out is another checkpoint."""
     with pytest.raises(PluginError, match=f"no plugin brings .* '{name}'") as caught:
