@@ -76,6 +76,30 @@ def test_every_dtype_is_read_bit_by_bit(tmp_path: Path, dtype: torch.dtype) -> N
     assert torch.equal(view.view(torch.uint8), stored.view(torch.uint8))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("inference", [True, False])
+def test_parameters_are_filled_in_whichever_mode_they_were_made(tmp_path: Path, dtype: torch.dtype, *, inference: bool) -> None:
+    """Readers are threads of their own, which the caller's inference mode does not reach; what they fill stays what it was."""
+    folder = folder_with(tmp_path, TENSORS)
+    with torch.inference_mode(inference):
+        parameters = wanted(dtype)
+        load(folder, [whole(name, view) for name, view in parameters.items()])
+    assert all(torch.equal(parameters[name], TENSORS[name].to(dtype)) for name in TENSORS)
+    assert all(view.is_inference() == inference for view in parameters.values())
+
+
+def test_narrower_integers_widen_and_wider_ones_do_not_narrow(tmp_path: Path) -> None:
+    """Tools store sizes (compressed-tensors' weight_shape) in either."""
+    folder, view = (
+        folder_with(tmp_path, {"w": torch.tensor([-3, 2**31 - 1], dtype=torch.int32)}),
+        torch.zeros(2, dtype=torch.int64),
+    )
+    load(folder, [whole("w", view)])
+    assert view.tolist() == [-3, 2**31 - 1]
+    folder = folder_with(tmp_path, {"w": torch.ones(2, dtype=torch.int64)})
+    assert "'w': is I64" in refusal(folder, [whole("w", torch.zeros(2, dtype=torch.int32))])
+
+
 def test_all_misfits_are_in_one_error_and_nothing_is_written(tmp_path: Path) -> None:
     """Missing, unexpected, mis-shaped and wrongly typed tensors are listed together, before any parameter is touched."""
     stored = {"b": torch.ones(4), "wide": torch.ones(2, 5), "ints": torch.ones(3, dtype=torch.int32), "extra": torch.ones(1)}

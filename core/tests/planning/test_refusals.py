@@ -145,12 +145,35 @@ def test_a_declared_format_that_its_plugin_does_not_recognise_is_refused() -> No
         planned({"quantization_config": {"quant_method": "awq"}}, plugins=[Torn()])
 
 
-@pytest.mark.parametrize("name", ["bitsandbytes", "hqq", "gguf"])
+@pytest.mark.parametrize("name", ["bitsandbytes", "hqq", "gguf", "llm-awq", "marlin"])
 def test_a_format_of_another_tool_is_refused_by_name(name: str) -> None:
     """What no first-party plugin reads is no spelling mistake: the way out is another checkpoint."""
     with pytest.raises(PluginError, match=f"no plugin brings .* '{name}'") as caught:
         planned({"quantization_config": {"quant_method": name, "bits": 4}})
     assert "plain model" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("key", "entry"),
+    [
+        ("quantization_config", "awq"),
+        ("quantization_config", [1]),
+        ("quantization_config", {"bits": 4, "group_size": 128}),
+        ("compression_config", "pack-quantized"),
+    ],
+)
+def test_an_entry_that_names_no_method_is_refused(key: str, entry: Any) -> None:
+    """It is not taken for a plain checkpoint's: the error has what is there."""
+    with pytest.raises(ModelConfigError, match="names no quant_method") as caught:
+        planned({key: entry})
+    assert f"{key} is {entry!r}" in caught.value.message
+    assert f"{key}.quant_method" in caught.value.fix
+
+
+def test_bitsandbytes_is_known_by_what_it_loads_in() -> None:
+    """Its older checkpoints name no method."""
+    with pytest.raises(PluginError, match="no plugin brings quantization 'bitsandbytes'"):
+        planned({"quantization_config": {"load_in_8bit": True, "llm_int8_threshold": 6.0}})
 
 
 @pytest.mark.parametrize("name", ["hf_quant_config.json", "quantize_config.json"])

@@ -174,8 +174,9 @@ def test_templates_are_chosen_by_name() -> None:
     assert (templates.choose(), templates.choose(tools=True), templates.choose("tool_use")) == ("d", "t", "t")
     with pytest.raises(RequestError, match="did you mean 'tool_use'"):
         templates.choose("tool_uses")
-    with pytest.raises(RequestError, match="has no chat template\n"):
+    with pytest.raises(RequestError, match="has no chat template\n") as error:
         ChatTemplates().choose()
+    assert "chat_template.jinja" in error.value.fix
 
 
 def test_templates_come_from_the_config_and_from_files(tmp_path: Path) -> None:

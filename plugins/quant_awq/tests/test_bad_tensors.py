@@ -64,6 +64,20 @@ def test_a_number_that_cannot_be_is_named(name: str, spoil: Callable[[Stored], o
     assert says in refusal(name, named(stored)).message
 
 
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [("gptq", {"checkpoint_format": "gptq_v2"}), ("auto-round-gptq", {"packing_format": "auto_round"})],
+)
+def test_symmetric_zero_points_of_another_version_are_refused(name: str, entry: dict[str, Any]) -> None:
+    """Version 1 stores 7 for 8: read as version 2 all weights would be off by a scale; without `sym` they are what is meant."""
+    stored = named(stored_as(name))
+    error = refusal(name, stored, sym=True, **entry)
+    assert "qzeros (stored less 0) of down hold 7, which must be 8 where sym is true" in error.message
+    assert "checkpoint_format gptq" in error.fix
+    varied = made(scheme_of(FORMATS[name].entry(GROUP) | entry | {"sym": False}), linear(16, 64), stored)
+    assert "group_zeros" in dict(varied.named_parameters())
+
+
 def test_a_factor_of_0_or_of_one_part_alone_is_refused() -> None:
     """Parts that run as one product share their input, and so what it is multiplied with."""
     factor = torch.ones(64)

@@ -95,7 +95,7 @@ def test_other_layouts_are_refused_by_name(version: str) -> None:
         ({"w_bit": 8}, "w_bit"),
         ({"group_size": 0}, "group_size"),
         ({"group_size": 128, "q_group_size": 64}, "q_group_size"),
-        ({"zero_point": False}, "zero_point"),
+        ({"zero_point": 0}, "zero_point"),
         ({"desc_act": True}, "desc_act"),
         ({"modules_to_not_convert": "lm_head"}, "modules_to_not_convert"),
         ({"rotation": 1}, "rotation"),
@@ -116,6 +116,21 @@ def test_what_transformers_writes_is_read() -> None:
     assert found(**json.loads(json.dumps(AwqConfig().to_dict()))) == found(quant_method="awq")
 
 
+def test_what_gptqmodel_writes_is_read() -> None:
+    """It names the layout thrice, and GPTQ's own keys beside it; each of the three may say what is refused."""
+    entry = {"quant_method": "awq", "method": "awq", "bits": 4, "group_size": 128, "desc_act": False, "lm_head": False}
+    entry |= {"version": "gemm", "format": "gemm", "checkpoint_format": "gemm", "pack_dtype": "int32", "zero_point": True}
+    entry |= {"meta": {"quantizer": ["gptqmodel:5.0.0"]}, "pack_impl": "cpu", "dynamic": None}
+    assert found(**entry) == found(quant_method="awq")
+    for key in ("version", "format", "checkpoint_format"):
+        with pytest.raises(ModelConfigError, match="in layout 'gemv_fast'"):
+            found(**entry | {key: "gemv_fast"})
+    changes: list[tuple[str, Any]] = [("lm_head", True), ("pack_dtype", "int16"), ("dynamic", {"-:.*down_proj": {}})]
+    for key, value in changes:
+        with pytest.raises(ModelConfigError, match=key):
+            found(**entry | {key: value})
+
+
 def test_groups_and_words_must_be_whole() -> None:
     """4544 inputs do not divide into groups of 128, nor 44 outputs into words: both are errors with the numbers."""
     falcon = Linear("dense", (Part("dense", EMBED, 4544, source="dense"),), Part("attended", EMBED, 4544))
@@ -125,8 +140,9 @@ def test_groups_and_words_must_be_whole() -> None:
     assert "as 64 does" in error.value.fix
     assert evolve(scheme, group_size=64).tensors("dense", falcon)
     odd = Linear("odd", (Part("odd", EMBED, 44, source="odd"), Part("even", EMBED, 48, source="even")), EMB)
-    with pytest.raises(PlanError, match="'odd' has 44 outputs"):
+    with pytest.raises(PlanError, match="'odd' has 44 outputs") as error:
         evolve(scheme, group_size=64).tensors("odd", odd)
+    assert "ranks" not in error.value.fix  # the whole linear's outputs do not fill its words
 
 
 def test_the_descriptors_light_references_import_no_torch() -> None:
@@ -135,6 +151,22 @@ def test_the_descriptors_light_references_import_no_torch() -> None:
     facts = "CheckpointFacts(config={'quantization_config': {'quant_method': 'awq'}}, dtype='float16')"
     lines += [f"resolve({spec.detect!r})({facts})" for spec in paddock_quantizations()] + ["assert 'torch' not in sys.modules"]
     subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
+
+
+def test_zero_points_are_stored_whatever_the_description_says() -> None:
+    """AutoRound writes `zero_point` false where every one is 8, and scales of either sign."""
+    plain, symmetric = found(quant_method="awq"), found(quant_method="awq", zero_point=False)
+    assert shapes(symmetric) == shapes(plain)
+    assert plain is not None
+    assert symmetric == evolve(plain, signed_scales=True)
+    assert found(quant_method="awq", autoround_version="0.4.5") == symmetric
+
+
+def test_an_empty_entry_leaves_the_word_to_the_old_file() -> None:
+    """It says nothing, as an absent one."""
+    files = {"quant_config.json": {"w_bit": 4, "q_group_size": 64}}
+    scheme = detect(CheckpointFacts(config={"quantization_config": {}}, files=files, dtype="bfloat16"))
+    assert scheme == found(quant_method="awq", group_size=64)
 
 
 def test_the_user_may_let_a_key_pass() -> None:

@@ -54,9 +54,11 @@ FLOATS = frozenset({"float16", "bfloat16", "float32", "float64"})
 
 
 def fills(stored: str, wanted: str) -> bool:
-    """Return whether a stored dtype may fill a parameter of the torch dtype `wanted`: the same one, or float into float.
+    """Return whether a stored dtype may fill a parameter of the torch dtype `wanted`: the same, or by conversion.
+
+    Floats convert into any float, int32 into int64.
 
     An FP8 tensor means nothing without its scale and its own bit layout, so it fills that very dtype alone.
     """
     found = TORCH_NAMES.get(stored)
-    return found == wanted or (found in FLOATS and wanted in FLOATS)
+    return found == wanted or (found in FLOATS and wanted in FLOATS) or (found, wanted) == ("int32", "int64")

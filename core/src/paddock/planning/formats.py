@@ -19,6 +19,8 @@ from paddock.plugins.provider import Provided
 from paddock.plugins.registry import Registry
 
 NONE = "none"
+_UNNAMED = "unnamed"
+_ENTRIES = ("quantization_config", "compression_config")
 _TELLING = ("quant_algo", "format", "bits")
 _OTHER_FILES = {"hf_quant_config.json": "modelopt", "quant_config.json": "awq", "quantize_config.json": "gptq"}
 
@@ -125,6 +127,8 @@ def _noted(dtype: str, found: Found | None, could_be: tuple[str, ...], notes: No
 
 def _detect(config: EngineConfig, registry: Registry, files: ModelFiles, dtype: str) -> Found | None:
     """Return the one installed format that recognises the checkpoint, None for a plain one."""
+    if not all(isinstance(files.config.get(key) or {}, Mapping) for key in _ENTRIES):
+        raise _unnamed(files)
     facts = CheckpointFacts(
         config=files.config, dtype=dtype, files=files.quantization_files, ignored_keys=config.ignore_config_keys
     )
@@ -156,6 +160,8 @@ def _formats_to_ask(config: EngineConfig, registry: Registry) -> tuple[Provided[
 
 def _unread(config: EngineConfig, registry: Registry, files: ModelFiles, declared: str) -> PaddockError:
     """Return the error for a checkpoint that is quantised, but not in a format that may read it."""
+    if declared == _UNNAMED:
+        return _unnamed(files)
     said = f"{declared!r}{_details(files)}"
     if config.quantization not in (AUTO, NONE) and config.quantization != declared:
         return PlanError(
@@ -171,6 +177,16 @@ def _unread(config: EngineConfig, registry: Registry, files: ModelFiles, declare
         )
     missing = registry.missing(kinds.QUANTIZATIONS, declared)
     return PluginError(f"{missing.message}\n  the checkpoint is quantised as {said}", fix=missing.fix)
+
+
+def _unnamed(files: ModelFiles) -> ModelConfigError:
+    said = [key for key in _ENTRIES if files.config.get(key)]
+    key = next((key for key in said if not isinstance(files.config[key], Mapping)), said[0])
+    return ModelConfigError(
+        f"config.json: {key} is {files.config[key]!r:.120}, which names no quant_method",
+        fix=f"{key} must be an object: add {key}.quant_method, as the tool that made the weights calls it, or remove {key}"
+        " where they are plain",
+    )
 
 
 def _online(registry: Registry, name: str, facts: CheckpointFacts) -> Found:
@@ -192,7 +208,7 @@ def _online_formats(registry: Registry) -> tuple[str, ...]:
 
 def _details(files: ModelFiles) -> str:
     """Return what the files say beside the method's name, as far as it tells formats of one tool apart."""
-    sections = [files.config.get(key) for key in ("quantization_config", "compression_config")]
+    sections = [files.config.get(key) for key in _ENTRIES]
     sections.append(files.quantization_files.get("hf_quant_config.json", {}).get("quantization"))
     described = [each for each in sections if isinstance(each, Mapping)]
     told = {key: each[key] for each in described for key in _TELLING if each.get(key) or (key == "quant_algo" and key in each)}
@@ -200,14 +216,14 @@ def _details(files: ModelFiles) -> str:
 
 
 def declared_method(files: ModelFiles) -> str:
-    """Return the quantisation the model's files name, an empty text for a plain checkpoint.
-
-    Raises ModelConfigError where config.json describes it by anything but an object.
-    """
-    for key in ("quantization_config", "compression_config"):
+    """Return the quantisation the model's files name, an empty text for a plain checkpoint."""
+    for key in _ENTRIES:
         entry = files.config.get(key)
-        if entry is not None and not isinstance(entry, Mapping):
-            raise ModelConfigError(f"config.json: {key} is {entry!r:.120}", fix=f"{key} must be an object, or absent if plain")
-        if entry:
-            return str(entry.get("quant_method") or ("compressed-tensors" if key == "compression_config" else "unnamed"))
+        if not entry:
+            continue
+        given = entry if isinstance(entry, Mapping) else {}
+        if given.get("load_in_4bit") or given.get("load_in_8bit"):  # bitsandbytes, before transformers named methods
+            return str(given.get("quant_method") or "bitsandbytes")
+        by_key = "compressed-tensors" if given and key == "compression_config" else _UNNAMED
+        return str(given.get("quant_method") or by_key)
     return next((method for name, method in _OTHER_FILES.items() if name in files.quantization_files), "")

@@ -61,9 +61,12 @@ KNOWN = (
 
 
 # Formats of other tools that no first-party plugin reads, as config.json names them.
-READ_BY_NOBODY = frozenset(
-    {"aqlm", "bitnet", "bitsandbytes", "eetq", "gguf", "higgs", "hqq", "quanto", "quark", "quip", "spqr", "torchao", "vptq"}
-)
+# fmt: off
+READ_BY_NOBODY = frozenset({
+    "aqlm", "bitblas", "bitnet", "bitsandbytes", "eetq", "exl2", "exl3", "fp_quant", "gguf", "higgs", "hqq", "llm-awq",
+    "marlin", "mxfp4", "quanto", "quark", "quip", "spqr", "squeezellm", "torchao", "vptq",
+})
+# fmt: on
 
 
 def who_brings(kind: Kind, name: str) -> KnownPlugin | None:

@@ -38,7 +38,10 @@ class ChatTemplates:
         if name is None:
             name = "tool_use" if tools and "tool_use" in self.by_name else "default"
         if not self.by_name:
-            raise RequestError("the model has no chat template", fix="give chat_template, or use generate with a plain prompt")
+            raise RequestError(
+                "the model has no chat template",
+                fix="write one as chat_template.jinja beside the tokenizer, give chat_template, or generate from a plain prompt",
+            )
         if name not in self.by_name:
             raise RequestError(f"the model has no chat template {name!r}", fix=did_you_mean(name, self.by_name))
         return self.by_name[name]

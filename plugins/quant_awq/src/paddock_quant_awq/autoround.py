@@ -10,13 +10,22 @@ from paddock_quant_awq.names import OutsideBlocks
 from paddock_quant_awq.reading import Section, find
 from paddock_quant_awq.scheme import AWQ_GEMM, GPTQ, Int4Scheme
 
+_METHODS = ("auto-round", "intel/auto-round")  # the latter in its first versions
+_DEFAULT = "auto_round:auto_gptq"
 # The packing, and what is added to stored zero points.
 _PACKINGS = {
-    "auto_round:auto_gptq": (GPTQ, 1),
+    _DEFAULT: (GPTQ, 1),
+    "auto_round:gptq": (GPTQ, 1),
+    "gptq": (GPTQ, 1),
+    "auto_gptq": (GPTQ, 1),
+    "auto": (GPTQ, 1),
     "auto_round:gptqmodel": (GPTQ, 0),
     "auto_round": (GPTQ, 0),
     "auto_round:auto_awq": (AWQ_GEMM, 0),
+    "auto_round:awq": (AWQ_GEMM, 0),
+    "auto_awq": (AWQ_GEMM, 0),
 }
+_KERNELS = ("exllamav1", "exllamav2", "triton", "tritonv2", "cuda", "qigen")  # older versions name one behind the packing
 _BLOCK_KEYS = ("block_name_to_quantize", "to_quant_block_names", "quant_block_list")
 _PLAIN_BITS = 16
 _HEAD = "lm_head"
@@ -28,39 +37,33 @@ _HARMLESS = (
     "gradient_accumulate_steps", "iters", "lr", "low_gpu_mem_usage", "minmax_lr", "nsamples", "scale_dtype", "seqlen", "dataset",
     "supported_types", "autoround_version", "backend", "enable_alg_ext", "static_kv_granularity",
     "static_attention_granularity", "act_group_size", "act_sym", "act_dynamic", "act_data_type", "quant_lm_head",
+    "model_free", "provider", "train_bs", "n_samples",
+)
+_MORE = (
+    "super_bits", "super_group_size", "static_kv_dtype", "static_attention_dtype", "rotation_config", "rotation_configs",
+    "spinquant_config",
 )
 # fmt: on
 
 
 def detect(facts: CheckpointFacts) -> Int4Scheme | None:
     """Return the scheme of an AutoRound checkpoint, else None; raise ModelConfigError for what is AutoRound but not readable."""
-    section = find(facts, "auto-round")
+    section = find(facts, *_METHODS)
     if section is None:
         return None
     reader = section.reader
-    packing, offset = _PACKINGS[reader.choice("packing_format", allowed=_PACKINGS, default="auto_round:auto_gptq")]
+    packing, offset = _packing(section)
     reader.only("bits", value=4)
-    reader.only("data_type", value="int")
-    if (width := reader.integer("act_bits", default=_PLAIN_BITS)) < _PLAIN_BITS:
-        raise reader.wrong("act_bits", width, "16 or more: activations stay as they are")
-    for key in (
-        "super_bits",
-        "super_group_size",
-        "static_kv_dtype",
-        "static_attention_dtype",
-        "rotation_config",
-        "rotation_configs",
-    ):
-        section.refuse_unless_empty(key, "the checkpoint is more than weights, scales and zero points")
+    reader.only("desc_act", value=False)
+    accept_how_rounded(section)
     group_size, symmetric = section.group_size("group_size"), reader.flag("sym", default=True)
     excluded, quantised = _layers(section, {"bits": 4, "group_size": group_size, "sym": symmetric, "data_type": "int"})
-    reader.accept(*_HARMLESS)
     scheme = Int4Scheme(
         name="auto-round",
         dtype=facts.dtype,
         packing=packing,
         group_size=group_size,
-        symmetric=symmetric and packing == GPTQ,
+        symmetric=symmetric and reader.has("sym") and packing == GPTQ,
         zero_offset=offset,
         signed_scales=True,
         is_plain=OutsideBlocks(_blocks(section), excluded, quantised),
@@ -68,6 +71,29 @@ def detect(facts: CheckpointFacts) -> Int4Scheme | None:
     )
     reader.finish()
     return scheme
+
+
+def accept_how_rounded(section: Section) -> None:
+    """Let pass what AutoRound says of how it rounded, in any format it writes; raise ModelConfigError for anything beyond."""
+    reader = section.reader
+    reader.only("data_type", value="int")
+    if (width := reader.integer("act_bits", default=_PLAIN_BITS)) < _PLAIN_BITS:
+        raise reader.wrong("act_bits", width, "16 or more: activations stay as they are")
+    for key in _MORE:
+        section.refuse_unless_empty(key, "the checkpoint is more than weights, scales and zero points")
+    reader.accept(*_HARMLESS, *_BLOCK_KEYS)
+
+
+def _packing(section: Section) -> tuple[str, int]:
+    """Return the packing, and what is added to stored zero points; older versions name both in `backend`, before a kernel."""
+    section.reader.accept("packing_format")
+    key = next((key for key in ("packing_format", "backend") if section.entry.get(key)), "packing_format")
+    said = section.entry.get(key) or _DEFAULT
+    layout, _, kernel = said.rpartition(":") if isinstance(said, str) else ("", "", "")
+    found = _PACKINGS.get(layout if kernel in _KERNELS else str(said))
+    if found is None:
+        raise section.reader.wrong(key, said, f"one of {', '.join(map(repr, _PACKINGS))}, and perhaps a kernel's name after it")
+    return found
 
 
 def _layers(section: Section, common: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -16,7 +16,7 @@ from paddock_quant_awq.scheme import PACKED, UNPACKED, Int4Scheme
 METHOD = "compressed-tensors"
 _MIXED = "mixed-precision"
 _HEAD = "lm_head"
-_HARMLESS = ("quant_method", "quantization_status", "global_compression_ratio", "version", "format")
+_HARMLESS = ("quant_method", "quantization_status", "global_compression_ratio", "version", "format", "provider")
 
 
 @frozen(kw_only=True)

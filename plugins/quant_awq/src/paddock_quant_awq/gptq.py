@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from paddock.errors import ModelConfigError
 from paddock.plugins import CheckpointFacts
+from paddock_quant_awq.autoround import accept_how_rounded
 from paddock_quant_awq.names import Outside
 from paddock_quant_awq.reading import Section, find
 from paddock_quant_awq.scheme import GPTQ, Int4Scheme
@@ -18,14 +19,14 @@ _HARMLESS = (
     "quant_method", "method", "damp_percent", "damp_auto_increment", "static_groups", "true_sequential", "model_name_or_path",
     "model_file_base_name", "dataset", "tokenizer", "batch_size", "pad_token_id", "disable_exllama", "use_exllama",
     "exllama_config", "max_input_length", "cache_block_outputs", "use_cuda_fp16", "model_seqlen", "block_name_to_quantize",
-    "module_name_preceding_first_block", "meta", "backend", "mse", "act_group_aware", "uri", "version",
+    "module_name_preceding_first_block", "meta", "backend", "mse", "act_group_aware", "uri", "version", "pack_impl",
 )
 # fmt: on
 
 
 def detect(facts: CheckpointFacts) -> Int4Scheme | None:
     """Return the scheme of a GPTQ checkpoint, else None; raise ModelConfigError for what is GPTQ but not readable."""
-    section = find(facts, "gptq", OLD_FILE, frozenset({"bits", "group_size"}))
+    section = find(facts, "gptq", old_file=OLD_FILE, old_keys=frozenset({"bits", "group_size"}))
     if section is None:
         return None
     reader = section.reader
@@ -35,12 +36,13 @@ def detect(facts: CheckpointFacts) -> Int4Scheme | None:
     section.refuse_unless_empty("adapter", "the checkpoint has an adapter beside its weights")
     group_size, reorders = section.group_size("group_size"), reader.flag("desc_act", default=False)
     reader.accept(*_HARMLESS)
+    accept_how_rounded(section)
     scheme = Int4Scheme(
         name="gptq",
         dtype=facts.dtype,
         packing=GPTQ,
         group_size=group_size,
-        symmetric=reader.flag("sym", default=True),
+        symmetric=reader.flag("sym", default=False),
         zero_offset=offset,
         reorders=reorders and group_size != -1,
         signed_scales=True,

@@ -68,18 +68,18 @@ def section_of(facts: CheckpointFacts, entry: Entry, name: str = _CONFIG, *, fil
     return Section(entry, reader, file)
 
 
-def find(facts: CheckpointFacts, method: str, old_file: str = "", old_keys: frozenset[str] = frozenset()) -> Section | None:
-    """Return the section of config.json of quantisation `method`, else the `old_file` that holds one of `old_keys`.
+def find(facts: CheckpointFacts, *methods: str, old_file: str = "", old_keys: frozenset[str] = frozenset()) -> Section | None:
+    """Return the section of config.json of a quantisation called one of `methods`, else the `old_file` with one of `old_keys`.
 
     A file beside a config.json that says something is not asked.
     """
     entry = facts.config.get(_CONFIG)
-    if isinstance(entry, Mapping):
-        return section_of(facts, entry) if entry and entry.get("quant_method") == method else None
+    if isinstance(entry, Mapping) and entry:
+        return section_of(facts, entry) if entry.get("quant_method") in methods else None
     old = facts.files.get(old_file)
     if old is None or "compression_config" in facts.config or not old_keys & old.keys():
         return None
-    if old.get("quant_method", method) != method:
+    if (old.get("quant_method") or methods[0]) not in methods:
         return None
     return Section(old, ConfigReader(old, ignored=facts.ignored_keys, harmless=(), file=old_file), old_file)
 

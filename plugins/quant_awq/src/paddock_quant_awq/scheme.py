@@ -47,7 +47,7 @@ class Int4Scheme:
     """A 4-bit checkpoint: `name` as the user knows it, `packing` one of the constants above, one scale for `group_size` inputs.
 
     `group_size` -1 is one group an output. `is_plain(path)` says which modules the checkpoint leaves alone; the head is one of
-    them unless `quantises_head`. A `symmetric` checkpoint needs no zero points; to those stored, `zero_offset` is added.
+    them unless `quantises_head`. In a `symmetric` checkpoint every zero point is 8; to those stored, `zero_offset` is added.
     `reorders`: inputs belong to groups in an order of their own (`g_idx`). `fp8_inputs`: the format rounds
     activations to FP8, a scale a token; `fp8_inputs_from` says from how many tokens a step on that is done, None for never,
     and is 1 or None unless planning chooses otherwise; `fp8_weights_from` likewise of weights, which then have a scale an output.
@@ -119,7 +119,7 @@ class Int4Scheme:
             if part.size % together:
                 raise PlanError(
                     f"{path}: part {part.name!r} has {part.size} outputs, and {self.name} packs them {together} to a {unit}",
-                    fix="leave this linear plain in the checkpoint, or use fewer ranks",
+                    fix="leave this linear plain in the checkpoint",
                 )
         if self.packing == GPTQ and linear.in_size % WORD:
             raise PlanError(

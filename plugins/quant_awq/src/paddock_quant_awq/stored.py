@@ -27,6 +27,10 @@ _WEIGHT = {
     schemes.PAIRS: "weight",
 }
 _FIX = "make or download the checkpoint again"
+_OTHER_VERSION = (
+    "name the version of the layout that the files are in: checkpoint_format gptq stores zero points less 1, gptq_v2 as they are "
+    "(packing_format auto_round:auto_gptq and auto_round); or set sym to false if they are meant"
+)
 
 
 @frozen(kw_only=True)
@@ -168,7 +172,10 @@ class Stored:
         if packing == schemes.PACKED:
             return unpack(stored.T, IN_ORDER)[:, :outputs]
         zeros_GR = unpack(stored, AWQ_ORDER if packing == schemes.AWQ_GEMM else IN_ORDER) + self.scheme.zero_offset
-        self._demand(zeros_GR <= LARGEST, zeros_GR, f"{name} (stored less {self.scheme.zero_offset})", f"from 0 to {LARGEST}")
+        named = f"{name} (stored less {self.scheme.zero_offset})"
+        self._demand(zeros_GR <= LARGEST, zeros_GR, named, f"from 0 to {LARGEST}")
+        if self.scheme.symmetric and packing == schemes.GPTQ:
+            self._demand(zeros_GR == MIDDLE, zeros_GR, named, f"{MIDDLE} where sym is true", _OTHER_VERSION)
         return zeros_GR
 
     def _unsigned(self, signed: Tensor, name: str) -> Tensor:
@@ -184,9 +191,9 @@ class Stored:
     def _others(self) -> str:
         return ", ".join(f"{self.layer.source}{part.source}" for part in self.layer.linear.out[1:])
 
-    def _demand(self, good: Tensor, values: Tensor, name: str, allowed: str) -> None:
+    def _demand(self, good: Tensor, values: Tensor, name: str, allowed: str, fix: str = _FIX) -> None:
         if not bool(good.all()):
-            raise CheckpointError(f"{name} of {self.path} hold {values[~good][0].item():g}, which must be {allowed}", fix=_FIX)
+            raise CheckpointError(f"{name} of {self.path} hold {values[~good][0].item():g}, which must be {allowed}", fix=fix)
 
 
 _ABSENT = torch.iinfo(torch.int32).min  # no group, no size
