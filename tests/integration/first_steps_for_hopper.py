@@ -30,7 +30,7 @@ from paddock.execution.runner import Runner, SmallSteps
 from paddock.execution.sampling_ops import SAMPLING_OP_NAMES, SamplingOps
 from paddock.execution.sampling_state import DRAWN, FILTERED
 from paddock.execution.sizing import LargestStep, run_largest
-from paddock.layers import finalise, randomise
+from paddock.layers import finalise, packing, randomise
 from paddock.planning import rebuild
 from paddock.planning.hardware import GIB, Hardware
 from paddock.planning.padding import CHUNK_TOKENS, StepShape, mixed_sizes
@@ -85,6 +85,11 @@ def _compiled() -> list[str]:
 def _not_multiplied(x_TI: Tensor, weight_IO: Tensor, *_: Tensor, out_dtype: torch.dtype, use_fast_accum: bool) -> Tensor:
     """Return the shape of an FP8 product: a CPU takes a minute for those of a wide model."""
     return x_TI.new_empty((x_TI.shape[0], weight_IO.shape[1]), dtype=out_dtype)
+
+
+def _not_multiplied_plainly(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """Return the shape of a plain product, likewise."""
+    return x_TI.new_empty((x_TI.shape[0], weight_OI.shape[0]))
 
 
 def _first_request(runner: Runner, params: SamplingParams) -> None:
@@ -174,6 +179,8 @@ def main() -> None:
     """Print which kernels were compiled ahead, by the largest step after that, by the first request, and by other steps."""
     driver.set_active(Hopper())
     torch._scaled_mm = _not_multiplied  # type: ignore[assignment]
+    torch.nn.functional.linear = _not_multiplied_plainly
+    packing.pack = lambda weight_OI: None  # as on a GPU
     kv_dtype = "fp8" if "fp8" in sys.argv[2:] else "auto"
     compute = "fp8" if "attention" in sys.argv[2:] else "plain"
     config = EngineConfig(
