@@ -179,7 +179,7 @@ def main() -> None:
     """Print which kernels were compiled ahead, by the largest step after that, by the first request, and by other steps."""
     driver.set_active(Hopper())
     torch._scaled_mm = _not_multiplied  # type: ignore[assignment]
-    torch.nn.functional.linear = _not_multiplied_plainly
+    torch.nn.functional.linear = _not_multiplied_plainly  # type: ignore[assignment]
     packing.pack = lambda weight_OI: None  # as on a GPU
     kv_dtype = "fp8" if "fp8" in sys.argv[2:] else "auto"
     compute = "fp8" if "attention" in sys.argv[2:] else "plain"
