@@ -19,36 +19,35 @@ from tests.bench.decode_variants import Cut
 SAYS = r"^{name} +\d+ registers, 0 spills, \d+ bytes shared"
 
 
-@pytest.mark.parametrize(
-    ("module", "name", "more"),
-    [
-        ("prefill_variants", "64 x 64, 4 warps", "$"),
-        ("prefill_variants", "fp8 arithmetic, 128 x 64, 8 warps", "$"),
-        ("decode_variants", "decode 64 x 8k: 4 stages", "$"),
-        ("block_variants", "one 2x8192 w8", "$"),
-        ("fp8_variants", "one 2x4096 w4", r", cvt\.rn\.f16x2\.e4m3x2$"),
-        (
-            "fp8_variants",
-            "ring 16 128x256 s6 t2",
-            r", wgmma\.mma_async\.sync\.aligned\.m64n16k32\.f32\.e4m3\.e4m3 x 16, 2 waits$",
-        ),
-        (
-            "fp8_variants",
-            "ring 64 256x128 s5 t2",
-            r", wgmma\.mma_async\.sync\.aligned\.m64n64k32\.f32\.e4m3\.e4m3 x 16, 2 waits$",
-        ),
-        ("fp8_gated_variants", "ring 16 128x256 s6 t2", "$"),
-        ("int4_to_fp8_variants", "*o64 b1", ", 8 loads and 16 stores of 16 bytes$"),
-        ("int4_variants", "*fp8 n128 h1 t2 c1 s6 r2048 shared late", r", wgmma\.mma_async\S*e4m3\.e4m3$"),
-    ],
-)
-def test_a_variant_is_compiled_without_a_gpu(module: str, name: str, more: str) -> None:
-    """Each says its registers, spills and shared memory; FP8 products their instruction."""
-    command = [sys.executable, "-m", f"tests.bench.{module}", "--compile", "--only", name]
+FEW = r", wgmma\.mma_async\.sync\.aligned\.m64n{}k32\.f32\.e4m3\.e4m3 x 16, 2 waits$"
+VARIANTS = {
+    "prefill_variants": {"64 x 64, 4 warps": "$", "fp8 arithmetic, 128 x 64, 8 warps": "$"},
+    "decode_variants": {"decode 64 x 8k: 4 stages": "$"},
+    "block_variants": {"one 2x8192 w8": "$"},
+    "fp8_variants": {
+        "one 2x4096 w4": r", cvt\.rn\.f16x2\.e4m3x2$",
+        "ring 16 128x256 s6 t2": FEW.format(16),
+        "ring 64 256x128 s5 t2": FEW.format(64),
+    },
+    "fp8_gated_variants": {"ring 16 128x256 s6 t2": "$"},
+    "int4_to_fp8_variants": {"*o64 b1": ", 8 loads and 16 stores of 16 bytes$"},
+    "int4_variants": {
+        "*fp8 n128 h1 t2 c1 s6 r2048 shared late": r", wgmma\.mma_async\S*e4m3\.e4m3$",
+        "bf16 n8 h1 t4 c1 s6 r2048 shared deep raised": r", mma\.sync\S*bf16\.bf16\.f32$",
+    },
+}
+
+
+@pytest.mark.parametrize("module", VARIANTS)
+def test_variants_are_compiled_without_a_gpu(module: str) -> None:
+    """Each says its registers, spills and shared memory; products their instruction."""
+    words = [word for name in VARIANTS[module] for word in ("--only", name)]
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", f"tests.bench.{module}", "--compile", *words]
     run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert run.returncode == 0, run.stderr
-    assert re.search(SAYS.format(name=re.escape(name)) + more, run.stdout, re.MULTILINE)
+    for name, more in VARIANTS[module].items():
+        assert re.search(SAYS.format(name=re.escape(name)) + more, run.stdout, re.MULTILINE), run.stdout
 
 
 def _list(monkeypatch: pytest.MonkeyPatch, *options: str) -> list[str]:

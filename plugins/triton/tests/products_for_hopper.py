@@ -46,14 +46,14 @@ def _int4_cuts() -> list[tuple[Int4Tile, torch.dtype, int, torch.dtype]]:
     multiplied by the instructions of bfloat16, but for those that make its numbers.
     """
     op, wide = ops_linear_int4, torch.float32
-    unshared = [evolve(tile, shared=False) for tile in (op._FP8_MANY, op._FP8_MANY_NARROW)]
-    deep = [*op._FP8_DEEP.values(), *(evolve(op._FP8_DEEP[most], shared=True) for most in (8, 16))]
-    many, halves = [op._FP8_MANY, op._FP8_MANY_NARROW, *unshared], [*op._HALVES.values(), op._HALVES_MANY]
+    deep = [*op._FP8_DEEP.values(), evolve(op._FP8_DEEP[16], shared=True)]
+    many = [op._FP8_MANY, op._FP8_MANY_NARROW, evolve(op._FP8_MANY, shared=False)]
+    halves = [*op._HALVES.values(), op._HALVES_MANY]
     return [
         *((tile, FP8, 128, HALF) for tile in (*op._FP8.values(), *many, *deep)),
-        *((tile, FP8, 128, wide) for tile in (op._FP8[64], op._FP8[128], op._FP8_MANY, op._FP8_DEEP[32], op._FP8_DEEP[64])),
+        *((tile, FP8, 128, wide) for tile in (op._FP8[128], op._FP8_MANY, op._FP8_DEEP[64])),
         (op._FP8_OTHER_GROUPS, FP8, 64, HALF),
-        *((tile, FP8, 32, wide) for tile in (op._FP8_OTHER_GROUPS, op._FP8[8], op._FP8[32])),
+        *((tile, FP8, 32, wide) for tile in (op._FP8_OTHER_GROUPS, op._FP8[32])),
         *((tile, HALF, 128, HALF) for tile in (*halves, evolve(halves[0], shared=False))),
         *((evolve(op._HALVES[most], deep=False), HALF, 32, wide) for most in (8, 64, 128)),
         (halves[0], torch.float16, 128, HALF),

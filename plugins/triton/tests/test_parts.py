@@ -22,7 +22,7 @@ from paddock_triton.launch import compile_ahead
 from paddock_triton.parts import LEAST_WIDTH, MOST_ALONE, MOST_PROGRAMS, Kind, in_parts
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
-WIDTHS = (12288, 14848, 33001, 41472, 53248, 59391, 59392)
+WIDTHS = (12288, 14848, 33001, 41472, 53248, 59391, 59392) if torch.cuda.is_available() else (12288, 33001, 59391)
 PLAIN: dict[Kind, Callable[[Tensor], Tensor]] = {
     "silu_mul": ops_activation.silu_mul,
     "gelu": ops_activation.gelu,
