@@ -1,7 +1,7 @@
 """Compile products for compute capability 9.0 on a machine that may have no GPU; print what the assembler says of each as JSON.
 
 Run as a module, in a process of its own, from the repository's root: python -m plugins.triton.tests.products_for_hopper WORD.
-`int4` is the product with INT4 weights, for each tile that the op takes; `gated` the product with FP8 weights that ends in an
+`int4` is the product with INT4 weights, for tiles with least to spare, `every int4` for each that the op takes; `gated` the product with FP8 weights that ends in an
 activation, beside the plain one.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,32 +40,39 @@ def _compile_only() -> list[Any]:
     return made
 
 
-def _int4_cuts() -> list[tuple[Int4Tile, torch.dtype, int, torch.dtype]]:
-    """Return each tile that a product with INT4 weights takes: with it the dtype of inputs, the group, the scales' dtype.
+def _int4_cuts(*, every: bool) -> list[tuple[Int4Tile, torch.dtype, int, torch.dtype]]:
+    """Return the tiles that a product with INT4 weights takes, or those with least to spare: inputs, group, the scales' dtype.
 
     Scales in float32 take most memory, in the smallest groups: tiles with little to spare are compiled with them too. float16 is
     multiplied by the instructions of bfloat16, but for those that make its numbers.
     """
     op, wide = ops_linear_int4, torch.float32
-    deep = [*op._FP8_DEEP.values(), evolve(op._FP8_DEEP[16], shared=True)]
-    many = [op._FP8_MANY, op._FP8_MANY_NARROW, evolve(op._FP8_MANY, shared=False)]
-    halves = [*op._HALVES.values(), op._HALVES_MANY]
-    return [
-        *((tile, FP8, 128, HALF) for tile in (*op._FP8.values(), *many, *deep)),
-        *((tile, FP8, 128, wide) for tile in (op._FP8[128], op._FP8_MANY, op._FP8_DEEP[64])),
-        (op._FP8_OTHER_GROUPS, FP8, 64, HALF),
-        *((tile, FP8, 32, wide) for tile in (op._FP8_OTHER_GROUPS, op._FP8[32])),
-        *((tile, HALF, 128, HALF) for tile in (*halves, evolve(halves[0], shared=False))),
-        *((evolve(op._HALVES[most], deep=False), HALF, 32, wide) for most in (8, 64, 128)),
-        (halves[0], torch.float16, 128, HALF),
+    least = [
+        *((tile, FP8, 128, HALF) for tile in (op._FP8[8], op._FP8[64], op._FP8[128], op._FP8_MANY, op._FP8_DEEP[16])),
+        *((tile, FP8, 128, wide) for tile in (op._FP8_MANY, op._FP8_DEEP[64])),
+        (op._FP8_OTHER_GROUPS, FP8, 32, wide),
+        *((tile, HALF, 128, HALF) for tile in (op._HALVES[8], op._HALVES[64], op._HALVES_MANY)),
+        (evolve(op._HALVES[128], deep=False), HALF, 32, wide),
+        (op._HALVES[8], torch.float16, 128, HALF),
     ]
+    shared = [evolve(op._FP8_DEEP[most], shared=True) for most in (8, 16)]
+    whole = [evolve(tile, shared=False) for tile in (op._FP8_MANY, op._FP8_MANY_NARROW)]
+    others = [
+        *((tile, FP8, 128, HALF) for tile in (*op._FP8.values(), op._FP8_MANY_NARROW, *op._FP8_DEEP.values(), *shared, *whole)),
+        *((tile, FP8, 128, wide) for tile in (*op._FP8.values(), *op._FP8_DEEP.values())),
+        (op._FP8_OTHER_GROUPS, FP8, 64, HALF),
+        *((op._FP8[most], FP8, 32, wide) for most in (8, 16, 32)),
+        *((tile, HALF, 128, HALF) for tile in (*op._HALVES.values(), evolve(op._HALVES[8], shared=False))),
+        *((evolve(tile, deep=False), HALF, 32, wide) for tile in op._HALVES.values()),
+    ]
+    return [*least, *(others if every else [])]
 
 
-def _int4() -> list[dict[str, Any]]:
-    """Return, for each tile of INT4 products, its sides, the matrix unit's instructions, bytes of stack, and of shared memory."""
+def _int4(*, every: bool = False) -> list[dict[str, Any]]:
+    """Return, for each such tile of INT4 products, its sides, the matrix unit's instructions, bytes of stack, and of shared memory."""
     made, found = _compile_only(), list[dict[str, Any]]()
     codes_OI = torch.zeros(512, 1024, dtype=torch.uint8)
-    for tile, dtype, group, scale_dtype in _int4_cuts():
+    for tile, dtype, group, scale_dtype in _int4_cuts(every=every):
         groups_GO = torch.zeros(1024 // group, 512, dtype=torch.uint8)
         weight = int4_weight(codes_OI, groups_GO.to(scale_dtype), groups_GO)
         x_TI, scale_T1 = torch.zeros(TOKENS, 1024, dtype=dtype), torch.ones(TOKENS, 1) if dtype == FP8 else None
@@ -103,7 +111,7 @@ def _sums(kernel: Any) -> list[str]:
 def main() -> None:
     """Print what the word asks for."""
     pretend()
-    json.dump({"int4": _int4, "gated": _gated}[sys.argv[1]](), sys.stdout)
+    json.dump({"int4": _int4, "every int4": partial(_int4, every=True), "gated": _gated}[" ".join(sys.argv[1:])](), sys.stdout)
 
 
 if __name__ == "__main__":

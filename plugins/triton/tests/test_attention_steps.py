@@ -26,7 +26,7 @@ MIXED = [(62, 1), (63, 1), (64, 1), (0, 1), (1023, 1), (0, 64), (1, 63), (64, 65
 if not ON_GPU:
     MIXED = [(63, 1), (64, 1), (0, 1), (0, 16), (15, 33)]
 GROUPS = [(8, 2, 128), (29, 1, 64), (71, 1, 64), (6, 2, 256), (5, 5, 80), (12, 4, 96), (3, 1, 48)] if ON_GPU else [(6, 2, 16)]
-RATIOS = range(1, 30) if ON_GPU else (1, 5, 16, 17, 29)
+RATIOS = range(1, 30) if ON_GPU else (1, 5, 17)
 
 
 def _page_dtypes(dtype: torch.dtype) -> tuple[torch.dtype, ...]:

@@ -32,7 +32,7 @@ ON_GPU = torch.cuda.is_available()
 DTYPES = (torch.bfloat16, torch.float16) if ON_GPU else (torch.float16, torch.float32)  # the interpreter cuts bfloat16 off
 TOKENS = (0, 1, 2, 15, 16, 17, 32, 33, 63, 64, 65, 130) if ON_GPU else (0, 1, 2, 16, 17, 33, 65)
 # (F, I): whole blocks, a weight smaller than any block, odd sides and edges beside blocks, and published shapes.
-WEIGHTS = [(64, 1024), (1, 5), (33, 1026), (67, 264), *([(14336, 4096), (28672, 8192)] if ON_GPU else [])]
+WEIGHTS = [(64, 512), (1, 5), (33, 1026), (67, 264), *([(14336, 4096), (28672, 8192)] if ON_GPU else [])]
 SCALES = (0.07, 1e-4)  # the second saturates most of what is not near zero
 PRODUCTS = {linear_silu_mul_fp8: linear_fp8, linear_silu_mul_fp8_fast: linear_fp8_fast}
 TIPPED = 0.03 if ON_GPU else 1e-3  # FP8 values beside the twin's: sums in 14 bits (modelled: 1.1 to 1.6 %), or in another order
@@ -78,7 +78,7 @@ def test_one_kernel_gives_the_bits_of_two(shape: tuple[int, int], static: bool, 
     dtype = DTYPES[static % len(DTYPES)]
     for tokens in TOKENS:
         given = _given(tokens, shape, device, static=static)
-        for value in SCALES:
+        for value in SCALES if ON_GPU else SCALES[tokens % 2 :][:1]:
             scale = torch.tensor(value, device=device)
             with poisoned():
                 found = linear_silu_mul_fp8(*given, dtype, scale)
