@@ -1,8 +1,8 @@
 """Compile products for compute capability 9.0 on a machine that may have no GPU; print what the assembler says of each as JSON.
 
 Run as a module, in a process of its own, from the repository's root: python -m plugins.triton.tests.products_for_hopper WORD.
-`int4` is the product with INT4 weights, for tiles with least to spare, `every int4` for each that the op takes; `gated` the product with FP8 weights that ends in an
-activation, beside the plain one.
+`int4` is the product with INT4 weights, for tiles with least to spare, `every int4` for each that the op takes; `gated` the product
+with FP8 weights that ends in an activation, beside the plain one.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -69,7 +70,7 @@ def _int4_cuts(*, every: bool) -> list[tuple[Int4Tile, torch.dtype, int, torch.d
 
 
 def _int4(*, every: bool = False) -> list[dict[str, Any]]:
-    """Return, for each such tile of INT4 products, its sides, the matrix unit's instructions, bytes of stack, and of shared memory."""
+    """Return, for each such tile, its sides, the matrix unit's instructions, bytes of stack, and of shared memory."""
     made, found = _compile_only(), list[dict[str, Any]]()
     codes_OI = torch.zeros(512, 1024, dtype=torch.uint8)
     for tile, dtype, group, scale_dtype in _int4_cuts(every=every):
@@ -111,7 +112,12 @@ def _sums(kernel: Any) -> list[str]:
 def main() -> None:
     """Print what the word asks for."""
     pretend()
-    json.dump({"int4": _int4, "every int4": partial(_int4, every=True), "gated": _gated}[" ".join(sys.argv[1:])](), sys.stdout)
+    makers: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "int4": _int4,
+        "every int4": partial(_int4, every=True),
+        "gated": _gated,
+    }
+    json.dump(makers[" ".join(sys.argv[1:])](), sys.stdout)
 
 
 if __name__ == "__main__":
