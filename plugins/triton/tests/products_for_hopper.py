@@ -1,7 +1,7 @@
 """Compile products for compute capability 9.0 on a machine that may have no GPU; print what the assembler says of each as JSON.
 
 Run as a module, in a process of its own, from the repository's root: python -m plugins.triton.tests.products_for_hopper WORD.
-`int4` is the product with INT4 weights, for tiles with least to spare, `every int4` for each that the op takes; `gated` the product
+`int4` is the product with INT4 weights, for tiles with least to spare, `every int4` for each that the op takes; `gated` a product
 with FP8 weights that ends in an activation, beside the plain one.
 """
 
