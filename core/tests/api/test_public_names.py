@@ -51,7 +51,11 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_importing_costs_nothing() -> None:
-    """A fresh `import paddock` takes under a tenth of a second; importing LLM loads no torch."""
+    """A fresh `import paddock` takes under a tenth of a second, the best of a few times; importing LLM loads no torch."""
+    assert min(_import_seconds() for _ in range(3)) < 0.1
+
+
+def _import_seconds() -> float:
     code = """
 import sys, time
 began = time.process_time()
@@ -63,4 +67,4 @@ print(took)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert float(result.stdout) < 0.1
+    return float(result.stdout)
