@@ -20,7 +20,8 @@ from torch import Tensor
 
 from paddock.bench.kernels.case import Case, Draw
 from paddock.bench.kernels.op_cases import FULL, OpCases
-from paddock.bench.kernels.timing import Rounds, argument_sets, graph_seconds
+from paddock.bench.kernels.timing import argument_sets, graph_seconds
+from paddock.bench.kernels.verdict import ERROR_OF_SUMS, TIPPED_BY_SUMS
 from paddock.layers import QuantizedActivation
 from paddock.layers.reference import linear_silu_mul_fp8 as twin
 from paddock.testing.oracle import poisoned, relative_rms
@@ -29,11 +30,9 @@ from paddock_triton.launch import compile_ahead
 from paddock_triton.ops_linear_fp8_gated import linear_silu_mul_fp8
 from tests.bench.fp8_few_candidate import launch_ring_gated
 from tests.bench.fp8_ring_tiles import MIXES, RINGS, RingTile
-from tests.bench.fp8_variants import HALF, MODELS
+from tests.bench.fp8_variants import HALF, MODELS, ROUNDS
 from tests.bench.hopper_code import compile_only, described
 
-ROUNDS = Rounds(warm=2, timed=7)
-MOST_TIPPED, MOST_ERROR = 0.03, 0.01  # of FP8 values, by a sum kept to 14 bits; and the relative RMS error of all
 Cuts = dict[str, tuple[RingTile, ...]]
 
 
@@ -72,7 +71,7 @@ def measure(case: Case, only: tuple[str, ...], device: torch.device) -> None:
         with poisoned():
             values_TF = call(*sets[0]).values_TI.float()
         tipped, error = (values_TF != expected_TF).float().mean().item(), relative_rms(values_TF, expected_TF)
-        if not (tipped <= MOST_TIPPED and error <= MOST_ERROR):
+        if not (tipped <= TIPPED_BY_SUMS and error <= ERROR_OF_SUMS):
             click.echo(f"{name} WRONG, {tipped:.1%} differ, error {error:.1e}")
             continue
         seconds = graph_seconds(call, sets, ROUNDS)

@@ -38,7 +38,7 @@ WEIGHTS = (
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the arithmetic of who takes what be called as Python's."""
-    for name in ("first_unit", "program_of", "first_of", "owner_of", "share_of", "place_in"):
+    for name in ("first_unit", "program_of", "uneven", "first_of", "owner_of", "share_of", "place_in"):
         monkeypatch.setattr(int4_bringing, name, getattr(int4_bringing, name).fn)
 
 

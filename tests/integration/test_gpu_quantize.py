@@ -6,12 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from paddock.testing.oracle import relative_rms
-from paddock.testing.paging import step
-from tests.assets.built import build
-from tests.quantize.made import random_llama, run, sequences, tensors_of, write_model
+from tests.quantize.made import logits_of, random_llama, run, tensors_of, write_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
@@ -31,14 +28,6 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("plain") / "llama", random_llama(torch.bfloat16))
 
 
-def logits_of(folder: Path, device: str, kv_cache_dtype: str) -> Tensor:
-    """Return the logits [N, L, V] of the calibration text, computed in float32."""
-    options = {"dtype": "float32", "device": device, "max_model_len": 64, "kv_cache_memory_bytes": 1 << 24}
-    ours = build(folder, **options, kv_cache_dtype=kv_cache_dtype)
-    chunks = [(str(i), row.tolist()) for i, row in enumerate(sequences())]
-    return torch.stack(step(ours.model, ours.pages(len(chunks), length=64), ours.backend, chunks)).cpu()
-
-
 @pytest.mark.parametrize(("recipe", "kv"), RECIPES)
 def test_a_gpu_writes_what_a_cpu_writes(llama: Path, tmp_path: Path, recipe: str, kv: str) -> None:
     """The same tensors, which cost the model as little, whichever device runs them."""
@@ -50,7 +39,7 @@ def test_a_gpu_writes_what_a_cpu_writes(llama: Path, tmp_path: Path, recipe: str
         kept = [name for name in here if "norm" in name or "embed" in name]
         assert kept
         assert all(torch.equal(there[name], here[name]) for name in kept)
-    plain = logits_of(llama, "cpu", "float32")
-    most = MOST_MORE * relative_rms(logits_of(tmp_path / "cpu", "cpu", kv), plain)
-    assert relative_rms(logits_of(tmp_path / DEVICE, "cpu", kv), plain) < most
-    assert relative_rms(logits_of(tmp_path / DEVICE, DEVICE, kv), plain) < most
+    plain = logits_of(llama)
+    most = MOST_MORE * relative_rms(logits_of(tmp_path / "cpu", kv_cache_dtype=kv), plain)
+    assert relative_rms(logits_of(tmp_path / DEVICE, kv_cache_dtype=kv), plain) < most
+    assert relative_rms(logits_of(tmp_path / DEVICE, device=DEVICE, kv_cache_dtype=kv), plain) < most

@@ -15,7 +15,9 @@ from paddock.config import EngineConfig
 from paddock.quantize.manifest import Manifest
 from paddock.quantize.options import QuantizeOptions
 from paddock.quantize.run import quantize
+from paddock.testing.paging import step
 from paddock.testing.text import SPECIAL, byte_level_tokenizer
+from tests.assets.built import build
 
 LAYERS, LENGTH, SAMPLES = 4, 24, 6
 LLAMA: dict[str, Any] = {
@@ -104,6 +106,14 @@ def sequences() -> Tensor:
     """Return the token ids [6, 24] that calibration reads: of the text without its last fifth, from its beginning."""
     ids = byte_level_tokenizer().encode(TEXT[: len(TEXT) * 4 // 5], add_special_tokens=False)
     return torch.tensor(ids[: SAMPLES * LENGTH]).view(SAMPLES, LENGTH)
+
+
+def logits_of(folder: Path, *, device: str = "cpu", kv_cache_dtype: str = "float32") -> Tensor:
+    """Return the logits [6, 24, V] that Paddock computes in float32 for the calibration text."""
+    options = {"dtype": "float32", "device": device, "max_model_len": 64, "kv_cache_memory_bytes": 1 << 24}
+    ours = build(folder, **options, kv_cache_dtype=kv_cache_dtype)
+    chunks = [(str(i), row.tolist()) for i, row in enumerate(sequences())]
+    return torch.stack(step(ours.model, ours.pages(len(chunks), length=64), ours.backend, chunks)).cpu()
 
 
 def dequantised(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

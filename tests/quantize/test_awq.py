@@ -13,11 +13,9 @@ from torch import Tensor
 
 from paddock.errors import CheckpointError
 from paddock.testing.oracle import relative_rms
-from paddock.testing.paging import step
 from paddock_quant_awq.recipes import layer as layer_work
-from tests.assets.built import build
 from tests.quantize.int4 import decoded
-from tests.quantize.made import LAYERS, LINEARS, random_falcon, random_llama, run, sequences, tensors_of, write_model
+from tests.quantize.made import LAYERS, LINEARS, logits_of, random_falcon, random_llama, run, sequences, tensors_of, write_model
 
 FORMATS = ("compressed-tensors", "autoawq", "modelopt")
 GROUP = 32
@@ -60,14 +58,6 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "falcon-40b": random_falcon,
     "falcon-rw": lambda: _with_biases(random_falcon(**RW)),
 }
-
-
-def logits_of(folder: Path) -> Tensor:
-    """Return the logits [6, 24, V] that Paddock computes in float32 for the calibration text."""
-    options = {"dtype": "float32", "device": "cpu", "max_model_len": 64, "kv_cache_memory_bytes": 1 << 24}
-    ours = build(folder, **options, kv_cache_dtype="float32")
-    chunks = [(str(i), row.tolist()) for i, row in enumerate(sequences())]
-    return torch.stack(step(ours.model, ours.pages(len(chunks), length=64), ours.backend, chunks))
 
 
 def meaning_of(model: Any, folder: Path, format_: str) -> Any:

@@ -14,15 +14,14 @@ from paddock.checkpoint.source import open_source
 from paddock.plugins import CheckpointFacts, resolve
 from paddock.quantize import stack
 from paddock.testing.oracle import relative_rms
-from paddock.testing.paging import step
 from paddock_quant_fp8.plugin import paddock_quantizations
-from tests.assets.built import build
 from tests.quantize.made import (
     FALCON,
     LAYERS,
     LENGTH,
     LINEARS,
     dequantised,
+    logits_of,
     random_falcon,
     random_llama,
     run,
@@ -155,10 +154,7 @@ def test_paddock_runs_what_it_wrote(llama: Path, tmp_path: Path, recipe: str, kv
     facts = CheckpointFacts(config=source.config, dtype="float32", files=source.quantization_files)
     if all(resolve(spec.detect)(facts) is None for spec in paddock_quantizations()):
         pytest.skip(f"no plugin reads {source.config['quantization_config']['quant_method']} yet")
-    options = {"dtype": "float32", "device": "cpu", "max_model_len": 64, "kv_cache_memory_bytes": 1 << 24}
-    ours = build(tmp_path / "out", **options, kv_cache_dtype=kv_cache_dtype or "float32")
-    chunks = [(str(i), row.tolist()) for i, row in enumerate(sequences())]
-    found = torch.stack(step(ours.model, ours.pages(len(chunks), length=64), ours.backend, chunks))
+    found = logits_of(tmp_path / "out", kv_cache_dtype=kv_cache_dtype or "float32")
     error = relative_rms(found, reference_logits(random_llama()))
     assert 1e-3 < error < LOGITS_BOUND, error
 

@@ -54,16 +54,6 @@ def test_every_parameter_is_filled_and_converted(tmp_path: Path, dtype: torch.dt
     assert all(torch.equal(parameters[name], TENSORS[name].to(dtype)) for name in TENSORS)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_parameters_made_in_inference_mode_are_filled(tmp_path: Path, dtype: torch.dtype) -> None:
-    """Readers are threads, and torch keeps its mode by thread: a value that is converted is written in theirs."""
-    folder = folder_with(tmp_path, TENSORS)
-    with torch.inference_mode():
-        parameters = wanted(dtype)
-        load(folder, [whole(name, view) for name, view in parameters.items()])
-    assert all(torch.equal(parameters[name], TENSORS[name].to(dtype)) for name in TENSORS)
-
-
 @pytest.mark.parametrize(
     "dtype",
     [torch.bool, torch.uint8, torch.int8, torch.int32, torch.int64, torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16],

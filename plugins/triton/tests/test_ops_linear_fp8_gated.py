@@ -74,7 +74,10 @@ def _bits(found: QuantizedActivation) -> Tensor:
 @pytest.mark.parametrize("static", [True, False], ids=["static", "token"])
 @pytest.mark.parametrize("shape", WEIGHTS, ids=str)
 def test_one_kernel_gives_the_bits_of_two(shape: tuple[int, int], static: bool, device: torch.device) -> None:
-    """No token, one, tiles of each size and more than a tile, whatever the weight's sides; a dtype with each of the scales."""
+    """No token, one, tiles of each size and more than a tile, whatever the weight's sides; a dtype with each way to scale x.
+
+    Without a GPU each number of tokens has one of the scales of what comes out.
+    """
     dtype = DTYPES[static % len(DTYPES)]
     for tokens in TOKENS:
         given = _given(tokens, shape, device, static=static)

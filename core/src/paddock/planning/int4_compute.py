@@ -23,7 +23,6 @@ W4A8_FROM = 16
 # product runs at 1,300 TFLOP/s and w4a8 at 950.
 W8A8_FROM = 1024
 FP8_UNITS = (8, 9)  # the first compute capability with FP8
-FEW_TOKENS_GAIN = "products of one token 15 % sooner"
 COST_OF_WEIGHTS = "rounding the weights of every step too raised a small model's by 0.95 %"
 COST = "rounding tokens to FP8 raised the perplexity of two small models by 0.55 and 1.26 % (docs/benchmarks/quality.md)"
 
@@ -85,7 +84,10 @@ def _automatic(hardware: Hardware, dtype: str, lacking: str, notes: Notes) -> In
         "int4_compute",
         f"{W4A16} below {W4A8_FROM} tokens a step, {W4A8} from there on",
         f"few tokens wait for the weight's bytes, many for arithmetic, twice as fast in FP8; padding counts; {COST}",
-        [Rejected(W4A16, "slower prefill and large batches"), Rejected(W4A8, f"rounds few tokens too, for {FEW_TOKENS_GAIN}")],
+        [
+            Rejected(W4A16, "slower prefill and large batches"),
+            Rejected(W4A8, "rounds few tokens too; products of one token come 15 % sooner"),
+        ],
     )
     return Int4Compute(inputs_from=W4A8_FROM)
 

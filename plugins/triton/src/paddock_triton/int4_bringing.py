@@ -47,13 +47,19 @@ def program_of(unit: gl.tensor, programs: gl.tensor, units: gl.tensor) -> gl.ten
 
 
 @gluon.jit
+def uneven(programs: gl.tensor, units: gl.tensor, LEAD: gl.constexpr) -> gl.tuple:
+    """Return how many programs are the first half, and what each of them has, where those of the second have LEAD more."""
+    half = programs // 2
+    return half, (units - (programs - half) * LEAD) // programs
+
+
+@gluon.jit
 def first_of(program: gl.tensor, programs: gl.tensor, units: gl.tensor, LEAD: gl.constexpr) -> gl.tensor:
     """Return the first unit of a program where programs share all; with LEAD the second half of them have so many more each."""
     if LEAD == 0:
         first = first_unit(program, programs, units)
     else:
-        half = programs // 2
-        each = (units - (programs - half) * LEAD) // programs
+        half, each = uneven(programs, units, LEAD)
         rest = first_unit(program - half, programs - half, units - half * each)
         first = program * each if program < half else half * each + rest
     return first
@@ -65,8 +71,7 @@ def owner_of(unit: gl.tensor, programs: gl.tensor, units: gl.tensor, LEAD: gl.co
     if LEAD == 0:
         owner = program_of(unit, programs, units)
     else:
-        half = programs // 2
-        each = (units - (programs - half) * LEAD) // programs
+        half, each = uneven(programs, units, LEAD)
         rest = program_of(unit - half * each, programs - half, units - half * each)
         owner = unit // each if unit < half * each else half + rest
     return owner

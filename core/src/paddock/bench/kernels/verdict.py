@@ -25,7 +25,7 @@ from paddock.testing.oracle import ROUNDINGS, UNIT_ROUNDOFF, bound, dense_attent
 TIPPED_SHARE = 1e-3
 # Likewise behind a product whose sums the matrix unit keeps to 14 bits: 1.1 to 1.6 % of values, an error of all of 0.3 to 0.6 %
 # (modelled as in decision 63). A block of wrong values shows in the error, many values beside the right ones in the share.
-_TIPPED_BY_SUMS, _ERROR_OF_SUMS = 0.03, 0.01
+TIPPED_BY_SUMS, ERROR_OF_SUMS = 0.03, 0.01
 _SCALE_UNITS = 4  # roundings of float32 between two ways to divide
 _QUERIES = 32  # of a prompt's start, middle and end, each compared with dense attention in float64
 
@@ -96,8 +96,8 @@ def _quantised(op: str, found: QuantizedActivation, expected: QuantizedActivatio
         yield _fp8(found.values_TI, expected.values_TI)
         return
     error = relative_rms(found.values_TI.float(), expected.values_TI.float())
-    yield _fp8(found.values_TI, expected.values_TI, _TIPPED_BY_SUMS)
-    yield Verdict(what="relative RMS error of FP8 values", error=error, allowed=_ERROR_OF_SUMS)
+    yield _fp8(found.values_TI, expected.values_TI, TIPPED_BY_SUMS)
+    yield Verdict(what="relative RMS error of FP8 values", error=error, allowed=ERROR_OF_SUMS)
 
 
 def _pages_compared(
