@@ -24,8 +24,8 @@ from paddock.bench.kernels.timing import Rounds, argument_sets, graph_seconds
 from paddock.layers.reference import linear_fp8_blocks as twin
 from paddock.testing.oracle import bound, poisoned, relative_rms
 from paddock_triton.launch import compile_ahead
-from paddock_triton.ops_linear_fp8 import FewTile, OneTile
-from paddock_triton.ops_linear_fp8_blocks import FEW, GROUP, ONE, launch_few, launch_one
+from paddock_triton.ops_linear_fp8 import FewTile
+from paddock_triton.ops_linear_fp8_blocks import FEW, GROUP, ONE, OneTile, launch_few, launch_one
 from tests.bench.hopper_code import compile_only, described
 
 MODELS, MANY_TOKENS = ("8B", "70B"), (256, 4096)

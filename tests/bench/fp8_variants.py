@@ -5,7 +5,8 @@ Llama-3.1-8B and 70B for 1 to 64 tokens, with cuBLAS beside it; then 256 and 409
 sums in float32 and with the matrix unit's own. Times are those of one call in a captured graph of calls on weights that the L2
 does not hold. A wrong result has no time. A line tells of the quickest, of what runs now (*), of cuBLAS and of what is wrong:
 TB/s (TFLOP/s, TF, where operations bound it), percent of the roof, error in brackets. The summary says which is the quickest
-for a layer's products. In names a is lines fetched ahead, s stages, w warps, r the most registers of a thread.
+for a layer's products. In names a is lines fetched ahead, s stages or slots, w warps, t teams of four warps, r the most registers
+of a thread or, of a ring, of a lane.
 
 `--compile` needs no GPU: it compiles for compute capability 9.0 and prints registers, spills, shared memory and the instruction
 that multiplies; of asynchronous ones how many the code has, and how many waits for them. What came of it stands in
@@ -26,7 +27,7 @@ import click
 import torch
 import triton
 import triton.language as tl
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -37,10 +38,11 @@ from paddock.layers.reference import linear_fp8 as twin
 from paddock.planning.roofs import ceilings_of
 from paddock.testing.oracle import bound, poisoned, relative_rms
 from paddock_triton.dependence import DEPENDENT, fetch, start_next, wait
+from paddock_triton.fp8_ring_spec import RingTile
+from paddock_triton.int4_spec import ALL_REGISTERS
 from paddock_triton.launch import compile_ahead, launch
-from paddock_triton.ops_linear_fp8 import FEW, ONE, FewTile, OneTile, cublas, launch_few, launch_one
-from tests.bench.fp8_few_candidate import launch_ring
-from tests.bench.fp8_ring_tiles import MIXES, RINGS, RingTile
+from paddock_triton.ops_linear_fp8 import FEW, FewTile, cublas, launch_few
+from paddock_triton.ops_linear_fp8_ring import TILES, launch_ring, tile_for
 from tests.bench.hopper_code import compile_only, described
 
 MODELS, FEW_TOKENS, MANY_TOKENS = ("8B", "70B"), (1, 2, 8, 16, 32, 64), (256, 4096)
@@ -146,21 +148,15 @@ def _few(tile: FewTile, x_TI: Tensor, x_scale: Tensor, weight_OI: Tensor, weight
     return out_TO
 
 
-def _one(tile: OneTile, x_TI: Tensor, x_scale: Tensor, weight_OI: Tensor, weight_scale_O1: Tensor, *_: object) -> Tensor:
-    out_TO = x_TI.new_empty((1, len(weight_OI)), dtype=HALF)
-    launch_one(out_TO, x_TI, x_scale, weight_OI, weight_scale_O1, tile)
-    return out_TO
-
-
 def _library(fast: bool, x_TI: Tensor, x_scale: Tensor, weight_OI: Tensor, weight_scale_O1: Tensor, *_: object) -> Tensor:
     return cublas(x_TI, x_scale, weight_OI, weight_scale_O1, fast_accumulation=fast)
 
 
 def _ringed(
-    tiles: tuple[RingTile, ...], x_TI: Tensor, x_scale: Tensor, weight_OI: Tensor, weight_scale_O1: Tensor, *_: object
+    tile: RingTile | None, x_TI: Tensor, x_scale: Tensor, weight_OI: Tensor, weight_scale_O1: Tensor, *_: object
 ) -> Tensor:
     out_TO = x_TI.new_empty((len(x_TI), len(weight_OI)), dtype=HALF)
-    launch_ring(out_TO, x_TI, x_scale, weight_OI, weight_scale_O1, *tiles)
+    launch_ring(out_TO, x_TI, x_scale, weight_OI, weight_scale_O1, tile or tile_for(len(x_TI), weight_OI))
     return out_TO
 
 
@@ -176,20 +172,8 @@ class Candidate:
     exact: bool = True
 
 
-def _star(runs_now: bool) -> str:
-    return "*" if runs_now else ""
-
-
 def _tiles() -> Iterator[Candidate]:
-    """Yield what may multiply few tokens: what the plugin runs now first, of each size."""
-    ones = [
-        ONE,
-        *(OneTile(block_o=o, block_i=i, warps=w) for o, i, w in ((2, 4096, 4), (4, 4096, 4), (8, 4096, 8), (4, 8192, 8))),
-    ]
-    for one in ones:
-        yield Candidate(
-            name=f"{_star(one is ONE)}one {one.block_o}x{one.block_i} w{one.warps}", call=partial(_one, one), fewest=1, most=1
-        )
+    """Yield blocks that may multiply few tokens: those that the plugin has for what a ring does not serve first, of each size."""
     others = {
         16: (
             (64, 256, 5, 8, 4),
@@ -210,20 +194,26 @@ def _tiles() -> Iterator[Candidate]:
         fewest = 1 if rows == 16 else rows // 2 + 1
         for tile in tiles:
             size = f"{tile.block_o}x{tile.block_i} s{tile.stages} a{tile.ahead} w{tile.warps}"
-            yield Candidate(
-                name=f"{_star(tile is FEW[rows])}few {rows} {size}", call=partial(_few, tile), fewest=fewest, most=rows
-            )
+            yield Candidate(name=f"few {rows} {size}", call=partial(_few, tile), fewest=fewest, most=rows)
         copied = FewTile(rows=rows, block_o=64, block_i=128, stages=8, ahead=4)
         yield Candidate(name=f"copied {rows} 64x128 s8 a4 w4", call=partial(_copied, copied), fewest=fewest, most=rows)
 
 
 def _rings() -> Iterator[Candidate]:
-    """Yield what streams a weight through a ring, and with "mix" what takes the first tile that suits a weight."""
-    for rows, tiles in RINGS.items():
-        fewest = {8: 1, 16: 1}.get(rows, rows // 2 + 1)
-        for tile in tiles:
-            yield Candidate(name=tile.name, call=partial(_ringed, (tile,)), fewest=fewest, most=rows)
-        yield Candidate(name=f"ring {rows} mix", call=partial(_ringed, MIXES[rows]), fewest=fewest, most=rows)
+    """Yield what streams a weight through a ring: as the plugin does, then by whole tiles and shared ones, and other rings."""
+    others: dict[int, tuple[dict[str, Any], ...]] = {
+        8: ({"slots": 5}, {"registers": 1536}, {"teams": 2, "slots": 12}),
+        16: ({"registers": ALL_REGISTERS}, {"slots": 4}, {"teams": 2, "slots": 10}),
+        32: ({"registers": ALL_REGISTERS}, {"slots": 3}, {"teams": 2, "slots": 8}),
+        64: ({"registers": ALL_REGISTERS}, {"slots": 5}, {"teams": 4, "slots": 2}),
+    }
+    for rows, tile in TILES.items():
+        fewest = 1 if rows == 8 else rows // 2 + 1
+        yield Candidate(name=f"*ring {rows}", call=partial(_ringed, None), fewest=fewest, most=rows)
+        for each in (tile, *(evolve(tile, **other) for other in others[rows])):
+            for shared in (True, False):
+                name = f"ring {rows} t{each.teams} s{each.slots} r{each.registers} {'shared' if shared else 'whole'}"
+                yield Candidate(name=name, call=partial(_ringed, evolve(each, shared=shared)), fewest=fewest, most=rows)
 
 
 def _large_tiles() -> Iterator[Candidate]:

@@ -61,7 +61,7 @@ class Candidate:
     def name(self) -> str:
         """Return what the tile is, a star where it is what runs now."""
         tile = self.tile
-        marks = "".join(f" {word}" for word in ("shared", "late", "deep", "raised") if getattr(tile, word))
+        marks = "".join(f" {word}" for word in ("shared", "late", "deep") if getattr(tile, word))
         star = "*" if tile in _running(self.fp8) else ""
         kind = "fp8" if self.fp8 else "bf16"
         cut = f"n{tile.tokens} h{tile.halves} t{tile.teams} c{tile.cuts} s{tile.slots} r{tile.registers}"
@@ -84,8 +84,7 @@ def _candidates() -> Iterator[Candidate]:
         yield Candidate(tile=tile, fp8=True, fewest=tile.tokens // 2 + 1 if tile.tokens > 8 else 1, most=tile.tokens)
     for shared in (True, False):
         yield Candidate(tile=evolve(ops_linear_int4._HALVES[8], shared=shared), fp8=False, fewest=1, most=8)
-    for tile in (evolve(ops_linear_int4._HALVES[8], deep=False), evolve(ops_linear_int4._HALVES[8], raised=True)):
-        yield Candidate(tile=tile, fp8=False, fewest=1, most=8)
+    yield Candidate(tile=evolve(ops_linear_int4._HALVES[8], deep=False), fp8=False, fewest=1, most=8)
     between = [
         ops_linear_int4._FP8[32],
         evolve(ops_linear_int4._FP8[32], late=True),

@@ -33,7 +33,7 @@ FALCON: dict[str, Any] = {
     "torch_dtype": "bfloat16",
 }
 PUBLISHED_VOCAB = 128_256  # Llama 3.1's: the number of rows decides in how many pieces a row of it is split
-PRODUCT, NORM, ROTATION = "_one_kernel", "_rms_norm_kernel", "_rope_and_cache_kernel"
+FP8_PRODUCT, NORM, ROTATION = "_ring_kernel", "_rms_norm_kernel", "_rope_and_cache_kernel"
 
 
 def _first_steps(folder: Path, config: dict[str, Any], *words: str) -> dict[str, list[str]]:
@@ -67,12 +67,12 @@ def test_the_first_steps_compile_nothing_more(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("static", [True, False])
 def test_a_decode_in_fp8_is_fused(static: bool, tmp_path: Path) -> None:
-    """Norms and activations emit FP8 themselves, and by a static scale attention does: nine kernels, or ten, none torch's."""
+    """Norms and activations emit FP8 themselves, and by a static scale attention and gate and up do: eight kernels, or ten."""
     fp8 = {"quant_method": "fp8", "activation_scheme": "static" if static else "dynamic", "ignored_layers": ["lm_head"]}
     found = _first_steps(tmp_path, MODEL | {"quantization_config": fp8}, "fp8")
     attention = ["_decode"] if static else ["_decode", "_token_kernel"]
-    gate_up = [PRODUCT, "_static_kernel" if static else "_token_kernel"]
-    layer = [NORM, PRODUCT, ROTATION, *attention, PRODUCT, NORM, *gate_up, PRODUCT]
+    gate_up = [FP8_PRODUCT] if static else [FP8_PRODUCT, "_token_kernel"]
+    layer = [NORM, FP8_PRODUCT, ROTATION, *attention, FP8_PRODUCT, NORM, *gate_up, FP8_PRODUCT]
     launched = [name for name in found["decode"] if name != "_cut"]  # how attention's work is cut, once a step
     assert launched[1 : 1 + 2 * len(layer)] == 2 * layer
     assert sorted(found["torch"]) == [
@@ -82,11 +82,11 @@ def test_a_decode_in_fp8_is_fused(static: bool, tmp_path: Path) -> None:
 
 
 def test_a_decode_with_fast_sums_launches_what_one_with_exact_sums_does(tmp_path: Path) -> None:
-    """Of 8,192 features, from which on one token's gate and up end in their activation: eight kernels a layer."""
+    """The product of gate and up ends in their activation: eight kernels a layer."""
     fp8 = {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]}
-    wide = MODEL | {"hidden_size": 8192, "head_dim": 64, "quantization_config": fp8}
-    exact, fast = (_first_steps(tmp_path, wide, "fp8", *words) for words in ([], ["fast"]))
-    layer = [NORM, PRODUCT, ROTATION, "_decode", PRODUCT, NORM, "_gated_one_kernel", PRODUCT]
+    model = MODEL | {"quantization_config": fp8}
+    exact, fast = (_first_steps(tmp_path, model, "fp8", *words) for words in ([], ["fast"]))
+    layer = [NORM, FP8_PRODUCT, ROTATION, "_decode", FP8_PRODUCT, NORM, FP8_PRODUCT, FP8_PRODUCT]
     for found in (exact, fast):
         assert [name for name in found["decode"] if name != "_cut"][1 : 1 + 2 * len(layer)] == 2 * layer
     assert fast["decode"] == exact["decode"]
@@ -109,7 +109,7 @@ def test_a_falcon_copies_and_adds_nothing_between_its_kernels(tmp_path: Path) ->
     fp8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "ignored_layers": ["lm_head"]}
     found = _first_steps(tmp_path, FALCON | {"quantization_config": fp8}, "fp8")
     norms, activation = ["_layer_norm_kernel"] * 2, "_token_kernel"
-    layer = [*norms, PRODUCT, ROTATION, "_decode", activation, PRODUCT, PRODUCT, activation, PRODUCT]
+    layer = [*norms, FP8_PRODUCT, ROTATION, "_decode", activation, FP8_PRODUCT, FP8_PRODUCT, activation, FP8_PRODUCT]
     launched = [name for name in found["decode"] if name != "_cut"]
     assert launched[1 : 1 + 2 * len(layer)] == 2 * layer
     assert sorted(found["torch"]) == ["add.Tensor", "add.Tensor", "zeros.default"]  # the last block's branches and residual

@@ -1,4 +1,4 @@
-"""The candidate for FP8 products of few tokens, as far as it goes without a GPU: who takes which steps, and its roles as threads.
+"""FP8 products of few tokens as far as they go without a GPU: who takes which steps, and the kernel's roles as threads.
 
 T tokens, I input features, O output features.
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from attrs import evolve
 from torch import Tensor
 
 pytest.importorskip("triton")
@@ -19,15 +20,13 @@ pytest.importorskip("triton")
 from paddock.layers import QuantizedActivation, reference
 from paddock.layers.reference import FP8
 from paddock.testing.oracle import relative_rms
-from paddock_triton import int4_bringing, int4_parts, ops_activation
+from paddock_triton import fp8_ring_gated, int4_bringing, int4_parts, ops_activation, ops_linear_fp8_ring
+from paddock_triton.fp8_ring_spec import RingTile
+from paddock_triton.ops_linear_fp8_ring import TILES, launch_ring, launch_ring_gated, serves, tile_for
 from paddock_triton.rows import blocks_of
-from tests.bench import fp8_few_candidate as candidate
-from tests.bench import fp8_ring_gated
-from tests.bench.fp8_few_candidate import idle, launch_ring, launch_ring_gated, takes
-from tests.bench.fp8_ring_tiles import MIXES, RINGS, RingTile
 from tests.integration.gluon_on_cpu import Device
 
-TILES = [tile for tiles in RINGS.values() for tile in tiles]
+CUTS = [evolve(tile, shared=shared) for tile in TILES.values() for shared in (True, False)]
 # Outputs and inputs of the products of Llama-3.1-70B's layers, and of 8B's.
 WEIGHTS = (
     *((10240, 8192), (8192, 8192), (57344, 8192), (8192, 28672)),
@@ -35,16 +34,20 @@ WEIGHTS = (
 )
 
 
+def _name(tile: RingTile) -> str:
+    return f"{tile.tokens} tokens, {'shared' if tile.shared else 'whole'}"
+
+
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the arithmetic of who takes what be called as Python's."""
-    for name in ("first_unit", "program_of", "uneven", "first_of", "owner_of", "share_of", "place_in"):
+    for name in ("first_unit", "program_of", "share_of", "place_in"):
         monkeypatch.setattr(int4_bringing, name, getattr(int4_bringing, name).fn)
 
 
 def _pieces(program: int, programs: int, span: int, tiles: int, tile: RingTile) -> list[tuple[int, int, int]]:
     """Return a program's pieces: the tile, the first step of it and how many."""
-    first, count = int4_bringing.share_of(program, programs, span, tiles, tile.shared, tile.lead)
+    first, count = int4_bringing.share_of(program, programs, span, tiles, tile.shared)
     found, t = list[tuple[int, int, int]](), 0
     while t < count:
         number, block = int4_bringing.place_in(program, programs, first, t, span, tile.shared)
@@ -62,10 +65,10 @@ def _pieces(program: int, programs: int, span: int, tiles: int, tile: RingTile) 
 def test_programs_take_every_step_once_and_parts_meet_where_they_are_waited_for(
     outputs: int, inputs: int, processors: int
 ) -> None:
-    """Of each tile that is timed. Steps differ by one at most; who waits does so last, for parts that are the first of others."""
-    for cut in {(each.rows, each.pieces, each.shared, each.places, each.lead): each for each in TILES}.values():
-        span, tiles = blocks_of(inputs, cut.pieces * 128), blocks_of(outputs, cut.rows)
-        tile, programs = cut.given_out(tiles, span, processors)
+    """Of each tile. Steps differ by one at most; who waits does so last, for parts that are the first of others."""
+    for tile in {(each.pieces, each.shared): each for each in CUTS}.values():
+        span, tiles = blocks_of(inputs, tile.pieces * 128), blocks_of(outputs, tile.rows)
+        programs = min(processors, tiles * (span if tile.shared else 1))
         works = [_pieces(each, programs, span, tiles, tile) for each in range(programs)]
         assert all(works), "a program without work"
         taken = sorted(piece for work in works for piece in work)
@@ -78,10 +81,7 @@ def test_programs_take_every_step_once_and_parts_meet_where_they_are_waited_for(
             assert all(count == span for _, _, count in taken)
             continue
         counts = [sum(count for _, _, count in work) for work in works]
-        halves = (counts, counts[programs // 2 :]) if not tile.lead else (counts[: programs // 2], counts[programs // 2 :])
-        assert all(max(half) - min(half) <= 1 for half in halves)
-        assert 0 <= counts[-1] + 1 - counts[0] - tile.lead <= 2, "another lead"
-        assert 2 * counts[0] >= sum(counts) // programs
+        assert max(counts) - min(counts) <= 1
         kept = {(work[0][0], program) for program, work in enumerate(works) if work[0][1] > 0}
         assert all(block == 0 for work in works for _, block, _ in work[1:]), "a part that is not a program's first"
         waited = set[tuple[int, int]]()
@@ -89,7 +89,7 @@ def test_programs_take_every_step_once_and_parts_meet_where_they_are_waited_for(
             assert all(count == span for _, block, count in work[:-1] if block == 0), "a wait that is not a program's last"
             number, block, count = work[-1]
             if block == 0 and count < span:
-                last = int4_bringing.owner_of(number * span + span - 1, programs, tiles * span, tile.lead)
+                last = int4_bringing.program_of(number * span + span - 1, programs, tiles * span)
                 waited |= {(number, other) for other in range(program + 1, last + 1)}
         assert kept == waited
 
@@ -119,14 +119,14 @@ class Given:
 
 @contextmanager
 def _threads(given: Given, programs: int, seed: int, counted: Tensor) -> Iterator[None]:
-    """Have the candidate's launches run by roles on a CPU; they count in `counted`."""
+    """Have launches run by roles on a CPU; they count in `counted`."""
     device = Device(seed)
 
     def launch(
         kernel: Any, grid: tuple[int], *args: Any, num_warps: int, maxnreg: int | None, launch_pdl: bool = False, **options: Any
     ) -> None:
         tile = options["spec"]
-        assert grid[0] <= programs * tile.places
+        assert grid[0] <= programs
         early = {"waiting": grid[0] * (tile.teams + 1), "asked": grid[0] * tile.pieces}  # all but who copies weights
         before = threading.Thread(target=device.end_before, args=(given.arrive,), kwargs=early, daemon=True)
         before.start()
@@ -134,11 +134,11 @@ def _threads(given: Given, programs: int, seed: int, counted: Tensor) -> Iterato
         before.join()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(candidate, "launch", launch)
-        patch.setattr(candidate, "processors", lambda _device: programs)
-        patch.setattr(candidate, "counters", lambda _device, count: counted[:count])
-        patch.setattr(candidate, "_DTYPES", {torch.bfloat16: torch.bfloat16})
-        device.pretend(patch, [candidate, fp8_ring_gated, int4_bringing, int4_parts, ops_activation])
+        patch.setattr(ops_linear_fp8_ring, "launch", launch)
+        patch.setattr(ops_linear_fp8_ring, "processors", lambda _device: programs)
+        patch.setattr(ops_linear_fp8_ring, "counters", lambda _device, count: counted[:count])
+        patch.setattr(ops_linear_fp8_ring, "_DTYPES", {torch.bfloat16: torch.bfloat16})
+        device.pretend(patch, [ops_linear_fp8_ring, fp8_ring_gated, int4_bringing, int4_parts, ops_activation])
         yield
 
 
@@ -150,7 +150,7 @@ def _product(given: Given, programs: int, seed: int, tile: RingTile, counted: Te
     return out_TO
 
 
-@pytest.mark.parametrize("tile", TILES, ids=lambda tile: tile.name)
+@pytest.mark.parametrize("tile", CUTS, ids=_name)
 def test_roles_give_the_product_in_whatever_order_they_run(tile: RingTile) -> None:
     """Weights before the kernel before ends, all else after it; tokens, outputs and inputs that fill no tile.
 
@@ -165,7 +165,7 @@ def test_roles_give_the_product_in_whatever_order_they_run(tile: RingTile) -> No
         assert not counted.any()
 
 
-@pytest.mark.parametrize("tile", [tiles[at] for tiles in RINGS.values() for at in (0, 2, -1)], ids=lambda tile: tile.name)
+@pytest.mark.parametrize("tile", CUTS, ids=_name)
 def test_a_product_ends_in_its_activation(tile: RingTile) -> None:
     """Gates and ups that fill no tile, in parts of tiles too: what the twin gives, but for a value that a sum's order tips."""
     counted, scale = torch.zeros(64, dtype=torch.int32), torch.tensor(3.0)
@@ -187,42 +187,38 @@ def test_more_tokens_than_a_tile_s_take_more_tiles() -> None:
     assert relative_rms(found, given.expected_TO()) < 1e-6
 
 
-def test_whole_tiles_are_taken_where_few_programs_idle() -> None:
-    """Of 64 outputs, on 132 multiprocessors: 128 and 896 tiles, not 160, nor any of 8B's."""
-    whole = [idle(MIXES[16][0], outputs, 132) <= 0.05 for outputs, _ in WEIGHTS]
-    assert whole == [False, True, True, True, False, False, False, False]
+@pytest.mark.parametrize(("outputs", "inputs"), WEIGHTS)
+def test_whole_tiles_are_taken_where_memory_waits_for_few(outputs: int, inputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On 132 multiprocessors 160 tiles are shared: 28 would be read at a quarter of the speed. So are a few long ones."""
+    monkeypatch.setattr(ops_linear_fp8_ring, "processors", lambda _device: 132)
+    tile = tile_for(17, torch.empty(outputs, inputs, dtype=FP8))
+    assert (tile.tokens, tile.shared) == (32, outputs == 10240)
+    assert tile_for(1, torch.empty(256, 65536, dtype=FP8)).shared
 
 
-def test_what_the_copy_engine_cannot_bring_is_refused() -> None:
-    """Rows that do not begin at multiples of 16 bytes, and inputs that lie apart."""
-    x_TI, weight_OI = torch.zeros(4, 1040).to(FP8), torch.zeros(64, 1040).to(FP8)
-    assert takes(x_TI, weight_OI)
-    assert not takes(x_TI[:, :1032].contiguous(), weight_OI)
-    assert not takes(x_TI, weight_OI[:, 8:])
-    assert not takes(x_TI, weight_OI[:, ::2])
+def test_a_kernel_of_its_own_is_for_64_tokens_of_what_the_copy_engine_brings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On compute capability 9, rows that begin at multiples of 16 bytes; tokens that do not are copied."""
+    x_TI, weight_OI = torch.zeros(64, 1040).to(FP8), torch.zeros(64, 1040).to(FP8)
+    assert not serves(x_TI, weight_OI)
+    monkeypatch.setattr(ops_linear_fp8_ring, "runs_on", lambda _device: True)
+    assert serves(x_TI, weight_OI)
+    assert serves(x_TI[:1, 8:], weight_OI)
+    assert not serves(x_TI[:0], weight_OI)
+    assert not serves(torch.zeros(65, 1040).to(FP8), weight_OI)
+    assert not serves(x_TI, weight_OI[:, 8:])
+    assert not serves(x_TI, torch.zeros(64, 1032).to(FP8))
 
 
-@pytest.mark.parametrize(
-    "cut",
-    [
-        {"teams": 3},
-        {"halves": 3},
-        {"blocks": 3},
-        {"deep": True, "halves": 2},
-        {"shared": False, "lead": 1},
-        {"teams": 4, "halves": 2},
-    ],
-)
-def test_no_tile_is_cut_as_the_kernel_cannot(cut: dict[str, Any]) -> None:
+def test_no_tile_is_cut_as_the_kernel_cannot() -> None:
     """It would give wrong numbers without a word."""
     with pytest.raises(AssertionError, match="RingTile"):
-        RingTile(**{"tokens": 16, "teams": 2, "slots": 4} | cut)
+        RingTile(tokens=16, teams=3, slots=4)
 
 
 @pytest.mark.parametrize("tokens", [8, 16, 32, 64])
 def test_sums_that_a_team_hands_over_meet_in_no_bank(tokens: int) -> None:
     """Sixteen threads store two neighbours each at once, of four rows: each of the 32 banks takes one of them."""
-    layout = RingTile(tokens=tokens, teams=2, slots=2, deep=True).handed_shared
+    layout = RingTile(tokens=tokens, teams=2, slots=2).handed_shared
     for eight in range(tokens // 8):
         for first_row in range(0, 64, 4):
             banks = []

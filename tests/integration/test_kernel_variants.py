@@ -19,21 +19,19 @@ from tests.bench.decode_variants import Cut
 SAYS = r"^{name} +\d+ registers, 0 spills, \d+ bytes shared"
 
 
-FEW = r", wgmma\.mma_async\.sync\.aligned\.m64n{}k32\.f32\.e4m3\.e4m3 x 16, 2 waits$"
+FEW = r", wgmma\.mma_async\.sync\.aligned\.m64n{}k32\.f32\.e4m3\.e4m3 x {}, {} waits$"
 VARIANTS = {
     "prefill_variants": {"64 x 64, 4 warps": "$", "fp8 arithmetic, 128 x 64, 8 warps": "$"},
     "decode_variants": {"decode 64 x 8k: 4 stages": "$"},
     "block_variants": {"one 2x8192 w8": "$"},
     "fp8_variants": {
-        "one 2x4096 w4": r", cvt\.rn\.f16x2\.e4m3x2$",
-        "ring 16 128x256 s6 t2": FEW.format(16),
-        "ring 64 256x128 s5 t2": FEW.format(64),
+        "ring 8 t4 s5 r2048 shared": FEW.format(8, 16, 4),
+        "ring 64 t2 s5 r1536 whole": FEW.format(64, 8, 2),
     },
-    "fp8_gated_variants": {"ring 16 128x256 s6 t2": "$"},
     "int4_to_fp8_variants": {"*o64 b1": ", 8 loads and 16 stores of 16 bytes$"},
     "int4_variants": {
         "*fp8 n128 h1 t2 c1 s6 r2048 shared late": r", wgmma\.mma_async\S*e4m3\.e4m3$",
-        "bf16 n8 h1 t4 c1 s6 r2048 shared deep raised": r", mma\.sync\S*bf16\.bf16\.f32$",
+        "bf16 n8 h1 t4 c1 s6 r2048 shared": r", mma\.sync\S*bf16\.bf16\.f32$",
     },
 }
 

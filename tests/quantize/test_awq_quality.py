@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from tests.bench import int4_references
 from tests.bench.awq_quality import COMPUTED, LAYOUTS, Int4Row, Int4Settings, main, table
 from tests.bench.fp8_quality import Settings
-from tests.quantize.made import LINEARS, sequences
-from tests.quantize.test_awq import GROUP, PATHS, logits_of
+from tests.quantize.made import LINEARS, logits_of, sequences
+from tests.quantize.test_awq import GROUP, PATHS
 
 pytestmark = pytest.mark.bench
 

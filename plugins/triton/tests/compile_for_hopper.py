@@ -31,7 +31,7 @@ from paddock.errors import KernelError
 from paddock.layers import AttentionInputs, AttentionParams, LayerKV
 from paddock.layers.int4 import int4_weight
 from paddock.plugins import AttentionNeeds, resolve
-from paddock_triton import attention, ops_activation_fp8, ops_linear_int4, ops_norm, ops_quantize, plugin
+from paddock_triton import attention, ops_activation_fp8, ops_linear_fp8_ring, ops_linear_int4, ops_norm, ops_quantize, plugin
 
 FP8, HALF = torch.float8_e4m3fn, torch.bfloat16
 # (H, K, D), KV dtype, page size, features: each tile shape, both ways to read pages, and pairs of FP8 values.
@@ -53,9 +53,7 @@ STEPS: dict[str, tuple[tuple[int, int, int], torch.dtype, int, dict[str, Any]]] 
 # What a kernel is for: it compiles to something slower where a tile's sides are not the unit's, or addresses not multiples of 16.
 INSTRUCTIONS = {
     ("paddock_triton.ops_linear_fp8", "_few_kernel"): "wgmma.mma_async.sync.aligned.m64n32k32.f32.e4m3.e4m3",
-    ("paddock_triton.ops_linear_fp8", "_one_kernel"): "cvt.rn.f16x2.e4m3x2",
-    ("paddock_triton.ops_linear_fp8_gated", "_gated_few_kernel"): "wgmma.mma_async.sync.aligned.m64n32k32.f32.e4m3.e4m3",
-    ("paddock_triton.ops_linear_fp8_gated", "_gated_one_kernel"): "cvt.rn.f16x2.e4m3x2",
+    ("paddock_triton.ops_linear_fp8_ring", "_ring_kernel"): "k32.f32.e4m3.e4m3",
     ("paddock_triton.ops_int4", "_fp8_kernel"): "st.global.v4.b32",
     ("paddock_triton.ops_linear_fp8_blocks", "_block_few_kernel"): "wgmma.mma_async.sync.aligned.m64n32k32.f32.e4m3.e4m3",
     ("paddock_triton.ops_linear_fp8_blocks", "_block_one_kernel"): "cvt.rn.f16x2.e4m3x2",
@@ -225,6 +223,9 @@ def _calls(tokens: int) -> dict[str, Callable[[], Any]]:
         product, scale_T1 = ops[op].func, torch.ones(tokens, 1)  # type: ignore[attr-defined]
         more[f"{op}, one token"] = partial(product, values_TI[:1], one, *weight)
         more[f"{op}, a scale a token"] = partial(product, values_TI, scale_T1, *weight)
+    values_TI, one, weight_OI, weight_scale_O1, dtype = _examples(tokens)["linear_fp8"]
+    odd = values_TI[:, :500].contiguous(), one, weight_OI[:, :500].contiguous(), weight_scale_O1, dtype
+    more["linear_fp8, rows at odd addresses"] = partial(ops["linear_fp8"].func, *odd)  # type: ignore[attr-defined]
     return ops | more | {name: partial(_attend, *step, tokens=tokens) for name, step in STEPS.items()}
 
 
@@ -332,8 +333,9 @@ def pretend() -> None:
     """Let Triton and the ops take this machine for one with a Hopper GPU of an H200's size."""
     driver.set_active(Hopper())
     torch.Tensor.is_cuda = property(lambda self: True)  # type: ignore[assignment]
-    attention.runs_on = ops_linear_int4.runs_on = lambda device: True  # type: ignore[attr-defined]
-    ops_linear_int4.processors = lambda device: 132  # type: ignore[assignment, attr-defined]
+    attention.runs_on = lambda device: True  # type: ignore[attr-defined]
+    for products in (ops_linear_int4, ops_linear_fp8_ring):
+        products.runs_on, products.processors = lambda device: True, lambda device: 132  # type: ignore[attr-defined]
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from paddock_triton import int4_bringing, ops_linear_int4
 from paddock_triton.counters import counters
 from paddock_triton.int4_spec import Int4Spec, Int4Tile
 from paddock_triton.ops_linear_int4 import linear_int4, linear_int4_fp8
+from paddock_triton.rows import aligned
 
 BF16, FP16 = torch.bfloat16, torch.float16
 FP8_TILES = [
@@ -115,11 +116,11 @@ def test_rows_begin_where_the_copy_engine_can(tokens: int, dtype: torch.dtype) -
     """Whatever rows are given, one alone too: at multiples of 16 bytes, with inputs side by side; copied only if need be."""
     wide_TI = torch.arange(tokens * 1406).remainder(200).view(tokens, 1406).to(dtype)
     for x_TI in (wide_TI[:, 3:643], wide_TI[:, :640], wide_TI[:, :1280:2], wide_TI[:, :640].T.contiguous().T):
-        found = ops_linear_int4._aligned(x_TI)
+        found = aligned(x_TI)
         assert (found.stride(1), found.stride(0) * found.element_size() % 16, found.data_ptr() % 16) == (1, 0, 0)
         assert torch.equal(found.float(), x_TI.float())
     whole_TI = wide_TI[:, :640].clone(memory_format=torch.contiguous_format)
-    assert ops_linear_int4._aligned(whole_TI) is whole_TI
+    assert aligned(whole_TI) is whole_TI
 
 
 @pytest.mark.parametrize(
@@ -133,8 +134,6 @@ def test_rows_begin_where_the_copy_engine_can(tokens: int, dtype: torch.dtype) -
         (True, 256, {"late": True}),
         (True, 256, {"deep": True}),
         (True, 128, {"deep": True, "late": True}),
-        (False, 128, {"raised": True}),
-        (True, 128, {"raised": True}),
         (True, 128, {"teams": 3}),
         (True, 128, {"teams": 2, "halves": 2}),
         (True, 128, {"teams": 2, "cuts": 2}),

@@ -17,15 +17,17 @@ from paddock.errors import KernelError
 from paddock.layers import reference
 from paddock.layers.reference import FP8
 from paddock.testing.oracle import assert_close, poisoned
-from paddock_triton import ops_linear_fp8
+from paddock_triton import ops_linear_fp8, ops_linear_fp8_ring
 from paddock_triton.launch import compile_ahead
 from paddock_triton.ops_linear_fp8 import linear_fp8, linear_fp8_fast
 
 ON_GPU = torch.cuda.is_available()
 HALVES = (torch.bfloat16, torch.float16) if ON_GPU else (torch.float16,)  # the interpreter cuts bfloat16 off
-TOKENS = (0, 1, 2, 7, 16, 17, 32, 33, 63, 64, 65, 130) if ON_GPU else (0, 1, 2, 17, 33, 65)
-# Whole blocks, a weight smaller than any block, edges beside them, rows at odd addresses, and published shapes.
-WEIGHTS = [(64, 2048), (3, 5), (67, 2050), (130, 1000), *([(6144, 4096), (8192, 8192), (4096, 14336)] if ON_GPU else [])]
+TOKENS = (0, 1, 2, 7, 8, 9, 16, 17, 32, 33, 63, 64, 65, 130) if ON_GPU else (0, 1, 2, 17, 33, 65)
+# Whole blocks, a weight smaller than any block, edges beside them, rows at odd addresses; on a GPU weights whose rows the copy
+# engine brings, smaller than a step and larger, of whole tiles and shared ones, and published shapes.
+WEIGHTS = [(64, 2048), (3, 5), (67, 2050), (130, 1000), *([(3, 16), (67, 2064), (200, 30000)] if ON_GPU else [])]
+PUBLISHED = [(6144, 4096), (10240, 8192), (8192, 8192), (4096, 14336)] if ON_GPU else []
 
 
 def _given(tokens: int, shape: tuple[int, int], device: torch.device, *, static: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -42,9 +44,8 @@ def _given(tokens: int, shape: tuple[int, int], device: torch.device, *, static:
     return values(tokens, inputs), scales() if static else scales(tokens, 1), values(features, inputs), scales(features, 1)
 
 
-@pytest.mark.memcheck
 @pytest.mark.parametrize("static", [True, False], ids=["static", "token"])
-@pytest.mark.parametrize("shape", WEIGHTS, ids=str)
+@pytest.mark.parametrize("shape", [*(pytest.param(each, marks=pytest.mark.memcheck) for each in WEIGHTS), *PUBLISHED], ids=str)
 def test_tokens_meet_every_edge_of_a_weight(shape: tuple[int, int], static: bool, device: torch.device) -> None:
     """No token, one, tiles of each size and more than one tile, whatever the weight's sides; a dtype with each of the scales."""
     dtype = HALVES[static % len(HALVES)]
@@ -108,12 +109,32 @@ def test_rows_of_tokens_may_lie_apart(device: torch.device) -> None:
 
 
 def test_a_token_does_not_depend_on_how_many_share_its_tile(device: torch.device) -> None:
-    """Two to sixteen tokens are one tile: a row has the same bits whoever is beside it, so padding changes nothing."""
-    x_TI, scale_T1, weight_OI, weight_scale_O1 = _given(16, (70, 256), device, static=False)
-    together = linear_fp8(x_TI, scale_T1, weight_OI, weight_scale_O1, torch.float16)
-    for count in (2, 3, 8):
-        alone = linear_fp8(x_TI[:count], scale_T1[:count], weight_OI, weight_scale_O1, torch.float16)
-        assert torch.equal(alone, together[:count])
+    """A row has the same bits whoever is beside it, so padding changes nothing: up to 16 tokens, on a GPU up to 32."""
+    most = 32 if ON_GPU else 16
+    for shape in ((70, 256), *([(10240, 8192), (4096, 4096)] if ON_GPU else [])):
+        x_TI, scale_T1, weight_OI, weight_scale_O1 = _given(most, shape, device, static=False)
+        together = linear_fp8(x_TI, scale_T1, weight_OI, weight_scale_O1, torch.float16)
+        for count in (1, 2, 3, 8, 9, most // 2 + 1):
+            alone = linear_fp8(x_TI[:count], scale_T1[:count], weight_OI, weight_scale_O1, torch.float16)
+            assert torch.equal(alone, together[:count])
+
+
+@pytest.mark.skipif(not ON_GPU, reason="captures a graph")
+def test_a_captured_product_reads_what_is_there_when_it_is_replayed(device: torch.device) -> None:
+    """Tokens and scales that changed since, again and again, of whole tiles and of shared ones, whose counters end at zero."""
+    for shape in ((10240, 8192), (8192, 8192)):
+        for tokens in (1, 40):
+            given = _given(tokens, shape, device, static=False)
+            linear_fp8(*given, torch.bfloat16)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                outs = [linear_fp8(*given, torch.bfloat16) for _ in range(3)]
+            for turn in range(3):
+                x_TI, scale_T1, *_ = _given(tokens + turn, shape, device, static=False)
+                given[0].copy_(x_TI[:tokens])
+                given[1].copy_(scale_T1[:tokens])
+                graph.replay()
+                assert all(torch.equal(out_TO, linear_fp8(*given, torch.bfloat16)) for out_TO in outs)
 
 
 def test_a_product_s_largest_values_are_finite(device: torch.device) -> None:
@@ -133,7 +154,7 @@ def test_nothing_is_multiplied_while_kernels_compile(device: torch.device, monke
         assert linear_fp8(*_given(70, (32, 64), device, static=True), torch.bfloat16).shape == (70, 32)
 
 
-@pytest.mark.parametrize("what", ["_one_kernel", "_few_kernel", "cublas"])
+@pytest.mark.parametrize("what", ["_few_kernel", "cublas", *(["_ring_kernel"] if ON_GPU else [])])
 def test_a_product_that_fails_names_itself_and_the_way_out(
     what: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,10 +170,10 @@ def test_a_product_that_fails_names_itself_and_the_way_out(
             """Fail."""
             raise RuntimeError("no such product")
 
-    monkeypatch.setattr(ops_linear_fp8, what, Failing())
-    tokens = {"_one_kernel": 1, "_few_kernel": 2, "cublas": 70}[what]
+    monkeypatch.setattr(ops_linear_fp8_ring if what == "_ring_kernel" else ops_linear_fp8, what, Failing())
+    tokens, inputs = {"_ring_kernel": (1, 64), "_few_kernel": (2, 60), "cublas": (70, 64)}[what]
     with pytest.raises(KernelError, match="no such product") as caught:
-        linear_fp8(*_given(tokens, (32, 64), device, static=False), torch.bfloat16)
-    said = f"kernel linear_fp8 does not run on values_TI [{tokens}, 64] float8_e4m3fn, x_scale [{tokens}, 1] float32"
+        linear_fp8(*_given(tokens, (32, inputs), device, static=False), torch.bfloat16)
+    said = f"kernel linear_fp8 does not run on values_TI [{tokens}, {inputs}] float8_e4m3fn, x_scale [{tokens}, 1] float32"
     assert caught.value.message.startswith(said)
     assert "--op linear_fp8=paddock" in caught.value.fix

@@ -47,44 +47,11 @@ def program_of(unit: gl.tensor, programs: gl.tensor, units: gl.tensor) -> gl.ten
 
 
 @gluon.jit
-def uneven(programs: gl.tensor, units: gl.tensor, LEAD: gl.constexpr) -> gl.tuple:
-    """Return how many programs are the first half, and what each of them has, where those of the second have LEAD more."""
-    half = programs // 2
-    return half, (units - (programs - half) * LEAD) // programs
-
-
-@gluon.jit
-def first_of(program: gl.tensor, programs: gl.tensor, units: gl.tensor, LEAD: gl.constexpr) -> gl.tensor:
-    """Return the first unit of a program where programs share all; with LEAD the second half of them have so many more each."""
-    if LEAD == 0:
-        first = first_unit(program, programs, units)
-    else:
-        half, each = uneven(programs, units, LEAD)
-        rest = first_unit(program - half, programs - half, units - half * each)
-        first = program * each if program < half else half * each + rest
-    return first
-
-
-@gluon.jit
-def owner_of(unit: gl.tensor, programs: gl.tensor, units: gl.tensor, LEAD: gl.constexpr) -> gl.tensor:
-    """Return the program that has a unit, as `first_of` shares them."""
-    if LEAD == 0:
-        owner = program_of(unit, programs, units)
-    else:
-        half, each = uneven(programs, units, LEAD)
-        rest = program_of(unit - half * each, programs - half, units - half * each)
-        owner = unit // each if unit < half * each else half + rest
-    return owner
-
-
-@gluon.jit
-def share_of(
-    program: gl.tensor, programs: gl.tensor, span: gl.tensor, tiles: gl.tensor, SHARED: gl.constexpr, LEAD: gl.constexpr
-) -> gl.tuple:  # fmt: skip
+def share_of(program: gl.tensor, programs: gl.tensor, span: gl.tensor, tiles: gl.tensor, SHARED: gl.constexpr) -> gl.tuple:
     """Return the first unit (a step of a tile) of a program and how many steps it has: a part of all, or whole tiles."""
     if SHARED:
-        first = first_of(program, programs, tiles * span, LEAD)
-        count = first_of(program + 1, programs, tiles * span, LEAD) - first
+        first = first_unit(program, programs, tiles * span)
+        count = first_unit(program + 1, programs, tiles * span) - first
     else:
         first = program * span
         count = (tiles - program + programs - 1) // programs * span
@@ -107,7 +74,7 @@ def place_in(
 def steps_of(sizes: gl.tuple, spec: gl.constexpr) -> gl.tuple:
     """Return the first unit of this program and how many steps it has."""
     _tokens, _outputs, _blocks, span, tiles, _token_tiles = sizes
-    return share_of(gl.program_id(0), gl.num_programs(0), span, tiles, spec.shared, spec.lead)
+    return share_of(gl.program_id(0), gl.num_programs(0), span, tiles, spec.shared)
 
 
 @gluon.jit

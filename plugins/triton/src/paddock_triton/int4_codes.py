@@ -33,14 +33,7 @@ prmt.b32 b, $4, 0, 0x4342;
 shr.b32 c, a, 4;
 shr.b32 d, b, 4;
 """
-# The same in bfloat16, raised: 0x4300 | q is 128 + q.
-_RAISED_BF16 = gl.constexpr(f"""{_IN_PAIRS}
-lop3.b32 $0, a, 0x000F000F, 0x43004300, 0xEA;
-lop3.b32 $1, b, 0x000F000F, 0x43004300, 0xEA;
-lop3.b32 $2, c, 0x000F000F, 0x43004300, 0xEA;
-lop3.b32 $3, d, 0x000F000F, 0x43004300, 0xEA;
-}}""")
-# And less a row's zero point, likewise raised; in float16 0x6400 | q is 1024 + q.
+# In bfloat16 0x4300 | q is 128 + q, in float16 0x6400 | q 1024 + q; less a row's zero point, raised likewise.
 _TO_BF16 = gl.constexpr(f"""{_IN_PAIRS}
 lop3.b32 a, a, 0x000F000F, 0x43004300, 0xEA;
 lop3.b32 b, b, 0x000F000F, 0x43004300, 0xEA;
@@ -112,24 +105,17 @@ def minus_zeros_fp8(zero_C: gl.tensor, spec: gl.constexpr) -> gl.tensor:
 
 
 @gluon.jit
-def raised_zeros(zero_C: gl.tensor, dtype: gl.constexpr, spec: gl.constexpr) -> gl.tuple:
-    """Return the zeros of the first eight of sixteen rows and of the last for every input [32, 128], raised as codes are."""
+def numbers(packed_CJ: gl.shared_memory_descriptor, zero_C: gl.tensor, dtype: gl.constexpr, spec: gl.constexpr) -> gl.tensor:
+    """Return code - zero of a half [64, 128] in 16 bits; zero_C [32] holds the zeros of two rows a byte.
+
+    The order of inputs is that of `_turned`, and of `ops_linear_int4._turned`.
+    """
     layout: gl.constexpr = spec.bytes_layout
     raised: gl.constexpr = 128.0 if dtype == gl.bfloat16 else 1024.0
     zero_C = gl.convert_layout(zero_C, gl.SliceLayout(1, layout))
     nothing_CJ = gl.zeros([32, STEP], dtype, layout)
     low_CJ = nothing_CJ + ((zero_C & 15).to(gl.float32) + raised).to(dtype)[:, None]
     high_CJ = nothing_CJ + ((zero_C >> 4).to(gl.float32) + raised).to(dtype)[:, None]
-    return low_CJ, high_CJ
-
-
-@gluon.jit
-def numbers(packed_CJ: gl.shared_memory_descriptor, zero_C: gl.tensor, dtype: gl.constexpr, spec: gl.constexpr) -> gl.tensor:
-    """Return code - zero of a half [64, 128] in 16 bits; zero_C [32] holds the zeros of two rows a byte.
-
-    The order of inputs is that of `_turned`, and of `ops_linear_int4._turned`.
-    """
-    low_CJ, high_CJ = raised_zeros(zero_C, dtype, spec)
     given = [gl.convert_layout(_bytes(packed_CJ), spec.bytes_layout, assert_trivial=True), low_CJ, high_CJ]
     regs: gl.constexpr = "=r,=r,=r,=r,r,r,r,r,r"
     if dtype == gl.bfloat16:
@@ -137,22 +123,6 @@ def numbers(packed_CJ: gl.shared_memory_descriptor, zero_C: gl.tensor, dtype: gl
     else:
         low_CJ, high_CJ = gl.inline_asm_elementwise(_TO_FP16, regs, given, (gl.float16, gl.float16), is_pure=True, pack=4)
     return _turned(_rows(low_CJ, high_CJ))
-
-
-@gluon.jit
-def raised_codes(packed_CJ: gl.shared_memory_descriptor) -> gl.tensor:
-    """Return the codes of a half [64, 128] in bfloat16, raised; the order of inputs is that of `numbers`."""
-    low_CJ, high_CJ = gl.inline_asm_elementwise(
-        _RAISED_BF16, "=r,=r,=r,=r,r", [_bytes(packed_CJ)], (gl.bfloat16, gl.bfloat16), is_pure=True, pack=4
-    )
-    return _turned(_rows(low_CJ, high_CJ))
-
-
-@gluon.jit
-def minus_raised_zeros(zero_C: gl.tensor, spec: gl.constexpr) -> gl.tensor:
-    """Return what is to be added to `raised_codes` [64, 128], the same for every input: a thread has two."""
-    low_CJ, high_CJ = raised_zeros(zero_C, gl.bfloat16, spec)
-    return _rows(-low_CJ, -high_CJ)
 
 
 @gluon.jit

@@ -20,11 +20,9 @@ from paddock_triton.int4_codes import (
     MIDDLE,
     codes_fp8,
     inputs_of,
-    minus_raised_zeros,
     minus_zeros_fp8,
     numbers,
     part_of,
-    raised_codes,
     row_values,
     shifts,
     zero_bytes,
@@ -153,15 +151,6 @@ def _step_groups(accs: gl.tuple, ring: gl.tuple, m: gl.tensor, INDEX: gl.constex
                 numbers_RK = part_of(numbers(packed_CJ, zero_C, x_BNK.dtype, spec), group, spec)
                 products_RN = warpgroup_mma(numbers_RK, x_KN, nothing(spec), use_acc=False, is_async=True)
                 products_RN = warpgroup_mma_wait(0, deps=[products_RN])
-            elif spec.raised:
-                gl.static_assert(
-                    x_BNK.dtype == gl.bfloat16, "raised by 1,024, codes would leave too few bits of a sum of float32"
-                )
-                operand_KN = inputs_of(x_KN, spec)
-                codes_RK = part_of(raised_codes(packed_CJ), group, spec)
-                minus_RK = part_of(minus_raised_zeros(zero_C, spec), group, spec)
-                minus_RN = mma_v2(minus_RK, operand_KN, nothing(spec))  # apart, so that neither waits for the other
-                products_RN = mma_v2(codes_RK, operand_KN, nothing(spec)) + minus_RN
             else:
                 numbers_RK = part_of(numbers(packed_CJ, zero_C, x_BNK.dtype, spec), group, spec)
                 products_RN = mma_v2(numbers_RK, inputs_of(x_KN, spec), nothing(spec))

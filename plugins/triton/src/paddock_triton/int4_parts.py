@@ -13,7 +13,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-from paddock_triton.int4_bringing import barriers, owner_of
+from paddock_triton.int4_bringing import barriers, program_of
 from paddock_triton.int4_spec import ROWS
 
 _barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # of a role's warps: Triton 3.7's name and 3.6's
@@ -188,6 +188,6 @@ def finish(
         _barrier()
         gl.atomic_add(done_ptr + tile * spec.teams + INDEX, 1, sem="release")
     else:
-        last = owner_of(tile * span + span - 1, gl.num_programs(0), tiles * span, spec.lead)
+        last = program_of(tile * span + span - 1, gl.num_programs(0), tiles * span)
         _wait_for(done_ptr + tile * spec.teams + INDEX, last - gl.program_id(0))
         _join(accs, outs, tile, last, sizes, INDEX, STORE, spec)

@@ -27,9 +27,7 @@ class Int4Tile:
     `shared`: programs take equal parts of all steps, so that tiles are shared; else whole tiles. `late`: FP8's zero points are
     taken off after a tile's steps, in a product of their own; else in each step. `deep`: a tile has 64 rows, and each team takes
     another 128 inputs of a step, so that few tiles are shared where outputs are few. A program takes at most `registers` of each
-    lane of a multiprocessor, of all its 2,048: what is left is for kernels between the product before and this one. `raised`:
-    codes of few tokens in bfloat16 keep the 128 they are raised by, which products of their own take off with the zero points;
-    else both are subtracted from codes first.
+    lane of a multiprocessor, of all its 2,048: what is left is for kernels between the product before and this one.
     """
 
     tokens: int
@@ -41,7 +39,6 @@ class Int4Tile:
     late: bool = False
     deep: bool = False
     registers: int = ALL_REGISTERS
-    raised: bool = False
 
 
 @frozen(kw_only=True)
@@ -54,8 +51,6 @@ class Int4Spec:
     group: int  # inputs: 32, 64 or a multiple of 128
     scale_bytes: int  # of a group's scale: 2, or 4 in float32, as ModelOpt's are
 
-    lead = 0  # steps that the second half of programs have more
-
     def __attrs_post_init__(self) -> None:
         """Hold the tile to what the kernel can do: it would leave out halves or cuts, or groups' zero points."""
         tile = self.tile
@@ -64,7 +59,6 @@ class Int4Spec:
         assert not tile.late or (self.fp8 and self.group == _STEP and not tile.deep), (tile, "is late", self.group)
         assert not tile.deep or (self.group == _STEP and (tile.halves, tile.cuts) == (1, 1)), (tile, "is deep", self.group)
         assert tile.teams in (2, 4), (tile, "has other roles")
-        assert not tile.raised or (not self.fp8 and not self.wide), (tile, "is raised", self.fp8)
         assert self.rows <= _MOST_ROWS, (tile, "has more rows than are copied at once")
 
     @property
@@ -116,11 +110,6 @@ class Int4Spec:
     def deep(self) -> bool:
         """Return whether teams take other inputs, not other rows."""
         return self.tile.deep
-
-    @property
-    def raised(self) -> bool:
-        """Return whether codes stay raised, and products of their own take that off."""
-        return self.tile.raised
 
     @property
     def pieces(self) -> int:

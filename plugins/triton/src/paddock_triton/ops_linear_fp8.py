@@ -1,7 +1,10 @@
 """Products of FP8 activations with FP8 weights: few tokens by kernels that stream the weight, more by cuBLAS.
 
 T tokens, I input features, O output features; B output features and J input features of a block, M tokens of a tile, L lines
-fetched ahead; a row's block as G groups of V features. Values and weights are e4m3, scales float32.
+fetched ahead. Values and weights are e4m3, scales float32.
+
+Up to 64 tokens are `ops_linear_fp8_ring`'s where it serves a weight: on compute capability 9, with inputs a multiple of 16. The
+kernel here does the rest, and what cuBLAS does not take.
 
 The matrix unit of compute capability 9 keeps sums of FP8 products to 14 bits: over all of 8,192 or 28,672 inputs that alone would
 err by 0.6 or 2.2 percent (modelled: the sum cut to 14 bits after each 32 inputs), where a rounding to bfloat16 errs by 0.2. So
@@ -21,19 +24,11 @@ from torch import Tensor
 from paddock_triton.dependence import DEPENDENT, fetch, start_next, wait
 from paddock_triton.failures import named
 from paddock_triton.launch import launch, launches_nothing
+from paddock_triton.ops_linear_fp8_ring import launch_ring, serves, tile_for
 from paddock_triton.rows import blocks_of, power_of_2, unit_stride
 
 MOST_TOKENS = 64  # above, cuBLAS takes over where it can
 _CUBLAS_MULTIPLE = 16  # of features and addresses
-
-
-@frozen(kw_only=True)
-class OneTile:
-    """How a product of one token is cut: features out and in of a block, and its warps."""
-
-    block_o: int
-    block_i: int
-    warps: int
 
 
 @frozen(kw_only=True)
@@ -48,18 +43,12 @@ class FewTile:
     warps: int = 4
 
 
-# On an H200, microseconds for the four products of a layer of Llama-3.1-70B and of 8B: one token, 4 x 8192 on 8 warps 208.2 and
-# 61.4; 4 x 4096 on 8 225.7 and 67.4, on 4 212.9 and 63.4; by the matrix unit 216.1 and 68.0. 16 tokens, 64 x 256 in 5 stages
-# 222.7 (70B), in 8 230.7 and 67.5; 64 x 512 in 4 220.4 and 68.8, but sums of 512. 32 tokens, 64 x 256 in 4 226.3 and 75.4, in
-# 6 234.5 and 72.8. 64 tokens, 64 x 256 in 5 250.3 and 83.8; 64 x 128 in 8 247.7 and 86.6. cuBLAS, 16 tokens: 268.1 and 103.0.
-ONE = OneTile(block_o=4, block_i=8192, warps=8)
 FEW = {
     16: FewTile(rows=16, block_o=64, block_i=256, stages=5, ahead=8),
     32: FewTile(rows=32, block_o=64, block_i=256, stages=4, ahead=4),
     64: FewTile(rows=64, block_o=64, block_i=256, stages=5, ahead=4),
 }
 _LINE = tl.constexpr(128)  # elements of a byte in a line
-_GROUP = tl.constexpr(16)  # a thread's load: its products are added up before they meet the sum
 
 
 @triton.jit
@@ -72,93 +61,34 @@ def load_weights(at: tl.tensor, inside: tl.tensor, EVEN: tl.constexpr) -> tl.ten
     return block
 
 
-@triton.jit
-def _products(weight_GBV: tl.tensor, x_ptr: tl.tensor, start: tl.tensor, j_GV: tl.tensor, IN: tl.constexpr) -> tl.tensor:
-    """Return each group's sum of products [G, B]."""
-    x_GV = tl.load(x_ptr + start + j_GV, mask=start + j_GV < IN, other=0.0)
-    return tl.sum(weight_GBV.to(tl.float32) * x_GV.to(tl.float32)[:, None, :], 2)
-
-
-@triton.jit
-def one_product(
-    x_ptr: tl.tensor, x_scale_ptr: tl.tensor, weight_ptr: tl.tensor, scale_ptr: tl.tensor, o_B: tl.tensor, inside_B: tl.tensor,
-    IN: tl.constexpr, EVEN: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_J: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
-    """Return these outputs of one token [B], in float32; it has waited by then.
-
-    Groups come first, so that a thread has all rows of a group: x is widened once for them, in the thread that loads it.
-    Weights carried from turn to turn would be taken apart into bytes: none are. Without EVEN a block may reach beyond an edge.
-    """
-    j_GV = tl.arange(0, BLOCK_J // _GROUP)[:, None] * _GROUP + tl.arange(0, _GROUP)[None, :]
-    at_GBV = weight_ptr + o_B.to(tl.int64)[None, :, None] * IN + j_GV[:, None, :]
-    inside_1B1 = inside_B[None, :, None]
-    first_GBV = load_weights(at_GBV, inside_1B1 & (j_GV < IN)[:, None, :], EVEN)
-    scale_B = tl.load(scale_ptr + o_B, mask=inside_B, other=0.0)
-    wait()
-    sum_GB = _products(first_GBV, x_ptr, 0, j_GV, IN)
-    for start in range(BLOCK_J, IN, BLOCK_J):
-        weight_GBV = load_weights(at_GBV + start, inside_1B1 & (start + j_GV < IN)[:, None, :], EVEN)
-        sum_GB += _products(weight_GBV, x_ptr, start, j_GV, IN)
-    return tl.sum(sum_GB, 0) * (tl.load(x_scale_ptr) * scale_B)
-
-
-@triton.jit
-def _one_kernel(
-    x_ptr: tl.tensor, x_scale_ptr: tl.tensor, weight_ptr: tl.tensor, scale_ptr: tl.tensor, out_ptr: tl.tensor,
-    OUT: tl.constexpr, IN: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_J: tl.constexpr,
-) -> None:  # fmt: skip
-    """Write a block of one token's outputs."""
-    start_next()
-    o_B = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
-    even: tl.constexpr = OUT % BLOCK_B == 0 and IN % BLOCK_J == 0
-    y_B = one_product(x_ptr, x_scale_ptr, weight_ptr, scale_ptr, o_B, o_B < OUT, IN, even, BLOCK_B, BLOCK_J)
-    tl.store(out_ptr + o_B, y_B.to(out_ptr.dtype.element_ty), mask=o_B < OUT)
-
-
-@triton.jit
-def few_product(
-    x_ptr: tl.tensor, x_scale_ptr: tl.tensor, weight_ptr: tl.tensor, scale_ptr: tl.tensor, o_B: tl.tensor, inside_B: tl.tensor,
-    m_M: tl.tensor, inside_M: tl.tensor, x_stride: tl.tensor, PER_TOKEN: tl.constexpr, IN: tl.constexpr, EVEN: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_J: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
-    """Return these outputs of a few tokens [B, M], as W x^T, in float32; it has waited by then.
-
-    The weight takes the matrix unit's longer side. Without EVEN a block may reach beyond an edge.
-    """
-    j_J, inside_B1 = tl.arange(0, BLOCK_J), inside_B[:, None]
-    weight_B1 = weight_ptr + o_B.to(tl.int64)[:, None] * IN
-    x_M1 = x_ptr + m_M.to(tl.int64)[:, None] * x_stride
-    if IN >= AHEAD * _LINE:
-        first_L = tl.arange(0, AHEAD) * _LINE
-        fetch(tl.where(inside_B1, weight_B1 + first_L[None, :], weight_ptr))
-    scale_B = tl.load(scale_ptr + o_B, mask=inside_B, other=0.0)
-    wait()
-    sum_BM = tl.zeros([BLOCK_B, BLOCK_M], tl.float32)
-    for start in tl.range(0, IN, BLOCK_J, num_stages=STAGES):
-        at_J = start + j_J
-        weight_BJ = load_weights(weight_B1 + at_J[None, :], inside_B1 & (at_J < IN)[None, :], EVEN)
-        x_MJ = tl.load(x_M1 + at_J[None, :], mask=inside_M[:, None] & (at_J < IN)[None, :], other=0.0)
-        sum_BM += tl.dot(weight_BJ, tl.trans(x_MJ))
-    x_scale_M = tl.load(x_scale_ptr + m_M * PER_TOKEN, mask=inside_M, other=0.0)
-    return sum_BM * (x_scale_M[None, :] * scale_B[:, None])
-
-
 @triton.jit(do_not_specialize=["tokens"])  # 16, 32 and 64 tokens would each be a kernel more, compiled amid serving
 def _few_kernel(
     x_ptr: tl.tensor, x_scale_ptr: tl.tensor, weight_ptr: tl.tensor, scale_ptr: tl.tensor, out_ptr: tl.tensor,
     tokens: tl.tensor, x_stride: tl.tensor, PER_TOKEN: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_J: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Write a block of a few tokens' outputs."""
+    """Write a block of a few tokens' outputs, as W x^T: the weight takes the matrix unit's longer side."""
     start_next()
     o_B, m_M = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B), tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     even: tl.constexpr = OUT % BLOCK_B == 0 and IN % BLOCK_J == 0
-    y_BM = few_product(
-        x_ptr, x_scale_ptr, weight_ptr, scale_ptr, o_B, o_B < OUT, m_M, m_M < tokens, x_stride, PER_TOKEN, IN, even, BLOCK_M,
-        BLOCK_B, BLOCK_J, STAGES, AHEAD,
-    )  # fmt: skip
+    j_J, inside_B1, inside_M = tl.arange(0, BLOCK_J), (o_B < OUT)[:, None], m_M < tokens
+    weight_B1 = weight_ptr + o_B.to(tl.int64)[:, None] * IN
+    x_M1 = x_ptr + m_M.to(tl.int64)[:, None] * x_stride
+    if IN >= AHEAD * _LINE:
+        first_L = tl.arange(0, AHEAD) * _LINE
+        fetch(tl.where(inside_B1, weight_B1 + first_L[None, :], weight_ptr))
+    scale_B = tl.load(scale_ptr + o_B, mask=o_B < OUT, other=0.0)
+    wait()
+    sum_BM = tl.zeros([BLOCK_B, BLOCK_M], tl.float32)
+    for start in tl.range(0, IN, BLOCK_J, num_stages=STAGES):
+        at_J = start + j_J
+        weight_BJ = load_weights(weight_B1 + at_J[None, :], inside_B1 & (at_J < IN)[None, :], even)
+        x_MJ = tl.load(x_M1 + at_J[None, :], mask=inside_M[:, None] & (at_J < IN)[None, :], other=0.0)
+        sum_BM += tl.dot(weight_BJ, tl.trans(x_MJ))
+    x_scale_M = tl.load(x_scale_ptr + m_M * PER_TOKEN, mask=inside_M, other=0.0)
+    y_BM = sum_BM * (x_scale_M[None, :] * scale_B[:, None])
     out_BM = out_ptr + m_M.to(tl.int64)[None, :] * OUT + o_B[:, None]
-    tl.store(out_BM, y_BM.to(out_ptr.dtype.element_ty), mask=(o_B < OUT)[:, None] & (m_M < tokens)[None, :])
+    tl.store(out_BM, y_BM.to(out_ptr.dtype.element_ty), mask=inside_B1 & inside_M[None, :])
 
 
 @named("linear_fp8_fast")
@@ -187,26 +117,13 @@ def _product(
     out_TO = values_TI.new_empty((tokens, weight_OI.shape[0]), dtype=dtype)
     if not tokens:
         return out_TO
-    if tokens == 1:
-        launch_one(out_TO, values_TI, x_scale, weight_OI, weight_scale_O1, ONE)
+    if serves(values_TI, weight_OI):
+        launch_ring(out_TO, values_TI, x_scale, weight_OI, weight_scale_O1, tile_for(tokens, weight_OI))
     elif tokens <= MOST_TOKENS or not _cublas_takes(values_TI, weight_OI, dtype):
         launch_few(out_TO, values_TI, x_scale, weight_OI, weight_scale_O1, FEW[min(max(16, power_of_2(tokens)), 64)])
     elif not launches_nothing():
         return cublas(values_TI, x_scale, weight_OI, weight_scale_O1, fast_accumulation=fast)
     return out_TO
-
-
-def launch_one(
-    out_TO: Tensor, values_TI: Tensor, x_scale: Tensor, weight_OI: Tensor, weight_scale_O1: Tensor, tile: OneTile
-) -> None:
-    """Multiply one token by fused multiply-adds."""
-    features, inputs = weight_OI.shape
-    block_j = max(min(tile.block_i, power_of_2(inputs)), 16)
-    launch(
-        _one_kernel, (blocks_of(features, tile.block_o),),
-        values_TI, x_scale, weight_OI, weight_scale_O1, out_TO, OUT=features, IN=inputs, BLOCK_B=tile.block_o, BLOCK_J=block_j,
-        num_warps=tile.warps, **DEPENDENT,
-    )  # fmt: skip
 
 
 def launch_few(

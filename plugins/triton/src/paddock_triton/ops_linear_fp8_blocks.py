@@ -12,16 +12,28 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from attrs import frozen
 from torch import Tensor
 
 from paddock.errors import KernelError
 from paddock_triton.dependence import DEPENDENT, fetch, start_next, wait
 from paddock_triton.failures import named
 from paddock_triton.launch import launch
-from paddock_triton.ops_linear_fp8 import FewTile, OneTile, load_weights
+from paddock_triton.ops_linear_fp8 import FewTile, load_weights
 from paddock_triton.rows import blocks_of, power_of_2, unit_stride
 
 GROUP = 128
+
+
+@frozen(kw_only=True)
+class OneTile:
+    """How a product of one token is cut: features out and in of a block, and its warps."""
+
+    block_o: int
+    block_i: int
+    warps: int
+
+
 # Of the shapes that `ops_linear_fp8` settled on, with one group of inputs a turn; none of these has been timed. Compiled: see
 # docs/decisions/0069.
 ONE = OneTile(block_o=4, block_i=8192, warps=8)

@@ -35,9 +35,8 @@ from paddock_triton.int4_parts import gathering_of
 from paddock_triton.int4_spec import LATE_GROUPS, LATE_SLOTS, ROWS, STEP, Int4Spec, Int4Tile
 from paddock_triton.launch import launch, launches_nothing
 from paddock_triton.plugin import INT4_GROUPS
-from paddock_triton.rows import blocks_of, unit_stride
+from paddock_triton.rows import aligned, blocks_of
 
-_LINE = 16  # bytes: where rows may begin that the copy engine brings
 _JOIN_BYTES = 8e6  # of codes that are read while parts of a tile meet: 2 us
 # By the most tokens. `python -m tests.bench.int4_variants` times them; on an H200, microseconds with zero points, groups of 128:
 # 1 token, 8192 -> 8192: deep, whole tiles 11.8, shared 12.1; not deep 13.5. 8192 -> 57344: 61.6, 65.5, 63.8; 8192 -> 10240: 17.4,
@@ -157,7 +156,7 @@ def _idle(tile: Int4Tile, tokens: int, weight: Int4Weight) -> float:
 
 def launch_int4(out_TO: Tensor, x_TI: Tensor, scale_T1: Tensor | None, weight: Int4Weight, tile: Int4Tile) -> None:
     """Multiply, cut as `tile` says; with `scale_T1`, whose scales lie side by side, x is FP8."""
-    form, x_TI = weight.form, _aligned(x_TI)
+    form, x_TI = weight.form, aligned(x_TI)
     assert x_TI.shape[1] == form.inputs, (x_TI.shape, form)
     assert x_TI.element_size() == (2 if scale_T1 is None else 1), x_TI.dtype
     spec = _spec(tile, weight, fp8=scale_T1 is not None)
@@ -181,14 +180,6 @@ def launch_int4(out_TO: Tensor, x_TI: Tensor, scale_T1: Tensor | None, weight: I
 def _spec(tile: Int4Tile, weight: Int4Weight, *, fp8: bool) -> Int4Spec:
     zeros, scale_bytes = weight.zeros is not None, weight.scales.element_size()
     return Int4Spec(tile=tile, fp8=fp8, zeros=zeros, group=weight.form.group, scale_bytes=scale_bytes)
-
-
-def _aligned(x_TI: Tensor) -> Tensor:
-    """Return x with rows that begin where the copy engine can."""
-    x_TI = unit_stride(x_TI)
-    if x_TI.stride(0) * x_TI.element_size() % _LINE or x_TI.data_ptr() % _LINE:
-        return x_TI.clone(memory_format=torch.contiguous_format)  # of a single row any other copy keeps the stride
-    return x_TI
 
 
 def _described(weight: Int4Weight, x_TI: Tensor, sums: Tensor | None, spec: Int4Spec) -> tuple[TensorDescriptor, ...]:

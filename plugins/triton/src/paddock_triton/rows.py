@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+
+ALIGNED = 16  # bytes: where rows may begin that the copy engine brings
 
 
 def unit_stride(x_TE: Tensor) -> Tensor:
     """Return x itself where its features lie side by side, whatever the distance of its rows; else a copy."""
     return x_TE if x_TE.stride(1) == 1 else x_TE.contiguous()
+
+
+def aligned(x_TI: Tensor) -> Tensor:
+    """Return x itself where the copy engine can bring its rows, whose features lie side by side; else a copy."""
+    x_TI = unit_stride(x_TI)
+    if x_TI.stride(0) * x_TI.element_size() % ALIGNED or x_TI.data_ptr() % ALIGNED:
+        return x_TI.clone(memory_format=torch.contiguous_format)  # of a single row any other copy keeps the stride
+    return x_TI
 
 
 def power_of_2(size: int) -> int:

@@ -1,9 +1,9 @@
-"""How the candidate for FP8 products of few tokens ends in silu(gate) * up in FP8: as `paddock_triton.ops_linear_fp8_gated` does.
+"""How an FP8 product of few tokens (`ops_linear_fp8_ring`) ends in silu(gate) * up in FP8, rounded where `silu_mul_fp8` rounds.
 
-A half's 64 rows are eight gates, the eight ups that go with them, and so on, so that gate meets up in a thread. The copy engine
+A tile's 64 rows are eight gates, the eight ups that go with them, and so on, so that gate meets up in a thread. The copy engine
 brings them so: it sees a weight, gate before up, as eights of features x gate or up x 8 x inputs.
 
-R rows of a half, 64; N tokens of a tile; H features of a half, 32; E eights of features, G gate or up.
+R rows of a tile, 64; N tokens of a tile; H features of a tile, 32; E eights of features, G gate or up.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from paddock_triton.fp8_ring_spec import EIGHT, INPUTS, RingTile
 from paddock_triton.int4_spec import ROWS
 from paddock_triton.ops_activation import silu_times
-from tests.bench.fp8_ring_tiles import EIGHT, INPUTS, RingTile
 
 _ABOVE = gl.constexpr(456.0)  # rounds to 448
 _APART = gl.constexpr(EIGHT)
@@ -24,7 +24,7 @@ _APART = gl.constexpr(EIGHT)
 
 @gluon.jit
 def _to_fp8(x: gl.tensor, scale: gl.tensor) -> gl.tensor:
-    """Return x / scale in FP8 e4m3, saturated, by the steps of `paddock_triton.fp8.quotient`, whose zeros have no layout here."""
+    """Return x / scale in FP8 e4m3, saturated, by the steps of `fp8.quotient`, whose zeros have no layout here."""
     zeros = gl.zeros_like(x)
     inverse = zeros + gl.div_rn(1.0, scale)
     x = tl.clamp(x, zeros - scale * _ABOVE, zeros + scale * _ABOVE, propagate_nan=tl.PropagateNan.ALL)
@@ -43,7 +43,7 @@ def store_gated(
     acc_RN: gl.tensor, outs: gl.tuple, tile: gl.tensor, half: gl.constexpr, cut: gl.constexpr, sizes: gl.tuple,
     spec: gl.constexpr,
 ) -> None:  # fmt: skip
-    """Write a half's features; the second of `outs` is their scale, and tokens have no cuts."""
+    """Write a tile's features; the second of `outs` is their scale, and there is but one half and one cut."""
     tokens, outputs, _blocks, _span, _tiles, token_tiles = sizes
     columns: gl.constexpr = spec.columns
     features = outputs // 2

@@ -1,18 +1,15 @@
-"""A candidate for FP8 products of 2 to 64 tokens, in Gluon: persistent programs that read a weight through a ring of slots.
+"""FP8 products of up to 64 tokens: persistent programs that read a weight through a ring of slots in shared memory, in Gluon.
 
-To time it: python -m tests.bench.fp8_variants --only ring --only "*few" (with --tokens 16 and so on for some tokens alone).
-Where it ends in silu(gate) * up (`fp8_ring_gated`): python -m tests.bench.fp8_gated_variants.
-
-It is the machinery of `paddock_triton.ops_linear_int4` with nothing to decode: a warp copies weights, another tokens, teams of
-warps multiply, both operands from shared memory, as W x^T. A tile of outputs is 64, 128 or 256 rows, so that what it needs of x
-comes from the L2 once for all of them, and programs may share tiles, so that each reads the same number of bytes. The matrix
-unit keeps 14 bits of FP8 sums: what a team takes of a step, 128 or 256 inputs, is added up in float32 outside of it.
+It is the machinery of `ops_linear_int4` with nothing to decode: a warp copies weights, another tokens, two or four teams of
+warps multiply, both operands from shared memory, as W x^T. A tile of outputs is 64 rows, and each team takes other inputs of
+them. Programs take whole tiles in turn or, where the last of these would keep memory waiting, equal parts of all: then tiles are
+shared. The matrix unit keeps 14 bits of FP8 sums: the 128 inputs a team takes of a step are added up in float32 outside of it.
 
 Weights are copied before the kernel before has ended; who copies tokens, and who reads scales of x and writes, waits for it.
 
-Outputs may be any number; inputs a multiple of 16, where the copy engine's rows may begin (`takes`).
+Outputs may be any number; inputs a multiple of 16, where the copy engine's rows may begin (`serves`).
 
-R rows (outputs) of a half, 64; N tokens of a tile; K inputs, 128; B slots, each of some times 128 inputs.
+R rows (outputs) of a tile, 64; N tokens of a tile; K inputs, 128; B slots, each of some times 128 inputs.
 """
 
 from __future__ import annotations
@@ -33,21 +30,35 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from paddock.layers import QuantizedActivation
+from paddock_triton.attention_async import runs_on
 from paddock_triton.attention_tuning import processors
 from paddock_triton.counters import counters
 from paddock_triton.dependence import DEPENDENT
+from paddock_triton.fp8_ring_gated import described_gated, row_of, store_gated
+from paddock_triton.fp8_ring_spec import INPUTS, RingTile
 from paddock_triton.int4_bringing import barriers, free_slot, place_of, steps_of
 from paddock_triton.int4_parts import finish, gathered, gathering_of, nothing, store
 from paddock_triton.int4_spec import ROWS, STEP
 from paddock_triton.launch import launch
-from paddock_triton.rows import blocks_of
-from tests.bench.fp8_ring_gated import described_gated, row_of, store_gated
-from tests.bench.fp8_ring_tiles import INPUTS, RingTile
+from paddock_triton.rows import ALIGNED, aligned, blocks_of
 
 _barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # of a role's warps: Triton 3.7's name and 3.6's
-_ALIGNED = 16  # bytes
 _DTYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
-_MOST_IDLE = 0.05  # of the time that whole tiles take
+# Bytes a second that one multiprocessor of an H200 reads, and all of them: 64 whole tiles, on half of its 132, read at 84 %
+# of what all do. And the seconds for which memory may wait for the last whole tiles: what it takes tiles' parts to meet.
+_ONE_READS, _ALL_READ, _MEETING = 56e9, 4.2e12, 3e-6
+# By the most tokens; slots are what shared memory holds. On an H200, microseconds of a layer among its norms and attention, one
+# token of 8B and of 70B: 65.4 and 209.0, in 5 slots 66.5 to 67.1 and 210.2, in 2 teams 66.4 and 210.8, by multiply-adds without
+# the ring 67.5 and 211.1; of 64 tokens with 2,048 each 143.9 and 295.8, with all registers 145.4 and 298.4, in 5 slots 145.0
+# and 297.6, in 4 teams 155.9 and 311.5, by blocks of 64 x 256 without the ring 154.2 and 310.5. Alone, the four products of a
+# layer of 70B take 203.9 (1 token), 208.7 (16), 211.8 (32) and 222.2 (64), by such blocks 238.8, 237.6, 240.5 and 251.3.
+_SPARING = 1536  # registers: a norm's program need not end before the next product's can begin beside it
+TILES = {
+    8: RingTile(tokens=8, teams=4, slots=6),
+    16: RingTile(tokens=16, teams=4, slots=5, registers=_SPARING),
+    32: RingTile(tokens=32, teams=4, slots=4, registers=_SPARING),
+    64: RingTile(tokens=64, teams=2, slots=6, registers=_SPARING),
+}
 
 
 @gluon.jit
@@ -95,46 +106,25 @@ def _copier(source: tma.tensor_descriptor, ring: gl.tuple, sizes: gl.tuple, TOKE
 
 
 @gluon.jit
-def _multiplied(
-    products_RN: gl.tensor, ring: gl.tuple, slot: gl.tensor, block: gl.constexpr, half: gl.constexpr, INDEX: gl.constexpr,
-    spec: gl.constexpr,
-) -> gl.tensor:  # fmt: skip
-    """Return products under way, with those of a team's half with 128 more inputs: the first of a step begin anew."""
-    piece: gl.constexpr = INDEX * spec.blocks + block if spec.deep else block
-    row: gl.constexpr = 0 if spec.deep else (INDEX * spec.halves + half) * ROWS
-    weight_RK = ring[0].index(slot * spec.pieces + piece).slice(row, ROWS)
-    x_KN = ring[1].index(slot * spec.pieces + piece).permute((1, 0))
-    return warpgroup_mma(weight_RK, x_KN, products_RN, use_acc=block > 0, is_async=True)
-
-
-@gluon.jit
-def _step(accs: gl.tuple, ring: gl.tuple, m: gl.tensor, INDEX: gl.constexpr, spec: gl.constexpr) -> gl.tuple:
-    """Return the sums after step m."""
-    a_RN, b_RN, c_RN, d_RN = accs
+def _step(sum_RN: gl.tensor, ring: gl.tuple, m: gl.tensor, INDEX: gl.constexpr, spec: gl.constexpr) -> gl.tensor:
+    """Return a team's sums after step m: products of its 128 inputs begin anew, and are added in float32."""
     slot = m % spec.slots
-    blocks: gl.constexpr = spec.blocks
     mbarrier.wait(ring[2].index(slot), m // spec.slots & 1)
-    products_RN, more_RN = nothing(spec), nothing(spec)
-    for block in gl.static_range(blocks):
-        products_RN = _multiplied(products_RN, ring, slot, block, 0, INDEX, spec)
-        if spec.halves == 2:
-            more_RN = _multiplied(more_RN, ring, slot, block, 1, INDEX, spec)
-    if spec.halves == 2:
-        products_RN, more_RN = warpgroup_mma_wait(0, deps=[products_RN, more_RN])
-        c_RN += more_RN
-    else:
-        products_RN = warpgroup_mma_wait(0, deps=[products_RN])
-    a_RN += products_RN
+    weight_RK = ring[0].index(slot * spec.pieces + INDEX)
+    x_KN = ring[1].index(slot * spec.pieces + INDEX).permute((1, 0))
+    products_RN = warpgroup_mma(weight_RK, x_KN, nothing(spec), use_acc=False, is_async=True)
+    products_RN = warpgroup_mma_wait(0, deps=[products_RN])
+    sum_RN += products_RN
     _barrier()
     mbarrier.arrive(ring[3].index(slot))
-    return a_RN, b_RN, c_RN, d_RN
+    return sum_RN
 
 
 @gluon.jit
-def _row_scales(scales: gl.tuple, tile: gl.tensor, half: gl.constexpr, sizes: gl.tuple, spec: gl.constexpr) -> gl.tensor:
-    """Return the scales of a half's rows [64], anything beyond the last of them."""
+def _row_scales(scales: gl.tuple, tile: gl.tensor, sizes: gl.tuple, spec: gl.constexpr) -> gl.tensor:
+    """Return the scales of a tile's rows [64], anything beyond the last of them."""
     _tokens, outputs, _blocks, _span, _tiles, token_tiles = sizes
-    row_R = tile // token_tiles * spec.rows + half * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, spec.mma))
+    row_R = tile // token_tiles * spec.rows + gl.arange(0, ROWS, gl.SliceLayout(1, spec.mma))
     at_R = row_R if spec.gated is None else row_of(row_R, outputs // 2)
     return gl.load(scales[0] + at_R, mask=row_R < outputs, other=0.0)
 
@@ -148,45 +138,34 @@ def _token_scales(scales: gl.tuple, tile: gl.tensor, sizes: gl.tuple, PER_TOKEN:
 
 
 @gluon.jit
-def _ended(
-    accs: gl.tuple, row_scales: gl.tuple, scale_N: gl.tensor, outs: gl.tuple, tile: gl.tensor, block: gl.tensor, taken: gl.tensor,
-    sizes: gl.tuple, INDEX: gl.constexpr, spec: gl.constexpr,
-) -> None:  # fmt: skip
-    """Scale a piece's sums and write them, or keep them as a part: what is scaled before parts meet need not be after."""
-    a_RN, b_RN, c_RN, d_RN = accs
-    a_RN = a_RN * (scale_N[None, :] * row_scales[0][:, None])
-    if spec.halves == 2:
-        c_RN = c_RN * (scale_N[None, :] * row_scales[1][:, None])
-    accs = (a_RN, b_RN, c_RN, d_RN)
-    finish(accs, outs, tile, block, taken, sizes, INDEX, store if spec.gated is None else store_gated, spec)
-
-
-@gluon.jit
 def _multiplier(
     outs: gl.tuple, scales: gl.tuple, ring: gl.tuple, gathering: gl.tuple, sizes: gl.tuple, INDEX: gl.constexpr,
     PER_TOKEN: gl.constexpr, spec: gl.constexpr,
 ) -> None:  # fmt: skip
-    """Multiply what is this team's of every tile: four warps. Scales are asked for ahead of the products they are for."""
+    """Multiply what is this team's of every tile: four warps. Scales are asked for ahead of the products they are for.
+
+    The first team adds up all teams' sums, scales them and writes them or keeps them as a part: what is scaled before parts meet
+    need not be after.
+    """
     _tokens, _outputs, _blocks, span, _tiles, _token_tiles = sizes
     gdc_wait()
     first, count = steps_of(sizes, spec)
     t, n = first * 0, first * 0
-    half: gl.constexpr = 0 if spec.deep else INDEX * spec.halves
     while t < count:
         tile, block = place_of(first, t, sizes, spec)
         taken = gl.minimum(span - block, count - t)
-        scale_R = _row_scales(scales, tile, half, sizes, spec)
-        row_scales = (scale_R, _row_scales(scales, tile, half + 1, sizes, spec) if spec.halves == 2 else scale_R)
+        scale_R = _row_scales(scales, tile, sizes, spec)
         scale_N = _token_scales(scales, tile, sizes, PER_TOKEN, spec)
         nothing_RN = nothing(spec)
-        accs = (nothing_RN, nothing_RN, nothing_RN, nothing_RN)
+        sum_RN = nothing_RN
         for m in range(t, t + taken):
-            accs = _step(accs, ring, m, INDEX, spec)
-        if spec.deep:
-            accs = gathered(accs, gathering, n, INDEX, spec)
-            n += 1
-        if INDEX == 0 or not spec.deep:
-            _ended(accs, row_scales, scale_N, outs, tile, block, taken, sizes, INDEX, spec)
+            sum_RN = _step(sum_RN, ring, m, INDEX, spec)
+        accs = gathered((sum_RN, nothing_RN, nothing_RN, nothing_RN), gathering, n, INDEX, spec)
+        if INDEX == 0:
+            scaled_RN = accs[0] * (scale_N[None, :] * scale_R[:, None])
+            accs = (scaled_RN, nothing_RN, nothing_RN, nothing_RN)
+            finish(accs, outs, tile, block, taken, sizes, INDEX, store if spec.gated is None else store_gated, spec)
+        n += 1
         t += taken
 
 
@@ -236,43 +215,49 @@ def _ring_kernel(
     _work(outs, (scale_ptr, x_scale_ptr), weight, x, _ring(x.dtype, spec), sizes, PER_TOKEN, spec)
 
 
-def takes(values_TI: Tensor, weight_OI: Tensor) -> bool:
-    """Return whether the copy engine can bring both operands."""
-    return all(t.stride(1) == 1 and t.stride(0) % _ALIGNED == t.data_ptr() % _ALIGNED == 0 for t in (values_TI, weight_OI))
+def serves(values_TI: Tensor, weight_OI: Tensor) -> bool:
+    """Return whether the kernel is for this device, so many tokens, and a weight that the copy engine can bring."""
+    few = 0 < len(values_TI) <= max(TILES)
+    return few and runs_on(values_TI.device) and weight_OI.stride(0) % ALIGNED == weight_OI.data_ptr() % ALIGNED == 0
 
 
-def idle(tile: RingTile, outputs: int, programs: int) -> float:
-    """Return for how much of its time, over the least it could take, a product waits for those who take the last whole tiles."""
-    tiles = blocks_of(outputs, tile.rows)
-    return blocks_of(tiles, programs) * programs / tiles - 1
+def tile_for(tokens: int, weight_OI: Tensor) -> RingTile:
+    """Return how a product of up to 64 tokens is cut."""
+    (outputs, inputs), most = weight_OI.shape, next(most for most in TILES if tokens <= most)
+    return evolve(TILES[most], shared=_waits(outputs, inputs, processors(weight_OI.device)) > _MEETING)
+
+
+def _waits(outputs: int, inputs: int, programs: int) -> float:
+    """Return for how many seconds memory waits for the programs that take the last of whole tiles."""
+    tile, last = RingTile.rows * inputs, (blocks_of(outputs, RingTile.rows) - 1) % programs + 1
+    return tile / _ONE_READS - last * tile / _ALL_READ
 
 
 def launch_ring(
-    out_TO: Tensor, values_TI: Tensor, x_scale: Tensor, weight_OI: Tensor, weight_scale_O1: Tensor, *tiles: RingTile
+    out_TO: Tensor, values_TI: Tensor, x_scale: Tensor, weight_OI: Tensor, weight_scale_O1: Tensor, tile: RingTile
 ) -> None:
-    """Multiply, cut as the first tile says, or the next where programs that take whole ones would idle too long."""
-    _launch(out_TO, weight_scale_O1, values_TI, x_scale, weight_OI, weight_scale_O1, tiles)  # no scale of what comes out
+    """Multiply, cut as the tile says."""
+    _launch(out_TO, weight_scale_O1, values_TI, x_scale, weight_OI, weight_scale_O1, tile)  # no scale of what comes out
 
 
 def launch_ring_gated(
     out: QuantizedActivation, values_TI: Tensor, x_scale: Tensor, weight_OI: Tensor, weight_scale_O1: Tensor, dtype: torch.dtype,
-    *tiles: RingTile,
+    tile: RingTile,
 ) -> None:  # fmt: skip
-    """Multiply, cut as `launch_ring` does, and activate, gate and up rounded to `dtype`."""
-    gated = tuple(evolve(tile, gated=_DTYPES[dtype]) for tile in tiles)
+    """Multiply, cut as the tile says, and activate, gate and up rounded to `dtype`."""
+    gated = evolve(tile, gated=_DTYPES[dtype])
     _launch(out.values_TI, out.scale, values_TI, x_scale, weight_OI, weight_scale_O1, gated)
 
 
 def _launch(
     out_TX: Tensor, out_scale: Tensor, values_TI: Tensor, x_scale: Tensor, weight_OI: Tensor, weight_scale_O1: Tensor,
-    tiles: tuple[RingTile, ...],
+    tile: RingTile,
 ) -> None:  # fmt: skip
-    assert takes(values_TI, weight_OI), (values_TI.stride(), weight_OI.stride())
-    (outputs, inputs), tokens, most = weight_OI.shape, len(values_TI), processors(values_TI.device)
-    tile = next((each for each in tiles if each.shared or idle(each, outputs, most) <= _MOST_IDLE), tiles[-1])
+    values_TI = aligned(values_TI)
+    (outputs, inputs), tokens = weight_OI.shape, len(values_TI)
     token_tiles, span = blocks_of(tokens, tile.tokens), blocks_of(inputs, tile.pieces * INPUTS)
     count = token_tiles * blocks_of(outputs, tile.rows)
-    tile, programs = tile.given_out(count, span, most)
+    programs = min(processors(values_TI.device), count * (span if tile.shared else 1))
     parts = values_TI.new_empty(programs * tile.part_size if tile.shared else 1, dtype=torch.float32)
     weight = _described(weight_OI, tile.rows, tile) if tile.gated is None else described_gated(weight_OI, tile)
     launch(

@@ -1,0 +1,110 @@
+"""How an FP8 product of few tokens is cut, and all that its kernel is compiled for.
+
+N tokens of a tile, R rows (outputs) of a tile, 64; K inputs, 128.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import frozen
+from triton.experimental.gluon import language as gl
+
+from paddock_triton.int4_spec import ALL_REGISTERS, ROWS, STEP, launch_registers, team_registers
+
+_HALF: int = ROWS.value
+INPUTS: int = STEP.value
+EIGHT = 8  # rows between a feature's gate and its up: the matrix unit gives a thread both of them
+_WIDE_PART = 32  # tokens above which one part of a tile is asked for at a time, as registers go
+
+
+@frozen(kw_only=True)
+class RingTile:
+    """How a product is cut: tokens of a tile of 64 outputs, `teams` of four warps, `slots` of steps in shared memory.
+
+    Each team takes another 128 inputs of a step. `shared`: programs take equal parts of all steps, so that tiles are shared;
+    else whole tiles. A program takes at most `registers` of each lane of a multiprocessor, of all its 2,048: what is left is for
+    kernels between the product before and this one. What else the INT4 kernel's parts ask of theirs is said by their names.
+    """
+
+    tokens: int
+    teams: int
+    slots: int
+    shared: bool = True
+    registers: int = ALL_REGISTERS
+    gated: Any = None  # what gate and up are rounded to, Gluon's dtype, where a product ends in silu(gate) * up in FP8
+
+    rows = _HALF  # of a tile
+    deep = True  # teams take other inputs, not other rows
+    halves = 1  # of 64 rows a team
+    cuts = 1  # of a tile's tokens
+    token_scales = False  # they are multiplied in before parts meet, with the rows'
+
+    def __attrs_post_init__(self) -> None:
+        """Hold the tile to what the kernel can do."""
+        assert self.teams in (2, 4), (self, "has other roles")
+
+    @property
+    def pieces(self) -> int:
+        """Return how many times 128 inputs a step has."""
+        return self.teams
+
+    @property
+    def columns(self) -> int:
+        """Return the tokens of a cut."""
+        return self.tokens
+
+    @property
+    def part_size(self) -> int:
+        """Return the sums of a tile."""
+        return self.rows * self.tokens
+
+    @property
+    def parts_at_once(self) -> int:
+        """Return how many parts of a tile are asked for at once: 1 or 3."""
+        return 1 if self.tokens > _WIDE_PART else 3
+
+    @property
+    def most_registers(self) -> int | None:
+        """Return the most that the compiler may give a thread as a program starts, None where it may use all there are."""
+        return None if self.registers == ALL_REGISTERS else launch_registers(self.teams, self.registers)
+
+    @property
+    def team_registers(self) -> int:
+        """Return the registers of a thread that multiplies."""
+        return team_registers(self.teams, self.registers)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Return the bytes copied of the weight for a step."""
+        return self.pieces * self.rows * INPUTS
+
+    @property
+    def token_bytes(self) -> int:
+        """Return the bytes copied of x for a step."""
+        return self.pieces * self.tokens * INPUTS
+
+    @property
+    def mma(self) -> Any:
+        """Return how sums lie in registers [64, N]."""
+        return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, self.tokens, 32])
+
+    @property
+    def handed_shared(self) -> Any:
+        """Return how sums that a team hands over lie in shared memory [64, N].
+
+        Four threads have eight neighbours of a row, and sixteen store eight bytes each at once: four rows, which must not meet in
+        a bank. Rows of fewer than 32 sums lie in other banks by themselves, in twos or fours.
+        """
+        eights = self.tokens // 8
+        return gl.SwizzledSharedLayout(8, max(1, 4 // eights), min(4, eights), [1, 0])
+
+    @property
+    def operand(self) -> Any:
+        """Return how both operands lie in shared memory, rows of 128 inputs."""
+        return gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8, rank=2)
+
+    @property
+    def in_eights(self) -> Any:
+        """Return how a weight lies there while it is copied as eights of gates and of ups: as `operand` has it."""
+        return gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8, rank=4)
