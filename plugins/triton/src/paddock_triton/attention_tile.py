@@ -29,7 +29,8 @@ class Tile:
     """Rows of queries and of keys a program holds, and how Triton is to schedule it.
 
     `tma` uses the copy engine where a tile lies within a page. `pairs` reads FP8 values two at a time, as 16-bit words: only
-    those does the tensor core's transposing load know; single bytes cost a load each.
+    those does the tensor core's transposing load know; single bytes cost a load each. With `apart` each warp of a decode takes
+    keys of its own (`attention_apart`), of FP8 pages.
     """
 
     block_m: int
@@ -38,6 +39,7 @@ class Tile:
     stages: int
     tma: bool = False
     pairs: bool = False
+    apart: bool = False
 
 
 @frozen(kw_only=True)
@@ -61,6 +63,7 @@ class Spec:
     window: int
     softcap: float
     in_fp8: bool
+    parts: int  # of a tile of keys, each a warp's: 1 where all warps share all
 
     @classmethod
     def of(cls, q_THD: Tensor, kv: LayerKV, params: AttentionParams, tile: Tile) -> Spec:
@@ -84,6 +87,7 @@ class Spec:
             window=params.window or 0,
             softcap=params.softcap or 0.0,
             in_fp8=params.in_fp8,
+            parts=tile.warps if tile.apart else 1,
         )
 
     @property
