@@ -9,7 +9,6 @@ one runs. `--only WORD` takes the rows whose name has the word, `--list` prints 
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -25,8 +24,6 @@ from core.tests.planning.made import published
 
 from tests.bench.recipe_ratio import Shape
 
-ROOT = Path(__file__).parents[2]
-PEER = "tests.bench.peer_weights"  # FP8 weights drawn as vLLM draws them
 FP8_KV = ("--kv-cache-dtype", "fp8")
 FAST = ("--fp8-accumulation", "fast")
 STARTUP_LENGTH = 2048  # positions a request may have: the engine of a start-up is built for them
@@ -42,12 +39,6 @@ class Row:
     options: tuple[str, ...]
     folder: str
     config: dict[str, Any]
-    program: str = "paddock"  # the module that is run
-
-    @property
-    def called(self) -> tuple[str, ...]:
-        """Return what is called on a command line."""
-        return ("paddock",) if self.program == "paddock" else ("python", "-m", self.program)
 
     def command(self, runs: int, commit: str | None) -> list[str]:
         """Return the command line after `paddock`."""
@@ -74,7 +65,6 @@ def throughput(name: str, model: str, sizes: str, *options: str, positions: int 
         options=(*given, *length, *options),
         folder=f"{model}-{positions}" if positions else model,
         config={"max_position_embeddings": positions} if positions else {},
-        program=program,
     )
 
 
@@ -99,8 +89,6 @@ ROWS = (
     throughput("70b-fp8-1x2048-fast", "llama-3.1-70b-fp8", "1x2048/128", *FP8_KV, *FAST),
     throughput("70b-fp8-64x2048", "llama-3.1-70b-fp8", "64x2048/128", *FP8_KV),
     throughput("70b-fp8-64x2048-fast", "llama-3.1-70b-fp8", "64x2048/128", *FP8_KV, *FAST),
-    throughput("70b-fp8-1x2048-peer", "llama-3.1-70b-fp8", "1x2048/128", *FP8_KV, program=PEER),
-    throughput("70b-fp8-64x2048-fast-peer", "llama-3.1-70b-fp8", "64x2048/128", *FP8_KV, *FAST, program=PEER),
     throughput("70b-awq-1x128", "llama-3.1-70b-awq", "1x128/128", *_int4("w4a8")),
     throughput("70b-awq-1x2048", "llama-3.1-70b-awq", "1x2048/128", *_int4("w8a8")),
     throughput("70b-awq-1x2048-fast", "llama-3.1-70b-awq", "1x2048/128", *_int4("w8a8"), *FAST),
@@ -136,9 +124,8 @@ def measured(row: Row, runs: int, commit: str | None, out: Path) -> dict[str, An
     """Run a row and return its report, written to `out` as a whole or not at all; where it failed, what it said last."""
     with tempfile.TemporaryDirectory(prefix="paddock-figures-") as scratch:
         row.write(Path(scratch))
-        command = [sys.executable, "-m", row.program, *row.command(runs, commit)]
-        found = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        done = subprocess.run(command, cwd=scratch, env={**os.environ, "PYTHONPATH": found}, capture_output=True, text=True)
+        command = [sys.executable, "-m", "paddock", *row.command(runs, commit)]
+        done = subprocess.run(command, cwd=scratch, capture_output=True, text=True)
     if done.returncode:
         return f"ended with {done.returncode}: {done.stderr.strip()[-2000:]}"
     part = out / f"{row.name}.part"
@@ -181,7 +168,7 @@ def main(out: Path, words: tuple[str, ...], runs: int, commit: str | None, only_
     rows = chosen(words)
     if only_list:
         for row in rows:
-            click.echo(f"{row.name}: {shlex.join([*row.called, *row.command(runs, commit)])}")
+            click.echo(f"{row.name}: {shlex.join(['paddock', *row.command(runs, commit)])}")
         return
     right = True
     for line, well in lines(rows, runs, commit, out):

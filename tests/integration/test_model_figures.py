@@ -8,17 +8,14 @@ from typing import Any
 
 import click
 import pytest
-import torch
 from attrs import evolve
 from click.testing import CliRunner
 from core.tests.planning.made import published
-from torch import nn
 
 from paddock.cli.main import main as paddock
 from paddock.config import EngineConfig
-from paddock.layers.reference import FP8
-from tests.bench import model_figures, peer_weights
-from tests.bench.model_figures import PEER, ROWS, Row, chosen, lines, throughput
+from tests.bench import model_figures
+from tests.bench.model_figures import ROWS, Row, chosen, lines, throughput
 
 TINY = {
     "hidden_size": 64,
@@ -55,28 +52,6 @@ def test_a_row_s_options_are_planned_for_one_h200(
     assert paddock(["plan", row.folder, "--gpus", "1xH200", "--load-format", "dummy", *given, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["full_sequences"] >= 1
     assert {"--max-model-len"} <= {name for name, _ in pairs if name in planned}
-
-
-def test_weights_drawn_as_vllm_draws_them_are_nearly_all_zeros(tmp_path: Path) -> None:
-    """All FP8 parameters, and no others: of what lies between -1e-3 and 1e-3 FP8 has 0 and 2^-9."""
-    model = nn.Module()
-    model.weight = nn.Parameter(torch.ones(300, 200).to(FP8), requires_grad=False)
-    model.scale = nn.Parameter(torch.ones(300), requires_grad=False)
-    peer_weights.flatten(model, torch.Generator().manual_seed(0))
-    assert {*model.weight.float().abs().flatten().tolist()} == {0.0, 2.0**-9}
-    assert 0.01 < model.weight.float().count_nonzero() / model.weight.numel() < 0.04
-    assert bool((model.scale == 1).all())
-
-
-def test_a_row_with_a_peer_s_weights_is_measured(tmp_path: Path) -> None:
-    """In a folder that is not the repository's, by the module that draws them."""
-    row = evolve(
-        tiny(throughput("x", "llama-3.1-8b-fp8", "2x8/4", "--device", "cpu", program=PEER)),
-        config=TINY | {"torch_dtype": "float32"},
-    )
-    ((line, well),) = lines([row], 1, "abc", tmp_path)
-    assert well, line
-    assert f"python -m {PEER}" == " ".join(row.called)
 
 
 def test_each_row_is_named_once() -> None:
