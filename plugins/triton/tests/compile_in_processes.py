@@ -1,7 +1,8 @@
 """Compile some kernels ahead by processes, for compute capability 9.0 without a GPU; print which this process compiled itself.
 
 With the word `dead` every process has ended before its first kernel, of which there are fewer then. One kernel is the script's
-own, which no other process can import. Printed last, as JSON: the names compiled here, those read from the cache, and how many processes are left.
+own, which no other process can import. Printed last, as JSON: the names compiled here, those read from the cache, and how many
+processes are left.
 """
 
 from __future__ import annotations
