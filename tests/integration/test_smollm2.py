@@ -68,9 +68,9 @@ def reference_tokenizer() -> Any:
 
 
 def _prompts() -> list[str]:
-    """Return 32 prompts of 1 to 94 words."""
+    """Return 32 prompts of 1 to 63 words."""
     draw = random.Random(11)
-    return [" ".join(draw.choice(WORDS) for _ in range(1 + 3 * i)) for i in range(32)]
+    return [" ".join(draw.choice(WORDS) for _ in range(1 + 2 * i)) for i in range(32)]
 
 
 def test_a_batch_of_mixed_lengths_gives_the_greedy_tokens_of_transformers(llm: LLM, reference: Any) -> None:
