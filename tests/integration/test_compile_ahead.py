@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from plugins.triton.tests.apart import run
 
 from tests.integration.test_bench_startup import CONFIG
 
 pytest.importorskip("triton")
 
-SCRIPT = Path(__file__).parent / "first_steps_for_hopper.py"
 MODEL = CONFIG | {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 3000, "max_position_embeddings": 256}
 
 
@@ -38,9 +35,7 @@ FP8_PRODUCT, NORM, ROTATION = "_ring_kernel", "_rms_norm_kernel", "_rope_and_cac
 
 def _first_steps(folder: Path, config: dict[str, Any], *words: str) -> dict[str, list[str]]:
     (folder / "config.json").write_text(json.dumps(config))
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, str(SCRIPT), str(folder), *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = run("tests.integration.first_steps_for_hopper", str(folder), *words)
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, list[str]] = json.loads(done.stdout.splitlines()[-1])
     assert found["largest"] == []

@@ -9,6 +9,7 @@ import shutil
 import signal
 from collections.abc import Sequence
 from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +35,17 @@ INT4 = PLAIN | {
 }
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SHARD_BYTES = 100_000
+
+
+@pytest.fixture
+def _imported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the benchmark's processes be children of one that has imported torch, and not each import it again."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["torch", "paddock.assemble", "tests.bench.disk_startup"])
+    monkeypatch.setattr(disk_startup, "get_context", lambda _: context)
+
+
+imports_once = pytest.mark.usefixtures("_imported_once")
 
 
 def folder_of(config: dict[str, Any], folder: Path) -> str:
@@ -129,6 +141,7 @@ def test_each_start_is_measured_and_the_files_are_removed(tmp_path: Path) -> Non
     assert list(folder.iterdir()) == []
 
 
+@imports_once
 def test_a_kept_checkpoint_is_not_written_again(tmp_path: Path) -> None:
     """The second run takes the files of the first, and without --keep removes them."""
     model, folder = folder_of(PLAIN, tmp_path / "config"), tmp_path / "model"
@@ -143,6 +156,7 @@ def test_a_kept_checkpoint_is_not_written_again(tmp_path: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
+@imports_once
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
     """Another's files, the checkpoint of another config, and files of the wrong size are refused, and stay as they are."""
     folder = written(PLAIN, tmp_path)
@@ -160,6 +174,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
     assert "Not a directory" in run(model, "--dir", f"{other}/config.json").output
 
 
+@imports_once
 def test_too_little_room_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the bytes wanted, the bytes free and the way out."""
     model, folder = folder_of(PLAIN, tmp_path / "config"), tmp_path / "deep" / "model"
@@ -175,6 +190,7 @@ def test_too_little_room_is_said_before_anything_is_written(tmp_path: Path, monk
     check_room(checkpoint, folder)
 
 
+@imports_once
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -194,6 +210,7 @@ def test_what_cannot_run_is_said_before_anything_is_written(words: Sequence[str]
     assert not folder.exists()
 
 
+@imports_once
 def test_writing_that_is_interrupted_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even when it is stopped at its last step."""
     model, folder = folder_of(PLAIN, tmp_path / "config"), tmp_path / "model"
@@ -213,6 +230,7 @@ def killed_on_the_way(model: str, layers: int | None, shard_bytes: int, folder: 
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@imports_once
 def test_a_writer_that_is_killed_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the system does where memory runs out: said with a way out."""
     model, folder = folder_of(PLAIN, tmp_path / "config"), tmp_path / "model"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
 from click.testing import CliRunner
+from plugins.triton.tests.apart import run
 
 pytest.importorskip("triton")
 
@@ -40,12 +38,10 @@ VARIANTS = {
 def test_variants_are_compiled_without_a_gpu(module: str) -> None:
     """Each says its registers, spills and shared memory; products their instruction."""
     words = [word for name in VARIANTS[module] for word in ("--only", name)]
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", f"tests.bench.{module}", "--compile", *words]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert run.returncode == 0, run.stderr
+    ran = run(f"tests.bench.{module}", "--compile", *words)
+    assert ran.returncode == 0, ran.stderr
     for name, more in VARIANTS[module].items():
-        assert re.search(SAYS.format(name=re.escape(name)) + more, run.stdout, re.MULTILINE), run.stdout
+        assert re.search(SAYS.format(name=re.escape(name)) + more, ran.stdout, re.MULTILINE), ran.stdout
 
 
 def _list(monkeypatch: pytest.MonkeyPatch, *options: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from paddock_quant_awq.recipes import layer as layer_work
 from tests.quantize.int4 import decoded
 from tests.quantize.made import LAYERS, LINEARS, logits_of, random_falcon, random_llama, run, sequences, tensors_of, write_model
 
+Quantised = Callable[[str, str, bool | None], Path]
 FORMATS = ("compressed-tensors", "autoawq", "modelopt")
 GROUP = 32
 PATHS = [f"model.layers.{i}.{linear}" for i in range(LAYERS) for linear in LINEARS]
@@ -58,6 +60,19 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "falcon-40b": random_falcon,
     "falcon-rw": lambda: _with_biases(random_falcon(**RW)),
 }
+
+
+@pytest.fixture(scope="module")
+def quantised(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Quantised:
+    """Return what gives the Llama's folder in a format, by a scheme, with zero points or not; each is made once."""
+
+    @cache
+    def made(format_: str, scheme: str, zero_points: bool | None) -> Path:
+        out = tmp_path_factory.mktemp("awq") / "out"
+        run(llama, out, "awq", format=format_, scheme=scheme, zero_points=zero_points)
+        return out
+
+    return made
 
 
 def meaning_of(model: Any, folder: Path, format_: str) -> Any:
@@ -169,22 +184,20 @@ def test_paddock_gives_the_logits_of_the_dequantised_weights(tmp_path: Path, fam
 @pytest.mark.parametrize(
     ("format_", "zero_points"), [("compressed-tensors", False), ("compressed-tensors", True), ("modelopt", None)]
 )
-def test_w4a8_is_w4a16_with_activations_in_fp8(llama: Path, tmp_path: Path, format_: str, zero_points: bool | None) -> None:
+def test_w4a8_is_w4a16_with_activations_in_fp8(quantised: Quantised, format_: str, zero_points: bool | None) -> None:
     """The weights are the same; activations differ by their rounding alone."""
-    run(llama, tmp_path / "w4a8", "awq", format=format_, scheme="w4a8", zero_points=zero_points)
-    run(llama, tmp_path / "w4a16", "awq", format=format_, zero_points=zero_points)
-    found, without = tensors_of(tmp_path / "w4a8"), tensors_of(tmp_path / "w4a16")
+    w4a8, w4a16 = (quantised(format_, scheme, zero_points) for scheme in ("w4a8", "w4a16"))
+    found, without = tensors_of(w4a8), tensors_of(w4a16)
     assert all(torch.equal(found[name], tensor) for name, tensor in without.items())
     extra = {"input_scale", "weight_scale_2"} if format_ == "modelopt" else set()
     assert found.keys() - without.keys() == {f"{path}.{name}" for path in PATHS for name in extra}
-    error = relative_rms(logits_of(tmp_path / "w4a8"), logits_of(tmp_path / "w4a16"))
+    error = relative_rms(logits_of(w4a8), logits_of(w4a16))
     assert 1e-3 < error < 0.25, error
 
 
-def test_the_static_scales_of_w4a8_are_those_of_its_inputs_and_weights(llama: Path, tmp_path: Path) -> None:
+def test_the_static_scales_of_w4a8_are_those_of_its_inputs_and_weights(quantised: Quantised) -> None:
     """Largest magnitude / 448, of the inputs as they are after folding; parts of one product share both."""
-    run(llama, tmp_path / "out", "awq", format="modelopt", scheme="w4a8")
-    found = tensors_of(tmp_path / "out")
+    found = tensors_of(quantised("modelopt", "w4a8", None))
     inputs: dict[str, Tensor] = {}
     model = random_llama()
     for path in PATHS:
@@ -212,21 +225,20 @@ def test_the_static_scales_of_w4a8_are_those_of_its_inputs_and_weights(llama: Pa
     [("w4a16", None, True), ("w4a16", False, False), ("w4a8", None, True), ("w4a8", False, False)],
 )
 def test_compressed_tensors_has_zero_points_unless_they_are_declined(
-    llama: Path, tmp_path: Path, scheme: str, zero_points: bool | None, written: bool
+    quantised: Quantised, scheme: str, zero_points: bool | None, written: bool
 ) -> None:
     """In the tensors and in the description alike."""
-    run(llama, tmp_path / "out", "awq", scheme=scheme, zero_points=zero_points)
-    found = tensors_of(tmp_path / "out")
+    folder = quantised("compressed-tensors", scheme, zero_points)
+    found = tensors_of(folder)
     assert {f"{path}.weight_zero_point" in found for path in PATHS} == {written}
-    section = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]
+    section = json.loads((folder / "config.json").read_text())["quantization_config"]
     assert section["config_groups"]["group_0"]["weights"]["symmetric"] is not written
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-def test_the_tensors_are_those_of_the_format(llama: Path, tmp_path: Path, format_: str) -> None:
+def test_the_tensors_are_those_of_the_format(quantised: Quantised, format_: str) -> None:
     """Names and shapes; embeddings, the head and the last norm are the source's, bit for bit."""
-    run(llama, tmp_path / "out", "awq", format=format_)
-    found, source = tensors_of(tmp_path / "out"), random_llama().state_dict()
+    found, source = tensors_of(quantised(format_, "w4a16", None)), random_llama().state_dict()
     expected = {name for name in source if name.removesuffix(".weight") not in PATHS}
     for path in PATHS:
         outputs, inputs = source[f"{path}.weight"].shape

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from plugins.triton.tests.interpreted import change_the_language_once, look_dtypes_up_once
 
 from paddock.testing.kernels import AttentionCase, attention_case
 
@@ -79,8 +80,8 @@ def case(device: torch.device) -> Callable[..., AttentionCase]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _loop_bounds() -> Iterator[None]:
-    """Let the interpreter take a loop's bound from the kernel: Triton 3.6 keeps scalars as arrays, which numpy 2.4 refuses."""
+def _interpreter() -> Iterator[None]:
+    """Let the interpreter be quick, and take a loop's bound: Triton 3.6 keeps scalars as arrays, which numpy 2.4 refuses."""
     if ON_GPU:
         yield
         return
@@ -93,4 +94,6 @@ def _loop_bounds() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter, "_patch_lang_tensor", patched)
+        change_the_language_once(interpreter, patch)
+        look_dtypes_up_once(interpreter, patch)
         yield

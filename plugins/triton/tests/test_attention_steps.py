@@ -35,7 +35,16 @@ def _page_dtypes(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
 
 def _in_turn(dtypes: Sequence[torch.dtype], turn: int) -> Sequence[torch.dtype]:
     """Return one of the dtypes, as it is their turn, where each is two kernels to compile; all of them in the interpreter."""
-    return dtypes[turn % len(dtypes) :][:1] if ON_GPU else dtypes
+    return _one_in_turn(dtypes, turn) if ON_GPU else dtypes
+
+
+def _one_in_turn(dtypes: Sequence[torch.dtype], turn: int) -> Sequence[torch.dtype]:
+    return dtypes[turn % len(dtypes) :][:1]
+
+
+def _interpreted_in_turn(dtypes: Sequence[torch.dtype], turn: int) -> Sequence[torch.dtype]:
+    """Return one of the dtypes, as it is their turn, where they are interpreted; all of them on a GPU."""
+    return dtypes if ON_GPU else _one_in_turn(dtypes, turn)
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
@@ -43,7 +52,7 @@ def test_any_ratio_of_query_to_kv_heads_is_served(ratio: int, halves: list[torch
     """From MHA to GQA of 29, FP8 or not in turn: rows of a tile that belong to no head change nothing."""
     head = 64 if ON_GPU else 16
     for dtype in halves[-1:]:
-        for kv_dtype in _in_turn(_page_dtypes(dtype), ratio):
+        for kv_dtype in _one_in_turn(_page_dtypes(dtype), ratio if ON_GPU else RATIOS.index(ratio)):
             step = case([(70, 1), (0, 1), (5, 13), (0, 67)], (2 * ratio, 2, head), dtype=dtype, kv_dtype=kv_dtype)
             params = step.params()
             step.check(step.attend(create(step.needs, step.q_THD.device), params), params, str(kv_dtype))
@@ -82,14 +91,14 @@ def test_decodes_and_prefills_of_one_step_are_both_right(
             step.check(step.attend(create(step.needs, step.q_THD.device), params), params, str(kv_dtype))
 
 
-@pytest.mark.parametrize("features", [(), ("alibi",), ("sliding_window",)], ids="+".join)
+@pytest.mark.parametrize("features", FEATURES[:3], ids="+".join)
 @pytest.mark.parametrize("page_size", [16, 64])
 def test_chunks_and_decodes_reach_back_over_a_long_context(
     page_size: int, features: tuple[str, ...], halves: list[torch.dtype], case: Callable[..., Any]
 ) -> None:
     """A chunk of a prompt of 131,072 tokens, its last ones and its first, and decodes that long, in one step."""
     for dtype in halves[-1:]:
-        for kv_dtype in _page_dtypes(dtype):
+        for kv_dtype in _interpreted_in_turn(_page_dtypes(dtype), FEATURES.index(features) + page_size // 64):
             batch = [(LONG - 1, 1), (3, 1), (LONG - 37, 37), (LONG // 2, 130 if ON_GPU else 20), (0, 70)]
             step = case(batch, (4, 1, 64 if ON_GPU else 16), dtype=dtype, page_size=page_size, kv_dtype=kv_dtype)
             params = step.params(*features, window=LONG // 32)
@@ -149,12 +158,12 @@ def test_small_steps_stay_within_their_tensors(
     page_size: int, heads: tuple[int, int, int], halves: list[torch.dtype], case: Callable[..., Any]
 ) -> None:
     """What memcheck looks at: every tile shape, pages of both kinds, pieces that are joined, nothing large."""
-    for kv_dtype in _page_dtypes(halves[-1]):
+    for turn, kv_dtype in enumerate(_page_dtypes(halves[-1]), page_size // 64):
         step = case(
             [(699, 1), (0, 1), (16, 1), (0, 5), (63, 66)], heads, dtype=halves[-1], page_size=page_size, kv_dtype=kv_dtype
         )
         backend = create(step.needs, step.q_THD.device)
-        for features in ((), ("alibi",), ("sliding_window",)):
+        for features in FEATURES[:3] if ON_GPU else FEATURES[:3][turn % 2 :: 2]:
             params = step.params(*features, window=100)
             step.check(step.attend(backend, params), params, str(kv_dtype))
 

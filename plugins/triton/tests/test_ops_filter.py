@@ -6,6 +6,7 @@ R rows, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -34,23 +35,24 @@ ROWS: dict[str, Maker] = {
     "outliers": lambda g: torch.randn(VOCAB, generator=g) - 3e38 * (torch.rand(VOCAB, generator=g) < 0.5),
     "zeros of both signs": lambda g: torch.zeros(VOCAB).copysign(torch.randn(VOCAB, generator=g)),
 }
+SIZES = {"as it is": (8, 512, 32), "few pivots, many steps, split rows": (4, 8, 1)}
 
 
-@pytest.fixture(params=[(8, 512, 32), (4, 8, 1)], ids=["as it is", "few pivots, many steps, split rows"])
-def _sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the edge be closed in on in few steps, and in many, over rows that even here are several programs'."""
-    for name, value in zip(("_PIVOTS", "_FOUND", "_WARPS"), request.param, strict=True):
+@pytest.fixture(params=SIZES)
+def sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Let the edge be closed in on in few steps, and in many, over rows that even here are several programs'; return which."""
+    for name, value in zip(("_PIVOTS", "_FOUND", "_WARPS"), SIZES[request.param], strict=True):
         monkeypatch.setattr(ops_filter, name, value)
+    return [*SIZES].index(request.param)
 
 
-@pytest.mark.usefixtures("_sizes")
 @pytest.mark.parametrize("kind", ROWS)
-def test_what_stays_is_what_the_definitions_leave(device: torch.device, kind: str) -> None:
+def test_what_stays_is_what_the_definitions_leave(device: torch.device, kind: str, sizes: int) -> None:
     """Every filter and combination, over rows with ties, infinities and outliers, keeps the tokens that float64 keeps.
 
-    Without a GPU each kind of row has a few of them, others than the next.
+    Without a GPU each kind of row and size has a few of them, others than the next.
     """
-    rows = _rows(SETTINGS if ON_GPU else ALL[list(ROWS).index(kind) :: 14], kind)
+    rows = _rows(SETTINGS if ON_GPU else ALL[2 * list(ROWS).index(kind) + sizes :: 23], kind)
     top_R, _ = sampling_reference.most_likely(rows["logits_RV"])
     given = [x.to(device) for x in (rows["logits_RV"], top_R, rows["temperature_R"], *_filters(rows))]
     least_R = ops_filter.least_scaled(*given).cpu()
@@ -68,7 +70,7 @@ def test_a_filtered_draw_takes_the_token_the_reference_takes(device: torch.devic
     assert torch.equal(ops_filter.draw_filtered(*_arguments(rows, device)).cpu(), expected_R)
 
 
-@pytest.mark.usefixtures("_sizes")
+@pytest.mark.usefixtures("sizes")
 def test_a_row_s_edge_ignores_how_many_programs_it_has(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """However a row is split, as its neighbours' number decides, the least logit that stays has the same bits."""
     rows = _rows([one for one in SETTINGS if one[2] < 1], "normal")
@@ -106,10 +108,9 @@ def test_a_row_in_odd_numbers_of_pieces_keeps_what_the_definitions_leave(
         _check_row(scaled_V, scaled_V >= least, int(top_k), float(top_p), min_p)
 
 
-@pytest.mark.parametrize("left", ["NaN", "a logit just above the edge"])
 @pytest.mark.parametrize(("pivots", "found"), [(4, 8), (8, 64)], ids=["every step launched counts", "steps are left out"])
 def test_what_memory_held_before_shows_in_no_edge(
-    device: torch.device, pivots: int, found: int, left: str, monkeypatch: pytest.MonkeyPatch
+    device: torch.device, pivots: int, found: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pivots of steps still to come, or left out, are memory nobody wrote: whatever is there, the edge is the same."""
     for name, value in (("_PIVOTS", pivots), ("_FOUND", found), ("_WARPS", 1)):
@@ -120,16 +121,17 @@ def test_what_memory_held_before_shows_in_no_edge(
     least_R = ops_filter.least_scaled(*given)
     stays_RV = (given[0] - given[1][:, None]) / given[2][:, None] >= least_R[:, None]
     edge_R = given[0].masked_fill(~stays_RV, torch.inf).amin(-1)
-    left_R1 = torch.full_like(edge_R, torch.nan)[:, None] if left == "NaN" else edge_R.nextafter(top_R.to(device))[:, None]
+    just_above_R = edge_R.nextafter(top_R.to(device))
 
-    def filled(*size: Any, **kind: Any) -> torch.Tensor:
+    def filled(left_R: torch.Tensor, *size: Any, **kind: Any) -> torch.Tensor:
         x = empty(*size, **kind)
         if not x.is_floating_point():
             return x.fill_(7)
-        return x.copy_(left_R1.expand_as(x)) if x.dim() > 1 else x.fill_(torch.nan)
+        return x.copy_(left_R[:, None].expand_as(x)) if x.dim() > 1 else x.fill_(torch.nan)
 
-    monkeypatch.setattr(torch, "empty", filled)
-    assert torch.equal(ops_filter.least_scaled(*given), least_R)
+    for left_R in (torch.full_like(edge_R, torch.nan), just_above_R):
+        monkeypatch.setattr(torch, "empty", partial(filled, left_R))
+        assert torch.equal(ops_filter.least_scaled(*given), least_R)
 
 
 def test_filters_turned_off_leave_the_draw_as_it_is(device: torch.device) -> None:

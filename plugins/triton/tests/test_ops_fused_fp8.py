@@ -139,10 +139,13 @@ def test_one_kernel_gives_the_bits_of_two_at_published_widths(
 @pytest.mark.memcheck
 @pytest.mark.parametrize(("name", "delta"), CASES)
 def test_rows_may_lie_apart(name: str, delta: bool, device: torch.device, dtypes: list[torch.dtype]) -> None:
-    """A slice of a wider tensor, at an odd offset, and a transposed tensor give what their copies give."""
-    for dtype in dtypes:
+    """A slice of a wider tensor, at an odd offset, and a transposed tensor give what their copies give.
+
+    Without a GPU each dtype has one of the two.
+    """
+    for turn, dtype in enumerate(dtypes):
         given = _given(name, 7, 66, dtype, device, delta=delta)
-        for spread in (_slice, _transposed):
+        for spread in SPREADS if device.type == "cuda" else SPREADS[turn % 2 :][:1]:
             lying = tuple(spread(x) if isinstance(x, Tensor) and x.ndim == 2 else x for x in given)
             for value, bound, group in SCALES[:3]:
                 scale = _scale(value, device)
@@ -211,3 +214,6 @@ def _slice(x_TE: Tensor) -> Tensor:
 
 def _transposed(x_TE: Tensor) -> Tensor:
     return x_TE.t().contiguous().t()
+
+
+SPREADS = (_slice, _transposed)
