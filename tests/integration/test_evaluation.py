@@ -377,6 +377,8 @@ def test_the_command_line_compares_two_plans(folder: Path, tmp_path: Path, capsy
         (("compare", "nowhere", "{folder}", "--text", "{short}", "--limit", "0"), "limit is 0"),
         (("eval", "perplexity", "nowhere", "--text", "{short}", "--limit", "0"), "limit is 0"),
         (("eval", "choices", "nowhere", "--task", "piqa", "--limit", "0"), "limit is 0"),
+        (("eval", "choices", "nowhere", "--task", "arc_easy", "--data", "{empty}", "--shots", "9"), "9 examples were asked for"),
+        (("eval", "choices", "nowhere", "--task", "arc_easy", "--data", "{empty}", "--shots", "-1"), "shots is -1"),
         (("compare", "{folder}", "{folder}", "--text", "{short}", "--b", "fp8"), "write --b NAME=VALUE"),
         (("compare", "{folder}", "{folder}", "--text", "{short}", "--a", "seed=1", "--a", "seed=2"), "--a gives 'seed' twice"),
     ],
@@ -388,6 +390,7 @@ def test_bad_input_ends_in_one_block(
     (tmp_path / "latin.txt").write_bytes(b"f\xfcr")
     (tmp_path / "short.txt").write_text("a")
     (tmp_path / "boolq.jsonl").write_text("\n")
+    (tmp_path / "arc_easy.jsonl").write_text("".join(json.dumps(document) + "\n" for document in ARC))
     places = {"folder": folder, "latin": tmp_path / "latin.txt", "short": tmp_path / "short.txt", "empty": tmp_path}
     code, out, err = _run(capsys, *(word.format_map(places) for word in words))
     assert code in (1, 2)

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from paddock.checkpoint.source import MANIFEST
 from paddock.cli.main import main
 from paddock.errors import OptionError, PlanError, QualityError
 from paddock.planning.hardware import parse_gpus
 from paddock.quantize import gate
-from paddock.quantize.manifest import MANIFEST
 from paddock.quantize.options import QuantizeOptions, parse_gate
 from paddock.quantize.stack import LayerStack
 from paddock.quantize.text import read_text

@@ -16,9 +16,10 @@ import pytest
 from safetensors.torch import save_file
 from torch import Tensor
 
+from paddock.checkpoint.source import MANIFEST
 from paddock.errors import CheckpointError, OptionError, PaddockError
 from paddock.quantize import folder as folders
-from paddock.quantize.manifest import MANIFEST, write_json
+from paddock.quantize.manifest import write_json
 from paddock.quantize.stack import LayerStack, LoadedLayer
 from tests.quantize.made import LAYERS, LENGTH, SAMPLES, TEXT, random_llama, run, tensors_of, write_model
 

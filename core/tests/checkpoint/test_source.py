@@ -55,8 +55,10 @@ def hub(here: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 def test_a_folder_is_read_with_every_small_file(here: Path) -> None:
     """config.json, generation_config.json and the quantisation files come out parsed; the others are not touched."""
-    write_model(here / "m", generation_config={"eos_token_id": [1, 2]}, hf_quant_config={"q": 1}, tokenizer={"t": 1})
+    given = {"generation_config": {"eos_token_id": [1, 2]}, "hf_quant_config": {"q": 1}, "tokenizer": {"t": 1}}
+    write_model(here / "m", **given, paddock_manifest={"status": "failed"})
     found = open_source("m")
+    assert found.manifest == {"status": "failed"}
     assert (found.name, found.folder, found.revision) == ("m", Path("m"), None)
     assert found.config == {"model_type": "llama"}
     assert found.generation_config == {"eos_token_id": [1, 2]}

@@ -9,6 +9,7 @@ import pytest
 from attrs import evolve
 from core.tests.planning.made import RAW, ComplainingPlugin, MadePlugin, ParallelPlugin, cpu, gpus, planned, registry, source
 
+from paddock.checkpoint.source import ModelSource
 from paddock.config import EngineConfig
 from paddock.planning.hardware import Hardware
 from paddock.planning.resolve import resolve
@@ -170,6 +171,29 @@ def test_uncalibrated_fp8_kv_is_worth_saying() -> None:
     assert (issue.level, issue.code) == ("warning", "kv_scales_are_one")
     assert "kv_scales_are_one" in [issue.code for issue in planned(**asked, strict=True).errors]
     assert not planned(**asked, load_format="dummy").issues
+
+
+@pytest.mark.parametrize(
+    ("gate", "said"),
+    [
+        ({"growth": 0.0812, "limit": 0.01}, "perplexity had grown by 8.12%, its gate allowed 1.00%"),
+        ({"growth": None, "limit": 0.01}, "its gate was not passed"),
+        ("nothing", "its gate was not passed"),
+    ],
+)
+def test_a_folder_whose_gate_failed_is_worth_saying(gate: object, said: str) -> None:
+    """A warning, an error where warnings are; nothing for dummies, nor where the gate was passed."""
+    files = source(RAW, manifest={"status": "failed", "gate": gate})
+
+    def issues(files: ModelSource, **options: Any) -> list[tuple[str, str]]:
+        plan = resolve(EngineConfig(model="made", **options), registry(), gpus(), files)
+        return [(issue.level, issue.message) for issue in plan.issues]
+
+    message = f"paddock quantize marked the checkpoint failed: {said}"
+    assert issues(files) == [("warning", message)]
+    assert issues(files, strict=True) == [("error", message)]
+    assert not issues(files, load_format="dummy")
+    assert not issues(source(RAW, manifest={"status": "complete", "gate": gate}))
 
 
 def test_ops_are_chosen_one_by_one() -> None:

@@ -22,6 +22,7 @@ from paddock.errors import CheckpointError, did_you_mean
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 QUANTIZATION_FILES = ("hf_quant_config.json", "quant_config.json", "quantize_config.json")
+MANIFEST, MOST_OF_MANIFEST = "paddock_manifest.json", 64 << 20  # bytes
 _HUB = "hub:"
 _SHOWN = 5  # names in a hint
 
@@ -31,7 +32,8 @@ class ModelSource:
     """A model folder and what its small JSON files say, by file name, parsed.
 
     `name` is what the user wrote; `revision` the commit that was fetched, None for a folder of the user's own.
-    `generation_config` and `quantization_files` are empty where the folder has no such file. `tensor_names` is None where the
+    `generation_config`, `quantization_files` and `manifest`, what `paddock quantize` says of a folder it made, are empty where
+    the folder has no such file. `tensor_names` is None where the
     folder holds no weights, or none that are sound.
     """
 
@@ -40,6 +42,7 @@ class ModelSource:
     config: Mapping[str, Any]
     generation_config: Mapping[str, Any] = field(factory=dict)
     quantization_files: Mapping[str, Mapping[str, Any]] = field(factory=dict)
+    manifest: Mapping[str, Any] = field(factory=dict)
     revision: str | None = None
     tensor_names: frozenset[str] | None = None
 
@@ -97,13 +100,14 @@ def _read(name: str, folder: Path, revision: str | None) -> ModelSource:
         config=read_object(folder / CONFIG),
         generation_config=_read_optional(folder / GENERATION_CONFIG),
         quantization_files={file: read_object(folder / file) for file in QUANTIZATION_FILES if (folder / file).exists()},
+        manifest=_read_optional(folder / MANIFEST, max_bytes=MOST_OF_MANIFEST),
         revision=revision,
         tensor_names=stored_names(folder),
     )
 
 
-def _read_optional(path: Path) -> dict[str, Any]:
-    return read_object(path) if path.exists() else {}
+def _read_optional(path: Path, **limits: int) -> dict[str, Any]:
+    return read_object(path, **limits) if path.exists() else {}
 
 
 def _without_config(folder: Path) -> str:

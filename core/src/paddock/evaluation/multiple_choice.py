@@ -91,6 +91,28 @@ def choices(
     max_model_len allows loses the beginning of its context. Raises OptionError for an unknown task or a malformed document,
     RequestError for what cannot be scored.
     """
+    return score(llm, prompts_of(task, documents, shots=shots, examples=examples, limit=limit), progress=progress)
+
+
+@frozen(kw_only=True)
+class Prompts:
+    """What is asked of a model: the questions, and for each of their continuations (context, continuation, where it is from)."""
+
+    task: Task
+    shots: int
+    questions: tuple[Question, ...]
+    pairs: tuple[tuple[str, str, str], ...]
+
+
+def prompts_of(
+    task: Task | str,
+    documents: Sequence[Document],
+    *,
+    shots: int = 0,
+    examples: Sequence[Document] | None = None,
+    limit: int | None = None,
+) -> Prompts:
+    """Return what `choices` asks; raise what it raises of a task, documents and shots, before there is a model."""
     found = find_task(task) if isinstance(task, str) else task
     check_limit(limit)
     if isinstance(shots, bool) or not isinstance(shots, int) or shots < 0:
@@ -100,14 +122,20 @@ def choices(
         raise OptionError(f"no documents of {found.name}", fix=f"fetch them: paddock eval fetch {found.name}")
     questions = [ask(found, document, f"document {i} of {found.name}") for i, document in enumerate(asked)]
     before = _Examples(found, documents if examples is None else examples, shots, same_set=examples is None)
+    pairs = list[tuple[str, str, str]]()
+    for i, (document, question) in enumerate(zip(asked, questions, strict=True)):
+        first, where = before.of(document, i), f"document {i} of {found.name}"
+        whole = {context: first + context for context in question.contexts}  # a text for all continuations that share it
+        pairs += [(whole[context], each, where) for context, each in zip(question.contexts, question.continuations, strict=True)]
+    return Prompts(task=found, shots=shots, questions=tuple(questions), pairs=tuple(pairs))
+
+
+def score(llm: LLM, prompts: Prompts, *, progress: Progress | None = None) -> ChoiceResult:
+    """Return which continuation the model finds likeliest of each question; `choices` says what is raised."""
     encoder = _Encoder(llm)
-    pairs = [
-        encoder.pair(before.of(document, i) + context, continuation, f"document {i} of {found.name}")
-        for i, (document, question) in enumerate(zip(asked, questions, strict=True))
-        for context, continuation in zip(question.contexts, question.continuations, strict=True)
-    ]
+    pairs = [encoder.pair(*each) for each in prompts.pairs]
     scores = continuation_logprobs(llm, pairs, progress=progress)
-    return _result(found, shots, questions, scores, truncated=sum(pair.cut for pair in pairs))
+    return _result(prompts.task, prompts.shots, prompts.questions, scores, truncated=sum(pair.cut for pair in pairs))
 
 
 def _result(task: Task, shots: int, questions: Sequence[Question], scores: Sequence[float], *, truncated: int) -> ChoiceResult:

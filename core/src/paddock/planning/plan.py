@@ -36,6 +36,10 @@ class ModelFiles(Protocol):
         """Return the files beside config.json that describe a quantisation, by name."""
 
     @property
+    def manifest(self) -> Mapping[str, Any]:
+        """Return what `paddock quantize` says of a folder that it made, empty where it made none."""
+
+    @property
     def revision(self) -> str | None:
         """Return the commit they were read at, None for a plain folder."""
 

@@ -26,6 +26,7 @@ from paddock.planning.ledger import Room
 from paddock.planning.limits import choose_batch, choose_graphs
 from paddock.planning.notes import Notes
 from paddock.planning.plan import Ledger, ModelFiles, Plan
+from paddock.planning.quality_gate import say_failed_gate
 from paddock.planning.weights import stored_tensors
 from paddock.plugins.descriptors import ModelSpec, ObserverSpec, OpSpec
 from paddock.plugins.descriptors import resolve as load
@@ -84,6 +85,7 @@ def _decide(config: EngineConfig, registry: Registry, hardware: Hardware, files:
     kv_scales.say_missing(config, attention.kv_cache_dtype, fmt.scheme.kv_cache_dtype, files.tensor_names, table, notes)
     held = stored_tensors(table, Unquantized(fmt.dtype)) if fmt.online else tensors
     say_disagreement(config, fmt.scheme, held, table, files.tensor_names, notes)
+    say_failed_gate(config, files.manifest, notes)
     model = Divisible(table=table, tensors=tensors, needs=needs, layer_cost=_layer_cost(spec, parsed))
     layout = choose_layout(config, registry, hardware, model, notes)
     say_plain_torch(fmt.scheme, table, tensors, layout.shard, ops, int4, notes)

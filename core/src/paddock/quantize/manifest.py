@@ -13,11 +13,10 @@ import cattrs
 from attrs import field, frozen, validators
 
 from paddock.checkpoint.json_file import finite, read_object
+from paddock.checkpoint.source import MANIFEST, MOST_OF_MANIFEST
 from paddock.errors import CheckpointError
 
-MANIFEST = "paddock_manifest.json"
 PARTIAL, COMPLETE, FAILED = "partial", "complete", "failed"
-MAX_BYTES = 64 << 20
 
 
 @frozen(kw_only=True)
@@ -67,7 +66,7 @@ class Manifest:
 def read_manifest(folder: Path) -> Manifest:
     """Return the manifest of a folder; raise CheckpointError where it is not one."""
     try:
-        found = read_object(folder / MANIFEST, max_bytes=MAX_BYTES)
+        found = read_object(folder / MANIFEST, max_bytes=MOST_OF_MANIFEST)
     except CheckpointError as error:
         raise CheckpointError(error.message, fix="begin in another folder") from error
     try:

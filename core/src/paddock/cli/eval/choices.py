@@ -55,9 +55,10 @@ def choices(
 
     check_limit(limit)
     known = read_documents(task, data)
+    prompts = measuring.prompts_of(task, known.documents, shots=shots, examples=known.examples, limit=limit)
     with open_llm(session, model, options) as llm, count_progress("continuations") as advance:
         began = time.perf_counter()
-        found = measuring.choices(llm, task, known.documents, shots=shots, examples=known.examples, limit=limit, progress=advance)
+        found = measuring.score(llm, prompts, progress=advance)
         seconds = time.perf_counter() - began
         report = {
             "eval": "choices",
