@@ -26,7 +26,7 @@ from paddock_triton.ops_linear_fp8_ring import TILES, launch_ring, launch_ring_g
 from paddock_triton.rows import blocks_of
 from tests.integration.gluon_on_cpu import Device
 
-CUTS = [evolve(tile, shared=shared) for tile in TILES.values() for shared in (True, False)]
+CUTS = [evolve(tile, shared=shared, turns=turns) for tile in TILES.values() for shared in (True, False) for turns in (0, 1)]
 # Outputs and inputs of the products of Llama-3.1-70B's layers, and of 8B's.
 WEIGHTS = (
     *((10240, 8192), (8192, 8192), (57344, 8192), (8192, 28672)),
@@ -35,7 +35,7 @@ WEIGHTS = (
 
 
 def _name(tile: RingTile) -> str:
-    return f"{tile.tokens} tokens, {'shared' if tile.shared else 'whole'}"
+    return f"{tile.tokens} tokens, {'shared' if tile.shared else 'whole'}{', in turn' if tile.turns else ''}"
 
 
 @pytest.fixture

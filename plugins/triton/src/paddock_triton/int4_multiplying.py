@@ -27,7 +27,7 @@ from paddock_triton.int4_codes import (
     shifts,
     zero_bytes,
 )
-from paddock_triton.int4_parts import finish, gathered, nothing, store
+from paddock_triton.int4_parts import finish, finish_gathered, gathered, nothing, store
 from paddock_triton.int4_spec import LATE_SLOTS
 
 _barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # of a role's warps: Triton 3.7's name and 3.6's
@@ -222,8 +222,7 @@ def multiplier(
                 accs = _step_late(accs, late, step, INDEX, spec)
         if spec.deep:
             accs = gathered(accs, gathering, n, INDEX, spec)
-            if INDEX == 0:
-                finish(accs, outs, tile, block, taken, sizes, INDEX, store, spec)
+            finish_gathered(accs, outs, tile, block, taken, n, sizes, INDEX, store, spec)
             n += 1
         else:
             finish(accs, outs, tile, block, taken, sizes, INDEX, store, spec)

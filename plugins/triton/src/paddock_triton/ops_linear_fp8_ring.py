@@ -37,7 +37,7 @@ from paddock_triton.dependence import DEPENDENT
 from paddock_triton.fp8_ring_gated import described_gated, row_of, store_gated
 from paddock_triton.fp8_ring_spec import INPUTS, RingTile
 from paddock_triton.int4_bringing import barriers, free_slot, place_of, steps_of
-from paddock_triton.int4_parts import finish, gathered, gathering_of, nothing, store
+from paddock_triton.int4_parts import finish_gathered, gathered, gathering_of, nothing, store
 from paddock_triton.int4_spec import ROWS, STEP
 from paddock_triton.launch import launch
 from paddock_triton.rows import ALIGNED, aligned, blocks_of
@@ -144,8 +144,8 @@ def _multiplier(
 ) -> None:  # fmt: skip
     """Multiply what is this team's of every tile: four warps. Scales are asked for ahead of the products they are for.
 
-    The first team adds up all teams' sums, scales them and writes them or keeps them as a part: what is scaled before parts meet
-    need not be after.
+    Who finishes a piece adds up all teams' sums, scales them and writes them or keeps them as a part: what is scaled before parts
+    meet need not be after.
     """
     _tokens, _outputs, _blocks, span, _tiles, _token_tiles = sizes
     gdc_wait()
@@ -161,10 +161,10 @@ def _multiplier(
         for m in range(t, t + taken):
             sum_RN = _step(sum_RN, ring, m, INDEX, spec)
         accs = gathered((sum_RN, nothing_RN, nothing_RN, nothing_RN), gathering, n, INDEX, spec)
-        if INDEX == 0:
-            scaled_RN = accs[0] * (scale_N[None, :] * scale_R[:, None])
-            accs = (scaled_RN, nothing_RN, nothing_RN, nothing_RN)
-            finish(accs, outs, tile, block, taken, sizes, INDEX, store if spec.gated is None else store_gated, spec)
+        scaled_RN = accs[0] * (scale_N[None, :] * scale_R[:, None])
+        accs = (scaled_RN, nothing_RN, nothing_RN, nothing_RN)
+        ending: gl.constexpr = store if spec.gated is None else store_gated
+        finish_gathered(accs, outs, tile, block, taken, n, sizes, INDEX, ending, spec)
         n += 1
         t += taken
 
