@@ -176,6 +176,18 @@ def _part(model: str, layers: int, folder: Path) -> str:
     return str(folder)
 
 
+def stack_of(model: str, rows: int, context: int, layers: int | None, **options: Any) -> Stack:
+    """Return the layers of a model, or so many of them, and a decode of `rows` sequences after `context` tokens."""
+    given: dict[str, Any] = {"load_format": "dummy", "max_model_len": max(2048, context), **options}
+    with tempfile.TemporaryDirectory() as folder:
+        plan = planned(EngineConfig.from_options(model if layers is None else _part(model, layers, Path(folder)), **given))
+    needs = rebuild.attention_needs(plan)
+    step = Step(name="decode", heads=(needs.num_heads, needs.num_kv_heads, needs.head_dim), decodes=(context,) * rows)
+    draw = Draw(device=CUDA, dtype=torch_dtype(plan.dtype))
+    kv_dtype = FP8 if plan.kv_cache_dtype == "fp8" else torch_dtype(plan.kv_cache_dtype)
+    return Stack(plan=plan, laid=laid_out(step, page_size=plan.page_size, kv_dtype=kv_dtype, draw=draw))
+
+
 @click.command()
 @click.argument("model")
 @click.option("--rows", type=int, default=1, show_default=True)
@@ -184,24 +196,13 @@ def _part(model: str, layers: int, folder: Path) -> str:
 @click.option("--kv-cache-dtype", default="auto", show_default=True)
 @click.option("--int4-compute", default="auto", show_default=True)
 @click.option("--attention-compute", default="plain", show_default=True)
-def main(
-    model: str, rows: int, context: int, layers: int | None, kv_cache_dtype: str, int4_compute: str, attention_compute: str
-) -> None:
+def main(model: str, rows: int, context: int, layers: int | None, **options: str) -> None:
     """Print each variant's microseconds, in all and a layer, as JSON."""
-    options: dict[str, Any] = {"load_format": "dummy", "max_model_len": max(2048, context), "kv_cache_dtype": kv_cache_dtype}
-    options |= {"int4_compute": int4_compute, "attention_compute": attention_compute}
-    with tempfile.TemporaryDirectory() as folder:
-        plan = planned(EngineConfig.from_options(model if layers is None else _part(model, layers, Path(folder)), **options))
-    needs = rebuild.attention_needs(plan)
-    step = Step(name="decode", heads=(needs.num_heads, needs.num_kv_heads, needs.head_dim), decodes=(context,) * rows)
-    draw = Draw(device=CUDA, dtype=torch_dtype(plan.dtype))
-    kv_dtype = FP8 if plan.kv_cache_dtype == "fp8" else torch_dtype(plan.kv_cache_dtype)
-    laid = laid_out(step, page_size=plan.page_size, kv_dtype=kv_dtype, draw=draw)
-    stack = Stack(plan=plan, laid=laid)
+    stack = stack_of(model, rows, context, layers, **options)
     with torch.inference_mode():
         for name, variant, attention in stack.variants():
             spent = stack.microseconds(variant, attention)
-            line = {"variant": name, "microseconds": round(spent, 1), "a_layer": round(spent / plan.num_layers, 2)}
+            line = {"variant": name, "microseconds": round(spent, 1), "a_layer": round(spent / stack.plan.num_layers, 2)}
             click.echo(json.dumps(line))
 
 

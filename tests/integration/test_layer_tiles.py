@@ -1,0 +1,37 @@
+"""The benchmark of tiles among a layer's other kernels, as far as it goes without a GPU: what it puts in place of what."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+from paddock_triton import attention, ops_linear_fp8_ring, ops_linear_int4
+from tests.bench import layer_tiles
+
+
+@pytest.mark.parametrize(("rows", "int4"), [(1, False), (64, False), (1, True), (20, True)])
+def test_each_candidate_is_another_tile_and_is_gone_after_it(rows: int, int4: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is served comes first and last; each tile in between can be made."""
+    needs = SimpleNamespace(num_heads=64, num_kv_heads=8)
+    monkeypatch.setattr(layer_tiles.rebuild, "attention_needs", lambda _plan: needs)
+    plan = SimpleNamespace(fp8_inputs_from=1 if int4 else None, kv_cache_dtype="fp8")
+    given: Any = SimpleNamespace(plan=plan)
+
+    def there() -> list[Any]:
+        tiles = [*ops_linear_fp8_ring.TILES.values(), *ops_linear_int4._FP8.values(), *ops_linear_int4._FP8_DEEP.values()]
+        return [*tiles, vars(attention)["decode_tile"]]
+
+    served, names = there(), []
+    for name, put in layer_tiles.candidates(given, rows):
+        with pytest.MonkeyPatch.context() as patch:
+            put(patch)
+            assert (there() == served) == (name == "served"), name
+        assert there() == served
+        names.append(name)
+    assert names[0] == names[-1] == "served"
+    assert len(names) == len({*names}) + 1
+    assert any(name.startswith("int4" if int4 else "ring") for name in names)
