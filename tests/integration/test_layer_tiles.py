@@ -17,7 +17,7 @@ from tests.bench import layer_tiles
 def test_each_candidate_is_another_tile_and_is_gone_after_it(rows: int, int4: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is served comes first and last; each tile in between can be made."""
     needs = SimpleNamespace(num_heads=64, num_kv_heads=8)
-    monkeypatch.setattr(layer_tiles.rebuild, "attention_needs", lambda _plan: needs)
+    monkeypatch.setattr("paddock.planning.rebuild.attention_needs", lambda _plan: needs)
     plan = SimpleNamespace(fp8_inputs_from=1 if int4 else None, kv_cache_dtype="fp8")
     given: Any = SimpleNamespace(plan=plan)
 
