@@ -39,10 +39,10 @@ from paddock.planning.roofs import ceilings_of
 from paddock.testing.oracle import bound, poisoned, relative_rms
 from paddock_triton.dependence import DEPENDENT, fetch, start_next, wait
 from paddock_triton.fp8_ring_spec import RingTile
-from paddock_triton.int4_spec import ALL_REGISTERS
 from paddock_triton.launch import compile_ahead, launch
 from paddock_triton.ops_linear_fp8 import FEW, FewTile, cublas, launch_few
 from paddock_triton.ops_linear_fp8_ring import TILES, launch_ring, tile_for
+from paddock_triton.ring import ALL_REGISTERS
 from tests.bench.hopper_code import compile_only, described
 
 MODELS, FEW_TOKENS, MANY_TOKENS = ("8B", "70B"), (1, 2, 8, 16, 32, 64), (256, 4096)

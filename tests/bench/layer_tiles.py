@@ -21,7 +21,7 @@ from paddock.planning import rebuild
 from paddock.plugins import resolve
 from paddock_triton import attention, ops_linear_fp8_ring, ops_linear_int4
 from paddock_triton.attention_tile import Tile
-from paddock_triton.int4_spec import ALL_REGISTERS
+from paddock_triton.ring import ALL_REGISTERS
 from tests.bench.layer_stack import CUDA, Stack, stack_of
 
 Patch = Callable[[pytest.MonkeyPatch], None]

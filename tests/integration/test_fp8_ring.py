@@ -20,7 +20,7 @@ pytest.importorskip("triton")
 from paddock.layers import QuantizedActivation, reference
 from paddock.layers.reference import FP8
 from paddock.testing.oracle import relative_rms
-from paddock_triton import fp8_ring_gated, int4_bringing, int4_parts, ops_activation, ops_linear_fp8_ring
+from paddock_triton import fp8_ring_gated, ops_activation, ops_linear_fp8_ring, ring, ring_parts
 from paddock_triton.fp8_ring_spec import RingTile
 from paddock_triton.ops_linear_fp8_ring import TILES, launch_ring, launch_ring_gated, serves, tile_for
 from paddock_triton.rows import blocks_of
@@ -42,17 +42,17 @@ def _name(tile: RingTile) -> str:
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the arithmetic of who takes what be called as Python's."""
     for name in ("first_unit", "program_of", "share_of", "place_in"):
-        monkeypatch.setattr(int4_bringing, name, getattr(int4_bringing, name).fn)
+        monkeypatch.setattr(ring, name, getattr(ring, name).fn)
 
 
 def _pieces(program: int, programs: int, span: int, tiles: int, tile: RingTile) -> list[tuple[int, int, int]]:
     """Return a program's pieces: the tile, the first step of it and how many."""
-    first, count = int4_bringing.share_of(program, programs, span, tiles, tile.shared)
+    first, count = ring.share_of(program, programs, span, tiles, tile.shared)
     found, t = list[tuple[int, int, int]](), 0
     while t < count:
-        number, block = int4_bringing.place_in(program, programs, first, t, span, tile.shared)
+        number, block = ring.place_in(program, programs, first, t, span, tile.shared)
         taken = min(span - block, count - t)
-        last = int4_bringing.place_in(program, programs, first, t + taken - 1, span, tile.shared)
+        last = ring.place_in(program, programs, first, t + taken - 1, span, tile.shared)
         assert last == (number, block + taken - 1)
         found.append((number, block, taken))
         t += taken
@@ -89,7 +89,7 @@ def test_programs_take_every_step_once_and_parts_meet_where_they_are_waited_for(
             assert all(count == span for _, block, count in work[:-1] if block == 0), "a wait that is not a program's last"
             number, block, count = work[-1]
             if block == 0 and count < span:
-                last = int4_bringing.program_of(number * span + span - 1, programs, tiles * span)
+                last = ring.program_of(number * span + span - 1, programs, tiles * span)
                 waited |= {(number, other) for other in range(program + 1, last + 1)}
         assert kept == waited
 
@@ -138,7 +138,7 @@ def _threads(given: Given, programs: int, seed: int, counted: Tensor) -> Iterato
         patch.setattr(ops_linear_fp8_ring, "processors", lambda _device: programs)
         patch.setattr(ops_linear_fp8_ring, "counters", lambda _device, count: counted[:count])
         patch.setattr(ops_linear_fp8_ring, "_DTYPES", {torch.bfloat16: torch.bfloat16})
-        device.pretend(patch, [ops_linear_fp8_ring, fp8_ring_gated, int4_bringing, int4_parts, ops_activation])
+        device.pretend(patch, [ops_linear_fp8_ring, fp8_ring_gated, ring, ring_parts, ops_activation])
         yield
 
 

@@ -20,7 +20,7 @@ from paddock.layers import reference
 from paddock.layers.int4 import Int4Form, Int4Weight, int4_weight
 from paddock.layers.reference import FP8
 from paddock.testing.oracle import poisoned
-from paddock_triton import int4_bringing, ops_linear_int4
+from paddock_triton import ops_linear_int4, ring
 from paddock_triton.counters import counters
 from paddock_triton.int4_spec import Int4Spec, Int4Tile
 from paddock_triton.ops_linear_int4 import linear_int4, linear_int4_fp8
@@ -170,7 +170,7 @@ def test_every_tile_that_is_picked_is_one_that_the_kernel_can_take(group: int, m
 )
 def test_programs_share_all_steps_evenly(programs: int, units: int) -> None:
     """Each has its own, all have them all, none has two more than another; in 32 bits, whatever a step's size."""
-    first_unit, program_of = int4_bringing.first_unit.fn, int4_bringing.program_of.fn
+    first_unit, program_of = ring.first_unit.fn, ring.program_of.fn
     with np.errstate(over="raise"):
         firsts = [int(first_unit(np.int32(each), np.int32(programs), np.int32(units))) for each in range(programs + 1)]
         owners = [program_of(np.int32(unit), np.int32(programs), np.int32(units)) for unit in firsts[:-1]]
@@ -185,7 +185,7 @@ def test_programs_share_all_steps_evenly(programs: int, units: int) -> None:
 )
 def test_as_many_parts_of_a_tile_are_kept_as_are_waited_for(tiles: int, span: int, programs: int) -> None:
     """A program keeps one part at most, before it begins the tile that it may have to wait for; none waits for an earlier one."""
-    first_unit, program_of = int4_bringing.first_unit.fn, int4_bringing.program_of.fn
+    first_unit, program_of = ring.first_unit.fn, ring.program_of.fn
     kept: dict[int, list[int]] = {}  # by tile: the programs that go on with it
     waiting: dict[int, int] = {}  # by tile: the program that begins it
     for program in range(programs):

@@ -15,8 +15,8 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from paddock_triton.fp8_ring_spec import EIGHT, INPUTS, RingTile
-from paddock_triton.int4_spec import ROWS
 from paddock_triton.ops_activation import silu_times
+from paddock_triton.ring import ROWS
 
 _ABOVE = gl.constexpr(456.0)  # rounds to 448
 _APART = gl.constexpr(EIGHT)

@@ -10,7 +10,7 @@ from typing import Any
 from attrs import frozen
 from triton.experimental.gluon import language as gl
 
-from paddock_triton.int4_spec import ALL_REGISTERS, ROWS, STEP, launch_registers, team_registers
+from paddock_triton.ring import ALL_REGISTERS, ROWS, STEP, launch_registers, team_registers
 
 _HALF: int = ROWS.value
 INPUTS: int = STEP.value

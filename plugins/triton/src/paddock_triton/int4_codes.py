@@ -8,7 +8,8 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from paddock_triton.int4_spec import FEW, ROWS, STEP
+from paddock_triton.int4_spec import FEW
+from paddock_triton.ring import ROWS, STEP
 
 MIDDLE = gl.constexpr(8)  # the zero point where none is kept
 

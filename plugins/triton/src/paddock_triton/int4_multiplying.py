@@ -15,7 +15,6 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, mma_v2, warpgroup_mma, warpgroup_mma_wait
 from triton.language.extra.cuda import gdc_wait
 
-from paddock_triton.int4_bringing import place_of, steps_of
 from paddock_triton.int4_codes import (
     MIDDLE,
     codes_fp8,
@@ -27,8 +26,9 @@ from paddock_triton.int4_codes import (
     shifts,
     zero_bytes,
 )
-from paddock_triton.int4_parts import finish, finish_gathered, gathered, nothing, store
 from paddock_triton.int4_spec import LATE_SLOTS
+from paddock_triton.ring import place_of, steps_of
+from paddock_triton.ring_parts import finish, finish_gathered, gathered, nothing, store
 
 _barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # of a role's warps: Triton 3.7's name and 3.6's
 

@@ -10,13 +10,14 @@ from typing import Any
 from attrs import frozen
 from triton.experimental.gluon import language as gl
 
-_STEP, _ROWS, _LATE_GROUPS = 128, 64, 16
-STEP = gl.constexpr(_STEP)  # inputs
-ROWS = gl.constexpr(_ROWS)  # of a half
+from paddock_triton.ring import ALL_REGISTERS, ROWS, STEP, launch_registers, team_registers
+
+_STEP: int = STEP.value
+_ROWS: int = ROWS.value
+_LATE_GROUPS = 16
 MOST_BY_WARPS = 8  # tokens of 16 bits
 FEW = gl.constexpr(MOST_BY_WARPS)
-ALL_REGISTERS = 2048  # of each lane of a multiprocessor
-_TEAM_WARPS, _COPIER_REGISTERS, _MOST_ROWS = 4, 24, 256
+_MOST_ROWS = 256  # that are copied at once
 LATE_GROUPS, LATE_SLOTS = gl.constexpr(_LATE_GROUPS), gl.constexpr(2)
 
 
@@ -282,26 +283,6 @@ class Int4Spec:
     def late_sums_shared(self) -> Any:
         """Return how a plane of a late step's sums lies there [N, 16]."""
         return _swizzled(32, 16)
-
-
-def launch_registers(teams: int, registers: int) -> int:
-    """Return the registers of a thread as a program of so many teams and of `registers` a lane starts."""
-    return _eights(registers // _warps(teams))
-
-
-def team_registers(teams: int, registers: int) -> int:
-    """Return what those that copy leave of them to a thread that multiplies."""
-    left = launch_registers(teams, registers) * _warps(teams) - _COPIER_REGISTERS * _TEAM_WARPS
-    return min(240, _eights(left // (teams * _TEAM_WARPS)))
-
-
-def _warps(teams: int) -> int:
-    return (teams + 1) * _TEAM_WARPS  # those that copy count as a team's
-
-
-def _eights(registers: int) -> int:
-    """Return the most registers of no more than these that a thread can have."""
-    return registers // 8 * 8
 
 
 def _swizzled(width: int, bits: int) -> Any:

@@ -36,10 +36,9 @@ from paddock_triton.counters import counters
 from paddock_triton.dependence import DEPENDENT
 from paddock_triton.fp8_ring_gated import described_gated, row_of, store_gated
 from paddock_triton.fp8_ring_spec import INPUTS, RingTile
-from paddock_triton.int4_bringing import barriers, free_slot, place_of, steps_of
-from paddock_triton.int4_parts import finish_gathered, gathered, gathering_of, nothing, store
-from paddock_triton.int4_spec import ROWS, STEP
 from paddock_triton.launch import launch
+from paddock_triton.ring import ROWS, STEP, barriers, free_slot, place_of, steps_of
+from paddock_triton.ring_parts import finish_gathered, gathered, gathering_of, nothing, store
 from paddock_triton.rows import ALIGNED, aligned, blocks_of
 
 _barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # of a role's warps: Triton 3.7's name and 3.6's

@@ -29,12 +29,13 @@ from paddock_triton.attention_tuning import processors
 from paddock_triton.counters import counters
 from paddock_triton.dependence import DEPENDENT, start_next, wait
 from paddock_triton.failures import named
-from paddock_triton.int4_bringing import barriers, token_copier, weight_copier
+from paddock_triton.int4_bringing import token_copier, weight_copier
 from paddock_triton.int4_multiplying import multiplier
-from paddock_triton.int4_parts import gathering_of
-from paddock_triton.int4_spec import LATE_GROUPS, LATE_SLOTS, ROWS, STEP, Int4Spec, Int4Tile
+from paddock_triton.int4_spec import LATE_GROUPS, LATE_SLOTS, Int4Spec, Int4Tile
 from paddock_triton.launch import launch, launches_nothing
 from paddock_triton.plugin import INT4_GROUPS
+from paddock_triton.ring import ROWS, STEP, barriers
+from paddock_triton.ring_parts import gathering_of
 from paddock_triton.rows import aligned, blocks_of
 
 _JOIN_BYTES = 8e6  # of codes that are read while parts of a tile meet: 2 us

@@ -1,4 +1,4 @@
-"""What the teams of `ops_linear_int4` do with sums: write a tile's outputs, or keep a part for who begins the tile.
+"""What the teams of a kernel with a `ring` do with sums: write a tile's outputs, or keep a part for who begins the tile.
 
 Where programs share tiles, parts of one are added up in the order of their programs by the one that begins it: the same sum each
 time. That part is the last of a program's work, what others go on with the first of theirs, so that it has mostly been kept by
@@ -13,8 +13,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-from paddock_triton.int4_bringing import barriers, program_of
-from paddock_triton.int4_spec import ROWS
+from paddock_triton.ring import ROWS, barriers, program_of
 
 _barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # of a role's warps: Triton 3.7's name and 3.6's
 
