@@ -2,8 +2,9 @@
 
 A tile that is quicker alone need not be among neighbours, whose programs leave it registers and shared memory or do not. So the
 layers of `layer_stack` are captured whole, once with what is served and again with each other tile, of FP8 products, of INT4
-products or of attention over FP8 pages, whichever the model has; what is served is timed first and last, which shows how clocks
-drift. MODEL is a folder with config.json, in FP8 or, with `--int4-compute w4a8`, in INT4; needs a GPU.
+products, of 16-bit ones by the FP8 kernel's ring, or of attention over FP8 pages, whichever the model has; what is served is
+timed first and last, which shows how clocks drift. MODEL is a folder with config.json, for INT4 with `--int4-compute w4a8`; needs
+a GPU.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import click
 import pytest
 import torch
 from attrs import evolve
+from torch import Tensor
 
 from paddock.planning import rebuild
 from paddock.plugins import resolve
-from paddock_triton import attention, ops_linear_fp8_ring, ops_linear_int4
+from paddock_triton import attention, ops_linear, ops_linear_fp8_ring, ops_linear_int4
 from paddock_triton.attention_tile import Tile
 from paddock_triton.ring import ALL_REGISTERS
 from tests.bench.layer_stack import CUDA, Stack, stack_of
@@ -47,12 +49,27 @@ def _attention(**changes: Any) -> Patch:
     return lambda patch: patch.setattr(attention, "decode_tile", lambda _q, _kv: evolve(APART, **changes))
 
 
+def _plain_ring() -> Patch:
+    served = ops_linear.linear
+
+    def linear(x_TI: Tensor, weight_OI: Tensor) -> Tensor:
+        if not 0 < len(x_TI) <= max(ops_linear_fp8_ring.TILES) or weight_OI.stride(0) % 8:
+            return served(x_TI, weight_OI)
+        out_TO = x_TI.new_empty(len(x_TI), len(weight_OI))
+        ops_linear_fp8_ring.launch_ring_plain(out_TO, x_TI, weight_OI, ops_linear_fp8_ring.tile_for(len(x_TI), weight_OI))
+        return out_TO
+
+    return lambda patch: patch.setattr(ops_linear, "linear", linear)
+
+
 def candidates(stack: Stack, rows: int) -> Iterator[tuple[str, Patch]]:
     """Yield a name and what it changes, for so many tokens: what is served first and last."""
     served: tuple[str, Patch] = ("served", lambda patch: None)
     yield served
     tokens = next(most for most in ops_linear_fp8_ring.TILES if rows <= most)
-    if stack.plan.fp8_inputs_from is None:
+    if stack.plan.quantization is None:
+        yield "products by the ring", _plain_ring()
+    elif stack.plan.fp8_inputs_from is None:
         other = 1536 if ops_linear_fp8_ring.TILES[tokens].registers == ALL_REGISTERS else ALL_REGISTERS
         changes = ({"turns": 1}, {"registers": other}, {"turns": 1, "registers": other}, {"turns": 1, "slots": 5})
         yield from ((f"ring {each}", _ring(tokens, **each)) for each in changes)

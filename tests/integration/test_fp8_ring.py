@@ -22,7 +22,7 @@ from paddock.layers.reference import FP8
 from paddock.testing.oracle import relative_rms
 from paddock_triton import fp8_ring_gated, ops_activation, ops_linear_fp8_ring, ring, ring_parts
 from paddock_triton.fp8_ring_spec import RingTile
-from paddock_triton.ops_linear_fp8_ring import TILES, launch_ring, launch_ring_gated, serves, tile_for
+from paddock_triton.ops_linear_fp8_ring import TILES, launch_ring, launch_ring_gated, launch_ring_plain, serves, tile_for
 from paddock_triton.rows import blocks_of
 from tests.integration.gluon_on_cpu import Device
 
@@ -177,6 +177,19 @@ def test_a_product_ends_in_its_activation(tile: RingTile) -> None:
     assert expected.values_TI.float().count_nonzero() > 0.4 * out.values_TI.numel()
     assert (out.values_TI != expected.values_TI.float()).float().mean() < 1e-3
     assert relative_rms(out.values_TI, expected.values_TI.float()) < 3e-3
+    assert not counted.any()
+
+
+@pytest.mark.parametrize("tile", [cut for cut in CUTS if cut.tokens in (8, 64) and not cut.turns], ids=_name)
+def test_sixteen_bits_are_multiplied_without_scales(tile: RingTile) -> None:
+    """Half as many inputs a step, in parts of tiles and whole ones, that fill none."""
+    counted, given = torch.zeros(64, dtype=torch.int32), Given(tile.tokens - 3, 200, 1040, per_token=True)
+    weight_OI = torch.randn(200, 1040, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+    given.x_TI = torch.randn(given.x_TI.shape, generator=torch.Generator().manual_seed(2)).to(torch.bfloat16)
+    given.late_TI, out_TO = torch.full_like(given.x_TI, torch.nan), torch.full((len(given.x_TI), 200), torch.nan)
+    with _threads(given, 3, 0, counted):
+        launch_ring_plain(out_TO, given.late_TI, weight_OI, evolve(tile, item=2))
+    assert relative_rms(out_TO, given.x_TI.float() @ weight_OI.float().T) < 1e-6
     assert not counted.any()
 
 

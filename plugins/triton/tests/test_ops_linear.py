@@ -14,6 +14,7 @@ from paddock.layers import reference
 from paddock.testing.oracle import assert_close, poisoned
 from paddock_triton.ops_embed import embed
 from paddock_triton.ops_linear import linear
+from paddock_triton.ops_linear_fp8_ring import TILES, launch_ring_plain, tile_for
 
 ON_GPU = torch.cuda.is_available()
 TOKENS = (1, 2, 7, 16, 17, 32, 33, 63, 64, 65) if ON_GPU else (1, 2, 17, 33)
@@ -33,6 +34,21 @@ def test_few_tokens_meet_every_edge_of_a_weight(shape: tuple[int, int], device: 
             with poisoned():
                 found = linear(x_TI, weight_OI)
             assert found.dtype == dtype
+            assert_close(found, reference.linear(x_TI.double(), weight_OI.double()), op="linear", dtype=dtype, at=f"T{tokens}")
+
+
+@pytest.mark.skipif(not ON_GPU, reason="the kernel is Hopper's")
+@pytest.mark.parametrize("shape", [(3, 8), (64, 2048), (67, 2056), (200, 30000), (4096, 14336), (10240, 8192)], ids=str)
+def test_a_ring_multiplies_sixteen_bits_too(shape: tuple[int, int], device: torch.device, halves: list[torch.dtype]) -> None:
+    """Whole tiles and shared ones, edges beside them, inputs that fill no step."""
+    generator = torch.Generator(device).manual_seed(0)
+    for dtype in halves:
+        weight_OI = (torch.randn(shape, generator=generator, device=device) * shape[1] ** -0.5).to(dtype)
+        for tokens in (each for each in TOKENS if each <= max(TILES)):
+            x_TI = torch.randn(tokens, shape[1], generator=generator, device=device).to(dtype)
+            with poisoned():
+                found = x_TI.new_empty(tokens, shape[0])
+            launch_ring_plain(found, x_TI, weight_OI, tile_for(tokens, weight_OI))
             assert_close(found, reference.linear(x_TI.double(), weight_OI.double()), op="linear", dtype=dtype, at=f"T{tokens}")
 
 

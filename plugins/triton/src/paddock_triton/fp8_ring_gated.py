@@ -14,7 +14,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from paddock_triton.fp8_ring_spec import EIGHT, INPUTS, RingTile
+from paddock_triton.fp8_ring_spec import EIGHT, RingTile
 from paddock_triton.ops_activation import silu_times
 from paddock_triton.ring import ROWS
 
@@ -65,4 +65,4 @@ def described_gated(weight_OI: Tensor, tile: RingTile) -> TensorDescriptor:
     (outputs, inputs), line = weight_OI.shape, weight_OI.stride(0)
     assert outputs % (2 * EIGHT) == 0, f"{outputs} rows are not eights of gates and as many of ups"
     shape, strides = [outputs // (2 * EIGHT), 2, EIGHT, inputs], [EIGHT * line, outputs // 2 * line, line, 1]
-    return TensorDescriptor(weight_OI, shape, strides, [tile.rows // (2 * EIGHT), 2, EIGHT, INPUTS], tile.in_eights)
+    return TensorDescriptor(weight_OI, shape, strides, [tile.rows // (2 * EIGHT), 2, EIGHT, tile.inputs], tile.in_eights)

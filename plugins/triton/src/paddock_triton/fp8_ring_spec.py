@@ -1,6 +1,6 @@
-"""How an FP8 product of few tokens is cut, and all that its kernel is compiled for.
+"""How a product of few tokens is cut, of FP8 values or of 16-bit ones, and all that its kernel is compiled for.
 
-N tokens of a tile, R rows (outputs) of a tile, 64; K inputs, 128.
+N tokens of a tile, R rows (outputs) of a tile, 64; K inputs, 128 bytes of them.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from typing import Any
 from attrs import frozen
 from triton.experimental.gluon import language as gl
 
-from paddock_triton.ring import ALL_REGISTERS, ROWS, STEP, launch_registers, team_registers
+from paddock_triton.ring import ALL_REGISTERS, ROWS, launch_registers, team_registers
 
 _HALF: int = ROWS.value
-INPUTS: int = STEP.value
+_LINE = 128  # bytes of a row that lie together in shared memory
 EIGHT = 8  # rows between a feature's gate and its up: the matrix unit gives a thread both of them
 _WIDE_PART = 32  # tokens above which one part of a tile is asked for at a time, as registers go
 
@@ -22,10 +22,10 @@ _WIDE_PART = 32  # tokens above which one part of a tile is asked for at a time,
 class RingTile:
     """How a product is cut: tokens of a tile of 64 outputs, `teams` of four warps, `slots` of steps in shared memory.
 
-    Each team takes another 128 inputs of a step. `shared`: programs take equal parts of all steps, so that tiles are shared;
-    else whole tiles. A program takes at most `registers` of each lane of a multiprocessor, of all its 2,048: what is left is for
-    kernels between the product before and this one. With `turns` 1, not 0, teams take turns to finish tiles, so that none falls
-    behind the others. What else the INT4 kernel's parts ask of theirs is said by their names.
+    Each team takes another 128 bytes of inputs of a step, `item` bytes each. `shared`: programs take equal parts of all steps, so
+    that tiles are shared; else whole tiles. A program takes at most `registers` of each lane of a multiprocessor, of all its
+    2,048: what is left is for kernels between the product before and this one. With `turns` 1, not 0, teams take turns to finish
+    tiles, so that none falls behind the others. What else the INT4 kernel's parts ask of theirs is said by their names.
     """
 
     tokens: int
@@ -34,6 +34,7 @@ class RingTile:
     shared: bool = True
     registers: int = ALL_REGISTERS
     turns: int = 0
+    item: int = 1
     gated: Any = None  # what gate and up are rounded to, Gluon's dtype, where a product ends in silu(gate) * up in FP8
 
     rows = _HALF  # of a tile
@@ -48,8 +49,13 @@ class RingTile:
 
     @property
     def pieces(self) -> int:
-        """Return how many times 128 inputs a step has."""
+        """Return how many times 128 bytes of inputs a step has."""
         return self.teams
+
+    @property
+    def inputs(self) -> int:
+        """Return K."""
+        return _LINE // self.item
 
     @property
     def columns(self) -> int:
@@ -79,17 +85,17 @@ class RingTile:
     @property
     def weight_bytes(self) -> int:
         """Return the bytes copied of the weight for a step."""
-        return self.pieces * self.rows * INPUTS
+        return self.pieces * self.rows * _LINE
 
     @property
     def token_bytes(self) -> int:
         """Return the bytes copied of x for a step."""
-        return self.pieces * self.tokens * INPUTS
+        return self.pieces * self.tokens * _LINE
 
     @property
     def mma(self) -> Any:
         """Return how sums lie in registers [64, N]."""
-        return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, self.tokens, 32])
+        return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, self.tokens, 32 // self.item])
 
     @property
     def handed_shared(self) -> Any:
@@ -103,10 +109,10 @@ class RingTile:
 
     @property
     def operand(self) -> Any:
-        """Return how both operands lie in shared memory, rows of 128 inputs."""
-        return gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8, rank=2)
+        """Return how both operands lie in shared memory, rows of 128 bytes."""
+        return gl.NVMMASharedLayout(swizzle_byte_width=_LINE, element_bitwidth=8 * self.item, rank=2)
 
     @property
     def in_eights(self) -> Any:
         """Return how a weight lies there while it is copied as eights of gates and of ups: as `operand` has it."""
-        return gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8, rank=4)
+        return gl.NVMMASharedLayout(swizzle_byte_width=_LINE, element_bitwidth=8, rank=4)

@@ -7,9 +7,10 @@ shared. The matrix unit keeps 14 bits of FP8 sums: the 128 inputs a team takes o
 
 Weights are copied before the kernel before has ended; who copies tokens, and who reads scales of x and writes, waits for it.
 
-Outputs may be any number; inputs a multiple of 16, where the copy engine's rows may begin (`serves`).
+Outputs may be any number; inputs a multiple of 16, where the copy engine's rows may begin (`serves`). Inputs and weights of 16
+bits (`launch_ring_plain`) have not been timed; no op takes them.
 
-R rows (outputs) of a tile, 64; N tokens of a tile; K inputs, 128; B slots, each of some times 128 inputs.
+R rows (outputs) of a tile, 64; N tokens of a tile; K inputs, 128 bytes of them; B slots, each of some times as many.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ from paddock_triton.attention_tuning import processors
 from paddock_triton.counters import counters
 from paddock_triton.dependence import DEPENDENT
 from paddock_triton.fp8_ring_gated import described_gated, row_of, store_gated
-from paddock_triton.fp8_ring_spec import INPUTS, RingTile
+from paddock_triton.fp8_ring_spec import RingTile
 from paddock_triton.launch import launch
-from paddock_triton.ring import ROWS, STEP, barriers, free_slot, place_of, steps_of
+from paddock_triton.ring import ROWS, barriers, free_slot, place_of, steps_of
 from paddock_triton.ring_parts import finish_gathered, gathered, gathering_of, nothing, store
 from paddock_triton.rows import ALIGNED, aligned, blocks_of
 
@@ -64,8 +65,8 @@ TILES = {
 def _ring(dtype: gl.constexpr, spec: gl.constexpr) -> gl.tuple:
     """Return the slots of steps: weights, x; barriers of those who copy and multiply."""
     teams: gl.constexpr = spec.teams
-    weight_BRK = gl.allocate_shared_memory(dtype, [spec.slots * spec.pieces, spec.rows, STEP], spec.operand)
-    x_BNK = gl.allocate_shared_memory(dtype, [spec.slots * spec.pieces, spec.tokens, STEP], spec.operand)
+    weight_BRK = gl.allocate_shared_memory(dtype, [spec.slots * spec.pieces, spec.rows, spec.inputs], spec.operand)
+    x_BNK = gl.allocate_shared_memory(dtype, [spec.slots * spec.pieces, spec.tokens, spec.inputs], spec.operand)
     return weight_BRK, x_BNK, barriers(spec.slots, 2), barriers(spec.slots, teams)
 
 
@@ -79,11 +80,13 @@ def _copy(
     into = ring[1] if TOKENS else ring[0]
     pieces: gl.constexpr = spec.pieces
     for piece in gl.static_range(pieces):
-        column = (step * pieces + piece) * STEP
+        column = (step * pieces + piece) * spec.inputs
         if TOKENS or spec.gated is None:
             tma.async_copy_global_to_shared(source, [line, column], ring[2].index(slot), into.index(slot * pieces + piece))
         else:
-            eights = into.index(slot * pieces + piece)._reinterpret(source.dtype, [spec.rows // 16, 2, 8, STEP], spec.in_eights)
+            eights = into.index(slot * pieces + piece)._reinterpret(
+                source.dtype, [spec.rows // 16, 2, 8, spec.inputs], spec.in_eights
+            )
             tma.async_copy_global_to_shared(source, [line // 16, 0, 0, column], ring[2].index(slot), eights)
 
 
@@ -106,14 +109,18 @@ def _copier(source: tma.tensor_descriptor, ring: gl.tuple, sizes: gl.tuple, TOKE
 
 @gluon.jit
 def _step(sum_RN: gl.tensor, ring: gl.tuple, m: gl.tensor, INDEX: gl.constexpr, spec: gl.constexpr) -> gl.tensor:
-    """Return a team's sums after step m: products of its 128 inputs begin anew, and are added in float32."""
+    """Return a team's sums after step m: FP8 products of its 128 inputs begin anew, and are added in float32."""
     slot = m % spec.slots
     mbarrier.wait(ring[2].index(slot), m // spec.slots & 1)
     weight_RK = ring[0].index(slot * spec.pieces + INDEX)
     x_KN = ring[1].index(slot * spec.pieces + INDEX).permute((1, 0))
-    products_RN = warpgroup_mma(weight_RK, x_KN, nothing(spec), use_acc=False, is_async=True)
-    products_RN = warpgroup_mma_wait(0, deps=[products_RN])
-    sum_RN += products_RN
+    if spec.item == 1:
+        products_RN = warpgroup_mma(weight_RK, x_KN, nothing(spec), use_acc=False, is_async=True)
+        products_RN = warpgroup_mma_wait(0, deps=[products_RN])
+        sum_RN += products_RN
+    else:
+        sum_RN = warpgroup_mma(weight_RK, x_KN, sum_RN, use_acc=True, is_async=True)
+        sum_RN = warpgroup_mma_wait(0, deps=[sum_RN])
     _barrier()
     mbarrier.arrive(ring[3].index(slot))
     return sum_RN
@@ -153,15 +160,16 @@ def _multiplier(
     while t < count:
         tile, block = place_of(first, t, sizes, spec)
         taken = gl.minimum(span - block, count - t)
-        scale_R = _row_scales(scales, tile, sizes, spec)
-        scale_N = _token_scales(scales, tile, sizes, PER_TOKEN, spec)
         nothing_RN = nothing(spec)
+        if spec.item == 1:
+            scale_R = _row_scales(scales, tile, sizes, spec)
+            scale_N = _token_scales(scales, tile, sizes, PER_TOKEN, spec)
         sum_RN = nothing_RN
         for m in range(t, t + taken):
             sum_RN = _step(sum_RN, ring, m, INDEX, spec)
         accs = gathered((sum_RN, nothing_RN, nothing_RN, nothing_RN), gathering, n, INDEX, spec)
-        scaled_RN = accs[0] * (scale_N[None, :] * scale_R[:, None])
-        accs = (scaled_RN, nothing_RN, nothing_RN, nothing_RN)
+        if spec.item == 1:
+            accs = (accs[0] * (scale_N[None, :] * scale_R[:, None]), nothing_RN, nothing_RN, nothing_RN)
         ending: gl.constexpr = store if spec.gated is None else store_gated
         finish_gathered(accs, outs, tile, block, taken, n, sizes, INDEX, ending, spec)
         n += 1
@@ -222,13 +230,14 @@ def serves(values_TI: Tensor, weight_OI: Tensor) -> bool:
 
 def tile_for(tokens: int, weight_OI: Tensor) -> RingTile:
     """Return how a product of up to 64 tokens is cut."""
-    (outputs, inputs), most = weight_OI.shape, next(most for most in TILES if tokens <= most)
-    return evolve(TILES[most], shared=_waits(outputs, inputs, processors(weight_OI.device)) > _MEETING)
+    (outputs, inputs), item = weight_OI.shape, weight_OI.element_size()
+    tile = TILES[next(most for most in TILES if tokens <= most)]
+    return evolve(tile, item=item, shared=_waits(outputs, inputs * item, processors(weight_OI.device)) > _MEETING)
 
 
-def _waits(outputs: int, inputs: int, programs: int) -> float:
-    """Return for how many seconds memory waits for the programs that take the last of whole tiles."""
-    tile, last = RingTile.rows * inputs, (blocks_of(outputs, RingTile.rows) - 1) % programs + 1
+def _waits(outputs: int, row: int, programs: int) -> float:
+    """Return for how many seconds memory waits for the programs that take the last of whole tiles, of rows of so many bytes."""
+    tile, last = RingTile.rows * row, (blocks_of(outputs, RingTile.rows) - 1) % programs + 1
     return tile / _ONE_READS - last * tile / _ALL_READ
 
 
@@ -237,6 +246,11 @@ def launch_ring(
 ) -> None:
     """Multiply, cut as the tile says."""
     _launch(out_TO, weight_scale_O1, values_TI, x_scale, weight_OI, weight_scale_O1, tile)  # no scale of what comes out
+
+
+def launch_ring_plain(out_TO: Tensor, x_TI: Tensor, weight_OI: Tensor, tile: RingTile) -> None:
+    """Multiply 16-bit inputs with a 16-bit weight, cut as the tile says: no scales."""
+    _launch(out_TO, out_TO, x_TI, out_TO, weight_OI, out_TO, tile)
 
 
 def launch_ring_gated(
@@ -254,7 +268,7 @@ def _launch(
 ) -> None:  # fmt: skip
     values_TI = aligned(values_TI)
     (outputs, inputs), tokens = weight_OI.shape, len(values_TI)
-    token_tiles, span = blocks_of(tokens, tile.tokens), blocks_of(inputs, tile.pieces * INPUTS)
+    token_tiles, span = blocks_of(tokens, tile.tokens), blocks_of(inputs, tile.pieces * tile.inputs)
     count = token_tiles * blocks_of(outputs, tile.rows)
     programs = min(processors(values_TI.device), count * (span if tile.shared else 1))
     parts = values_TI.new_empty(programs * tile.part_size if tile.shared else 1, dtype=torch.float32)
@@ -268,5 +282,5 @@ def _launch(
 
 
 def _described(operand_LI: Tensor, lines: int, tile: RingTile) -> TensorDescriptor:
-    """Return an operand as the copy engine sees it: so many rows of 128 inputs at once."""
-    return TensorDescriptor(operand_LI, list(operand_LI.shape), list(operand_LI.stride()), [lines, INPUTS], tile.operand)
+    """Return an operand as the copy engine sees it: so many rows of 128 bytes at once."""
+    return TensorDescriptor(operand_LI, list(operand_LI.shape), list(operand_LI.stride()), [lines, tile.inputs], tile.operand)
