@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import defaultdict
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 
@@ -44,7 +46,7 @@ from paddock_triton import ops_linear_fp8_ring
 GPU = Hardware(
     device="cuda", name="H", memory_bytes=80 * GIB, available_bytes=80 * GIB, compute_capability=(9, 0), bandwidth=3.35e12
 )
-CPU = torch.device("cpu")
+CPU, ON_GPU = torch.device("cpu"), torch.cuda.is_available()
 FILTERED_ROWS = (2, 3, 33, 100, 256)  # whose filters split rows in other numbers of pieces than one row's
 
 
@@ -71,13 +73,22 @@ class Hopper:
 
 
 def _compiled() -> list[str]:
-    """Return the list that the name of every kernel compiled goes to."""
+    """Return the list that the name of every kernel compiled goes to.
+
+    Where there is no GPU the first kernel of a name stands for those of other sizes: what is asked is which are compiled when,
+    and nothing is launched.
+    """
     names: list[str] = []
+    made: dict[str, Any] = {}
+    compiling: defaultdict[str, Lock] = defaultdict(Lock)
     compile_kernel = triton.compiler.compile
 
     def watched(source: Any, **options: Any) -> Any:
         names.append(source.name)
-        return compile_kernel(source, **options)
+        with compiling[source.name]:
+            if ON_GPU or source.name not in made:
+                made[source.name] = compile_kernel(source, **options)
+            return made[source.name]
 
     triton.compiler.compile = watched
     return names

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -25,7 +26,7 @@ class Ran:
 
 @cache
 def _forking() -> tuple[IO[str], IO[str]]:
-    """Return where modules are asked for, and where their ends are said: `forking` imports torch once for all of them.
+    """Return where modules are asked for, and where their ends are said: `forking` imports once for all of them.
 
     It ends with this process, whose end of the pipe is closed then.
     """
@@ -38,11 +39,15 @@ def _forking() -> tuple[IO[str], IO[str]]:
     return process.stdin, process.stdout
 
 
-def run(module: str, *words: str) -> Ran:
-    """Run a module in a process of its own, from the repository's root, where Triton compiles and interprets nothing."""
+def run(module: str, *words: str, environment: Mapping[str, str] | None = None) -> Ran:
+    """Run a module in a process of its own, from the repository's root, where Triton compiles and interprets nothing.
+
+    What is given of an environment is added to this process's own.
+    """
     asked, ends = _forking()
     with tempfile.NamedTemporaryFile() as out, tempfile.NamedTemporaryFile() as errors:
-        print(json.dumps({"module": module, "words": words, "out": out.name, "errors": errors.name}), file=asked, flush=True)
+        request = {"module": module, "words": words, "environment": {**(environment or {})}}
+        print(json.dumps(request | {"out": out.name, "errors": errors.name}), file=asked, flush=True)
         status = ends.readline()
         assert status, "the process that forks has ended"
         return Ran(Path(out.name).read_text(), Path(errors.name).read_text(), int(status))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from plugins.triton.tests.apart import run
 
 pytest.importorskip("triton")
 
@@ -20,15 +18,7 @@ OWN = "_own_kernel"  # the script's own, which no other process can import
 
 def _compiled(cache: Path, *words: str) -> tuple[dict[str, Any], str]:
     """Return what the script prints, with such a cache, and what it says beside that."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    result = subprocess.run(
-        [sys.executable, "-m", "plugins.triton.tests.compile_in_processes", *words],
-        env=environment | {"TRITON_CACHE_DIR": str(cache)},
-        cwd=Path(__file__).parents[3],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = run("plugins.triton.tests.compile_in_processes", *words, environment={"TRITON_CACHE_DIR": str(cache)})
     assert result.returncode == 0, result.stderr[-3000:]
     *logged, found = result.stdout.splitlines()
     return json.loads(found), "\n".join(logged) + result.stderr
