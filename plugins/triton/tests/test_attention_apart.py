@@ -14,6 +14,7 @@ from attrs import evolve
 
 pytest.importorskip("triton")
 
+from paddock.errors import KernelError
 from paddock.layers import LayerKV, reference
 from paddock_triton import attention
 from paddock_triton.attention_tile import Tile
@@ -66,3 +67,14 @@ def test_a_nan_that_a_query_sees_shows(
         out_THD = step.attend(attention.create(step.needs, step.q_THD.device), step.params())
         assert bool(out_THD[..., 5].isnan().all())
         assert not bool(out_THD[..., 6].isnan().any())
+
+
+@pytest.mark.parametrize("feature", ["alibi", "sliding_window", "softcap"])
+def test_what_parts_do_not_know_is_refused(
+    feature: str, halves: list[torch.dtype], case: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be left out without a word."""
+    _serve(TILE, monkeypatch)
+    step = case([(5, 1)], (4, 1, 16), dtype=halves[-1])
+    with pytest.raises(KernelError, match="knows nothing of"):
+        step.attend(attention.create(step.needs, step.q_THD.device), step.params(feature))

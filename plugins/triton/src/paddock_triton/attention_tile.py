@@ -71,6 +71,8 @@ class Spec:
         _, page, num_kv_heads, head = kv.k_pages_NPKD.shape
         fp8 = kv.k_pages_NPKD.dtype == FP8
         assert params.scale > 0, params.scale  # the running maximum is taken before scaling
+        plain = params.alibi_slopes_H is None and params.window is None and params.softcap is None and not params.in_fp8
+        assert plain or not tile.apart, (tile, "knows nothing of", params)
         return cls(
             head=head,
             group=q_THD.shape[1] // num_kv_heads,
