@@ -165,7 +165,7 @@ def simulated(model: Path, texts: Texts, settings: Int4Settings) -> Int4Row:
         weights="its own search, simulated",
         computes=W4A8,
         perplexity=row.perplexity,
-        growth=row.growth,
+        growth=row.growth.share,
         top1=row.top1,
         kl=row.kl,
         kl_max=row.kl_max,

@@ -10,7 +10,8 @@ last fifth of `--calibration`, computing in the checkpoint's own dtype.
 `--recipes` and `--kv` name fewer of the rows. `--text` is what is evaluated: `held-out`, the last fifth of the calibration text;
 `generated`, each window sampled from the plain model itself at temperature 1, seeded with the window's number; or a UTF-8 file.
 With `--reference modelopt` NVIDIA ModelOpt's simulation of FP8 runs through transformers on the same weights, sequences and
-windows, and is held to transformers' plain model.
+windows, and is held to transformers' plain model; below the table each row of Paddock is held to ModelOpt's row of the same keys
+and values, over the same windows in pairs.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ from torch import Tensor
 from paddock import LLM, SamplingParams
 from paddock.config import EngineConfig
 from paddock.errors import OptionError, PaddockError
-from paddock.evaluation import compare
+from paddock.evaluation import Comparison, compare, perplexity
 from paddock.evaluation.texts import check_window, token_ids, windows
 from paddock.quantize.options import QuantizeOptions
 from paddock.quantize.run import quantize
 from paddock.quantize.text import read_text, sequences
 from tests.bench import modelopt_simulation
-from tests.bench.quality_rows import Row, line, printed
+from tests.bench.quality_rows import Row, differences, line, printed
 
 RECIPES = ("fp8-static", "fp8-dynamic", "fp8-official")
 PLAIN_KV, FP8_KV = "plain", "fp8"
@@ -106,26 +107,22 @@ def opened(folder: Path, settings: Settings, *, kv: bool = False, **options: Any
 
 
 def ours(model: Path, plain: LLM, texts: Texts, settings: Settings, *, recipe: str, kv: bool) -> Row:
-    """Return the row of a recipe, or of the plain model beside itself for `plain`."""
-    with tempfile.TemporaryDirectory(prefix="paddock-quality-") as scratch:
-        if recipe == "plain":
-            folder = model
-        else:
+    """Return the row of a recipe, or of the plain model for `plain`."""
+    if recipe == "plain":
+        found = [itself(plain, ids, settings) for ids in texts.windows]
+    else:
+        with tempfile.TemporaryDirectory(prefix="paddock-quality-") as scratch:
             folder = made(model, Path(scratch) / recipe, settings, recipe=recipe, kv=kv)
-        with opened(folder, settings, kv=kv) as quantised:
-            ids = [token for window in texts.windows for token in window]
-            found = compare(plain, quantised, ids, window=settings.window)
-    assert found.windows == len(texts.windows), "only the last window may be short"
-    return Row(
-        model=model.name,
-        library="paddock",
-        recipe=recipe,
-        kv="fp8" if kv else settings.dtype,
-        perplexity=found.perplexity_b,
-        growth=found.perplexity_b / found.perplexity_a - 1,
-        top1=found.top1,
-        kl=found.kl,
-        kl_max=found.kl_max,
+            with opened(folder, settings, kv=kv) as quantised:
+                found = [compare(plain, quantised, ids, window=settings.window) for ids in texts.windows]
+    return Row.of(found, model=model.name, library="paddock", recipe=recipe, kv="fp8" if kv else settings.dtype)
+
+
+def itself(plain: LLM, ids: Sequence[int], settings: Settings) -> Comparison:
+    """Return a window of the plain model beside itself, of which it is no way apart: a run of it tells how it predicts."""
+    found = perplexity(plain, ids, window=settings.window)
+    return Comparison(
+        tokens=found.tokens, windows=found.windows, kl=0.0, kl_max=0.0, top1=1.0, nats_a=found.nats, nats_b=found.nats
     )
 
 
@@ -210,8 +207,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PaddockError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(printed(rows))
-    text = json.dumps({"settings": used, "machine": machine(options), "rows": [asdict(row) for row in rows]}, indent=2)
+    beside = differences(rows, options.reference)
+    print(printed(rows, beside))
+    found = {"rows": [asdict(row) for row in rows], "differences": [asdict(each) for each in beside]}
+    text = json.dumps({"settings": used, "machine": machine(options), **found}, indent=2)
     if options.json:
         options.json.write_text(text + "\n", encoding="utf-8")
     else:

@@ -15,24 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attrs import define, field
 from torch import Tensor
 
 from paddock.errors import PaddockError
+from paddock.evaluation import Comparison
 from paddock.evaluation.divergence import Against, Reference
 from tests.bench.quality_rows import Row
 
 _BATCH = 4  # calibration sequences at once
-
-
-@define
-class _Sums:
-    """What was found for each scored token so far."""
-
-    kl: list[float] = field(factory=list)
-    same: list[float] = field(factory=list)
-    logprobs_plain: list[float] = field(factory=list)
-    logprobs: list[float] = field(factory=list)
 
 
 def table(folder: Path, calibration_NL: Tensor, windows: Sequence[Sequence[int]], *, dtype: str, device: str) -> Iterator[Row]:
@@ -90,33 +80,35 @@ def _keys_are_quantised(model: Any) -> bool:
 @torch.inference_mode()
 def row(plain: Any, model: Any, windows: Sequence[Sequence[int]], *, name: str, library: str, recipe: str, kv: str) -> Row:
     """Return how far a model of transformers is from the plain one over the windows."""
-    sums = _Sums()
-    for ids in windows:
-        ids_T = torch.tensor(ids, device=model.device)
-        plain_TV, logits_TV = (each(ids_T[None], use_cache=False).logits[0, :-1].float() for each in (plain, model))
-        reference = Reference(len(ids) - 1)
-        reference.watch("", 0, plain_TV)
-        against = Against.of(reference)
-        against.watch("", 0, logits_TV)
-        sums.kl += against.kl_T.tolist()
-        sums.same += against.same_T.tolist()
-        sums.logprobs_plain += _logprobs(plain_TV, ids_T[1:])
-        sums.logprobs += _logprobs(logits_TV, ids_T[1:])
-    tokens = len(sums.kl)
-    nats_plain, nats = (-math.fsum(each) / tokens for each in (sums.logprobs_plain, sums.logprobs))
-    return Row(
-        model=name,
-        library=library,
-        recipe=recipe,
-        kv=kv,
-        perplexity=math.exp(nats),
-        growth=math.exp(nats - nats_plain) - 1,
-        top1=math.fsum(sums.same) / tokens,
-        kl=math.fsum(sums.kl) / tokens,
-        kl_max=max(sums.kl),
+    return Row.of([_compared(plain, model, ids) for ids in windows], model=name, library=library, recipe=recipe, kv=kv)
+
+
+def _compared(plain: Any, model: Any, ids: Sequence[int]) -> Comparison:
+    """Return what one window says of a model beside the plain one, A."""
+    ids_T = torch.tensor(ids, device=model.device)
+    plain_TV = _logits(plain, ids_T)
+    logits_TV = plain_TV if model is plain else _logits(model, ids_T)
+    reference = Reference(len(ids) - 1)
+    reference.watch("", 0, plain_TV)
+    against = Against.of(reference)
+    against.watch("", 0, logits_TV)
+    return Comparison(
+        tokens=len(ids) - 1,
+        windows=1,
+        kl=against.kl_T.mean().item(),
+        kl_max=against.kl_T.max().item(),
+        top1=against.same_T.mean().item(),
+        nats_a=_nats(plain_TV, ids_T[1:]),
+        nats_b=_nats(logits_TV, ids_T[1:]),
     )
 
 
-def _logprobs(logits_TV: Tensor, ids_T: Tensor) -> list[float]:
-    found: list[float] = logits_TV.log_softmax(-1).gather(-1, ids_T[:, None])[:, 0].tolist()
+def _logits(model: Any, ids_T: Tensor) -> Tensor:
+    found: Tensor = model(ids_T[None], use_cache=False).logits[0, :-1].float()
     return found
+
+
+def _nats(logits_TV: Tensor, ids_T: Tensor) -> float:
+    """Return the mean negative log-likelihood of the tokens, in nats."""
+    logprobs: list[float] = logits_TV.log_softmax(-1).gather(-1, ids_T[:, None])[:, 0].tolist()
+    return -math.fsum(logprobs) / len(logprobs)

@@ -23,12 +23,12 @@ def test_every_recipe_is_held_to_the_plain_model(llama: Path) -> None:
     """With and without FP8 keys and values; each is away from the plain model, and fewer FP8 linears are nearer."""
     rows = {(row.recipe, row.kv): row for row in table(llama, settings(llama))}
     plain = rows.pop(("plain", "float32"))
-    assert (plain.growth, plain.top1, plain.kl) == (0, 1, 0)
+    assert (plain.growth.share, plain.growth.error, plain.top1, plain.kl) == (0, 0, 1, 0)
     assert list(rows) == [(recipe, kv) for recipe in RECIPES for kv in ("float32", "fp8")]
     for row in rows.values():
         assert 1e-6 < row.kl <= row.kl_max < 1
         assert 0.5 < row.top1 <= 1
-        assert row.perplexity == pytest.approx(plain.perplexity * (1 + row.growth), rel=1e-9)
+        assert row.perplexity == pytest.approx(plain.perplexity * (1 + row.growth.share), rel=1e-9)
     assert rows["fp8-official", "float32"].kl < rows["fp8-dynamic", "float32"].kl
     assert len({row.kl for row in rows.values()}) == len(rows)
 
@@ -59,6 +59,9 @@ def test_the_command_prints_a_table_and_json(llama: Path, tmp_path: Path, capsys
     assert main([str(llama), *asked, "--windows", "2", "--window", "24", "--json", str(tmp_path / "found.json")]) == 0
     found = json.loads((tmp_path / "found.json").read_text())
     lines = capsys.readouterr().out.splitlines()[2:]
+    assert found["differences"] == []
+    assert [len(row["windows"]) for row in found["rows"]] == [2, 2, 2]
+    assert all(row["growth"]["error"] > 0 for row in found["rows"][1:])
     assert [line.split(" | ")[2] for line in lines] == [row["recipe"] for row in found["rows"]]
     assert [(row["recipe"], row["kv"]) for row in found["rows"][1:]] == [("fp8-dynamic", "fp8"), ("fp8-official", "fp8")]
     assert found["settings"]["llama"]["windows"] == 2
