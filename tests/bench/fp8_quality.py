@@ -35,7 +35,7 @@ from torch import Tensor
 from paddock import LLM, SamplingParams
 from paddock.config import EngineConfig
 from paddock.errors import OptionError, PaddockError
-from paddock.evaluation import Comparison, compare, perplexity
+from paddock.evaluation import compare
 from paddock.evaluation.texts import check_window, token_ids, windows
 from paddock.quantize.options import QuantizeOptions
 from paddock.quantize.run import quantize
@@ -109,21 +109,13 @@ def opened(folder: Path, settings: Settings, *, kv: bool = False, **options: Any
 def ours(model: Path, plain: LLM, texts: Texts, settings: Settings, *, recipe: str, kv: bool) -> Row:
     """Return the row of a recipe, or of the plain model for `plain`."""
     if recipe == "plain":
-        found = [itself(plain, ids, settings) for ids in texts.windows]
+        found = [compare(plain, plain, ids, window=settings.window) for ids in texts.windows]
     else:
         with tempfile.TemporaryDirectory(prefix="paddock-quality-") as scratch:
             folder = made(model, Path(scratch) / recipe, settings, recipe=recipe, kv=kv)
             with opened(folder, settings, kv=kv) as quantised:
                 found = [compare(plain, quantised, ids, window=settings.window) for ids in texts.windows]
     return Row.of(found, model=model.name, library="paddock", recipe=recipe, kv="fp8" if kv else settings.dtype)
-
-
-def itself(plain: LLM, ids: Sequence[int], settings: Settings) -> Comparison:
-    """Return a window of the plain model beside itself, of which it is no way apart: a run of it tells how it predicts."""
-    found = perplexity(plain, ids, window=settings.window)
-    return Comparison(
-        tokens=found.tokens, windows=found.windows, kl=0.0, kl_max=0.0, top1=1.0, nats_a=found.nats, nats_b=found.nats
-    )
 
 
 def made(model: Path, out: Path, settings: Settings, *, recipe: str, kv: bool) -> Path:

@@ -22,12 +22,11 @@ from torch import Tensor
 from paddock.planning import rebuild
 from paddock.plugins import resolve
 from paddock_triton import attention, ops_linear, ops_linear_fp8_ring, ops_linear_int4
-from paddock_triton.attention_tile import Tile
 from paddock_triton.ring import ALL_REGISTERS
+from tests.bench.decode_variants import KEYS_64
 from tests.bench.layer_stack import CUDA, Stack, stack_of
 
 Patch = Callable[[pytest.MonkeyPatch], None]
-APART = Tile(block_m=8, block_n=64, warps=4, stages=3, tma=True, pairs=True, apart=True)
 
 
 def _ring(tokens: int, **changes: Any) -> Patch:
@@ -46,7 +45,7 @@ def _int4(tokens: int, **changes: Any) -> Patch:
 
 
 def _attention(**changes: Any) -> Patch:
-    return lambda patch: patch.setattr(attention, "decode_tile", lambda _q, _kv: evolve(APART, **changes))
+    return lambda patch: patch.setattr(attention, "decode_tile", lambda _q, _kv: evolve(KEYS_64, **changes))
 
 
 def _plain_ring() -> Patch:
@@ -70,7 +69,7 @@ def candidates(stack: Stack, rows: int) -> Iterator[tuple[str, Patch]]:
     if stack.plan.quantization is None:
         yield "products by the ring", _plain_ring()
     elif stack.plan.fp8_inputs_from is None:
-        other = 1536 if ops_linear_fp8_ring.TILES[tokens].registers == ALL_REGISTERS else ALL_REGISTERS
+        other = ops_linear_fp8_ring._SPARING if ops_linear_fp8_ring.TILES[tokens].registers == ALL_REGISTERS else ALL_REGISTERS
         changes = ({"turns": 1}, {"registers": other}, {"turns": 1, "registers": other}, {"turns": 1, "slots": 5})
         yield from ((f"ring {each}", _ring(tokens, **each)) for each in changes)
     elif tokens in ops_linear_int4._FP8_DEEP:

@@ -209,7 +209,7 @@ class Device:
             "mbarrier": self._mbarrier(),
             "TensorDescriptor": Source,
         }
-        words |= {"_barrier": lambda: None, "fence_async_shared": lambda: None, "gdc_launch_dependents": lambda: None}
+        words |= {"role_barrier": lambda: None, "fence_async_shared": lambda: None, "gdc_launch_dependents": lambda: None}
         words |= {"gdc_wait": self._wait_for_before, "warpgroup_mma": _multiplied, "warpgroup_mma_wait": _waited}
         for module in modules:
             for name, value in list(vars(module).items()):

@@ -33,8 +33,7 @@ class ModelSource:
 
     `name` is what the user wrote; `revision` the commit that was fetched, None for a folder of the user's own.
     `generation_config`, `quantization_files` and `manifest`, what `paddock quantize` says of a folder it made, are empty where
-    the folder has no such file. `tensor_names` is None where the
-    folder holds no weights, or none that are sound.
+    the folder has no such file. `tensor_names` is None where the folder holds no weights, or none that are sound.
     """
 
     name: str

@@ -8,10 +8,13 @@ from typing import Any
 from paddock.config import DUMMY, EngineConfig
 from paddock.planning.notes import Notes
 
+FAILED = "failed"  # what a manifest's status says then
+WAY_OUT = "use another recipe, or calibrate on more text of the kind the model will read"
+
 
 def say_failed_gate(config: EngineConfig, manifest: Mapping[str, Any], notes: Notes) -> None:
     """Warn where a folder's manifest says that its perplexity grew by more than was allowed."""
-    if manifest.get("status") != "failed" or config.load_format == DUMMY:
+    if manifest.get("status") != FAILED or config.load_format == DUMMY:
         return
     gate = manifest.get("gate")
     grown, limit = (gate.get(name) if isinstance(gate, Mapping) else None for name in ("growth", "limit"))
@@ -21,5 +24,5 @@ def say_failed_gate(config: EngineConfig, manifest: Mapping[str, Any], notes: No
         "warning",
         "quality_gate_failed",
         f"paddock quantize marked the checkpoint failed: {said}",
-        "use another recipe, or calibrate on more text of the kind the model will read",
+        WAY_OUT,
     )

@@ -20,6 +20,7 @@ from paddock.evaluation import perplexity
 from paddock.llm import LLM
 from paddock.planning import issues
 from paddock.planning.hardware import Hardware
+from paddock.planning.quality_gate import WAY_OUT
 from paddock.planning.resolve import resolve as planned
 from paddock.plugins import CheckpointFacts, resolve
 from paddock.plugins.registry import Registry
@@ -126,7 +127,7 @@ def require_passed(folder: Path, gate: Mapping[str, Any]) -> None:
         raise QualityError(
             f"perplexity has grown by {grown:.2%}, from {before:.3f} to {after:.3f}; the gate allows {gate['limit']:.2%}. "
             f"The model stays in {folder}, marked failed",
-            fix="use another recipe, or calibrate on more text of the kind the model will read",
+            fix=WAY_OUT,
         )
 
 

@@ -15,8 +15,9 @@ from attrs import field, frozen, validators
 from paddock.checkpoint.json_file import finite, read_object
 from paddock.checkpoint.source import MANIFEST, MOST_OF_MANIFEST
 from paddock.errors import CheckpointError
+from paddock.planning.quality_gate import FAILED
 
-PARTIAL, COMPLETE, FAILED = "partial", "complete", "failed"
+PARTIAL, COMPLETE = "partial", "complete"
 
 
 @frozen(kw_only=True)

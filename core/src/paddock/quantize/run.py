@@ -16,11 +16,12 @@ from paddock import log
 from paddock.config import EngineConfig, read_environment
 from paddock.errors import QualityError
 from paddock.planning.hardware import GIB
+from paddock.planning.quality_gate import FAILED
 from paddock.progress import layer_progress
 from paddock.quantize import gate
 from paddock.quantize.folder import OutputFolder
 from paddock.quantize.job import Job, decided
-from paddock.quantize.manifest import COMPLETE, FAILED, Manifest
+from paddock.quantize.manifest import COMPLETE, Manifest
 from paddock.quantize.options import QuantizeOptions
 from paddock.quantize.recipe import LayerWork
 from paddock.quantize.shards import ShardWriter

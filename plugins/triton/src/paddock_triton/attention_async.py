@@ -19,12 +19,13 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from paddock.layers import AttentionInputs, AttentionParams, LayerKV
 from paddock.layers.reference import FP8
-from paddock_triton.attention_roles import KEYS, RAW_SLOTS, ROWS, SLOTS, attend, barriers, converter, copier, pipe
+from paddock_triton.attention_roles import KEYS, RAW_SLOTS, ROWS, SLOTS, attend, converter, copier, pipe
 from paddock_triton.attention_schedule import UNIT, Units
 from paddock_triton.attention_tile import LOG2E
 from paddock_triton.dependence import DEPENDENT
 from paddock_triton.failures import OTHER_ATTENTION, named
 from paddock_triton.launch import launch
+from paddock_triton.ring import barriers
 
 UNIT_ROWS = 2 * ROWS.value
 

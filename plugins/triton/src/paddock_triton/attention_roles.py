@@ -14,21 +14,13 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 
+from paddock_triton.ring import barriers, free_slot, role_barrier
+
 ROWS = gl.constexpr(64)  # M
 KEYS = gl.constexpr(128)  # N
 SLOTS = gl.constexpr(2)  # B of the pipes that products read from
 RAW_SLOTS = gl.constexpr(3)  # B of the one that FP8 pages are copied to: a tile of K, its tile of V, the next of K
 _HALF_MAX = gl.constexpr(65504.0)  # the largest finite float16
-_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # of a role's warps: Triton 3.7's name and 3.6's
-
-
-@gluon.jit
-def barriers(COUNT: gl.constexpr, READERS: gl.constexpr) -> gl.shared_memory_descriptor:
-    """Return `COUNT` barriers, each of `READERS` arrivals."""
-    barriers_B = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
-    for slot in gl.static_range(COUNT):
-        mbarrier.init(barriers_B.index(slot), count=READERS)
-    return barriers_B
 
 
 @gluon.jit
@@ -46,10 +38,8 @@ def _copy(
 ) -> None:  # fmt: skip
     """Have a tile copied into a pipe, page by page, as its use number `use`; keys from `length` on come from page 0."""
     tiles_BND, full_B, free_B = into
-    slot = use % COUNT
-    mbarrier.wait(free_B.index(slot), (use // COUNT & 1) ^ 1)
+    slot = free_slot((full_B, free_B), use, COUNT, KEYS * spec.head * (1 if spec.fp8 else 2))
     full, tile_ND = full_B.index(slot), tiles_BND.index(slot)
-    mbarrier.expect(full, KEYS * spec.head * (1 if spec.fp8 else 2))
     pieces: gl.constexpr = KEYS // spec.box
     for piece in gl.static_range(pieces):
         key = tile * KEYS + piece * spec.box
@@ -104,7 +94,7 @@ def _convert(tile: gl.tensor, use: gl.tensor, length: gl.tensor, raw: gl.tuple, 
     else:
         _convert_rows(raw_BND.index(raw_slot), tiles_BND.index(slot), tile, length, True, spec)
     fence_async_shared()
-    _barrier()
+    role_barrier()
     mbarrier.arrive(full_B.index(slot))
     mbarrier.arrive(raw_free.index(raw_slot))
 
@@ -130,7 +120,7 @@ def _clear(v_ND: gl.shared_memory_descriptor, used: gl.tensor, layout: gl.conste
         value_ND = rows_ND.load(layout)
         rows_ND.store(gl.where((row_N < used)[:, None], value_ND, gl.zeros_like(value_ND)))
     fence_async_shared()
-    _barrier()
+    role_barrier()
 
 
 @gluon.jit
@@ -231,7 +221,7 @@ def attend(
     q_MD = q_2MD.index(INDEX)
     q_MD.store(given_MD.to(q_MD.dtype))
     fence_async_shared()
-    _barrier()
+    role_barrier()
     mine = (start, context, length, first_row, stop_row, kv_head, tiles)
     acc_MD, p_MN, _max_M, sum_M = _sweep(q_MD, keys, values, turns, mine, factor, INDEX, spec)
     v_BND, full_v, _free_v = values

@@ -30,7 +30,7 @@ class Tile:
 
     `tma` uses the copy engine where a tile lies within a page. `pairs` reads FP8 values two at a time, as 16-bit words: only
     those does the tensor core's transposing load know; single bytes cost a load each. With `apart` each warp of a decode takes
-    keys of its own (`attention_apart`), of FP8 pages.
+    keys of its own (`attention_apart`).
     """
 
     block_m: int

@@ -27,10 +27,8 @@ from paddock_triton.int4_codes import (
     zero_bytes,
 )
 from paddock_triton.int4_spec import LATE_SLOTS
-from paddock_triton.ring import place_of, steps_of
+from paddock_triton.ring import place_of, role_barrier, steps_of
 from paddock_triton.ring_parts import finish, finish_gathered, gathered, nothing, store
-
-_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # of a role's warps: Triton 3.7's name and 3.6's
 
 
 @gluon.jit
@@ -124,7 +122,7 @@ def _step_fp8(accs: gl.tuple, ring: gl.tuple, m: gl.tensor, INDEX: gl.constexpr,
             d_RN = _add_fp8(d_RN, more_RN, scale_R)
         else:
             c_RN = _add_fp8(c_RN, products_RN, scale_R)
-    _barrier()
+    role_barrier()
     mbarrier.arrive(free_B.index(slot))
     return a_RN, b_RN, c_RN, d_RN
 
@@ -155,7 +153,7 @@ def _step_groups(accs: gl.tuple, ring: gl.tuple, m: gl.tensor, INDEX: gl.constex
                 numbers_RK = part_of(numbers(packed_CJ, zero_C, x_BNK.dtype, spec), group, spec)
                 products_RN = mma_v2(numbers_RK, inputs_of(x_KN, spec), nothing(spec))
             acc_RN += products_RN * _scales_of(ring, slot, group, INDEX, spec)[:, None]
-    _barrier()
+    role_barrier()
     mbarrier.arrive(free_B.index(slot))
     return acc_RN, b_RN, c_RN, d_RN
 
@@ -191,7 +189,7 @@ def _step_late(accs: gl.tuple, late: gl.tuple, u: gl.tensor, INDEX: gl.constexpr
         c_RN = _shifted(c_RN, late, slot, half + 1, 0, spec)
         if spec.cuts == 2:
             d_RN = _shifted(d_RN, late, slot, half + 1, 1, spec)
-    _barrier()
+    role_barrier()
     mbarrier.arrive(late[4].index(slot))
     return a_RN, b_RN, c_RN, d_RN
 

@@ -34,8 +34,8 @@ class OneTile:
     warps: int
 
 
-# Of the shapes that `ops_linear_fp8` settled on, with one group of inputs a turn; none of these has been timed. Compiled: see
-# docs/decisions/0069.
+# Of the shapes that products with a scale a row had before `ops_linear_fp8_ring`, with one group of inputs a turn; none of these
+# has been timed. Compiled: see docs/decisions/0069.
 ONE = OneTile(block_o=4, block_i=8192, warps=8)
 FEW = {
     16: FewTile(rows=16, block_o=64, block_i=GROUP, stages=8, ahead=8),

@@ -38,11 +38,10 @@ from paddock_triton.dependence import DEPENDENT
 from paddock_triton.fp8_ring_gated import described_gated, row_of, store_gated
 from paddock_triton.fp8_ring_spec import RingTile
 from paddock_triton.launch import launch
-from paddock_triton.ring import ROWS, barriers, free_slot, place_of, steps_of
+from paddock_triton.ring import ROWS, barriers, free_slot, place_of, role_barrier, steps_of
 from paddock_triton.ring_parts import finish_gathered, gathered, gathering_of, nothing, store
 from paddock_triton.rows import ALIGNED, aligned, blocks_of
 
-_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # of a role's warps: Triton 3.7's name and 3.6's
 _DTYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
 # Bytes a second that one multiprocessor of an H200 reads, and all of them: 64 whole tiles, on half of its 132, read at 84 %
 # of what all do. And the seconds for which memory may wait for the last whole tiles: what it takes tiles' parts to meet.
@@ -121,7 +120,7 @@ def _step(sum_RN: gl.tensor, ring: gl.tuple, m: gl.tensor, INDEX: gl.constexpr, 
     else:
         sum_RN = warpgroup_mma(weight_RK, x_KN, sum_RN, use_acc=True, is_async=True)
         sum_RN = warpgroup_mma_wait(0, deps=[sum_RN])
-    _barrier()
+    role_barrier()
     mbarrier.arrive(ring[3].index(slot))
     return sum_RN
 

@@ -1,10 +1,11 @@
 """Persistent programs that stream a weight through a ring of slots: who takes which steps of which tiles, and slots' barriers.
 
-`ops_linear_int4` and `ops_linear_fp8_ring` are such kernels. A program has two warps that copy, one weights and one tokens, and
-two or four teams of four warps that multiply. A step is 128 inputs of a tile of outputs and tokens, or 128 for each team. What it
-needs lies in a slot of shared memory, with two barriers: one that says all of it is there (`full`), one that all its readers are
-done with it (`free`). Step m of a program lies in slot m % slots; which of the slot's uses a barrier speaks of is the parity of
-m // slots. A program's steps make pieces: a piece is the steps of one tile, all of them or, where programs share tiles, some.
+`ops_linear_int4` and `ops_linear_fp8_ring` are such kernels; `attention_roles` has their barriers and slots. A program has two
+warps that copy, one weights and one tokens, and two or four teams of four warps that multiply. A step is 128 inputs of a tile of
+outputs and tokens, or 128 for each team. What it needs lies in a slot of shared memory, with two barriers: one that says all of
+it is there (`full`), one that all its readers are done with it (`free`). Step m of a program lies in slot m % slots; which of the
+slot's uses a barrier speaks of is the parity of m // slots. A program's steps make pieces: a piece is the steps of one tile, all
+of them or, where programs share tiles, some.
 
 B slots.
 """
@@ -19,6 +20,7 @@ STEP = gl.constexpr(128)  # inputs
 ROWS = gl.constexpr(64)  # outputs that a team's unit multiplies at once, a half of a team's rows where it has two
 ALL_REGISTERS = 2048  # of each lane of a multiprocessor
 _TEAM_WARPS, _COPIER_REGISTERS = 4, 24
+role_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # of a role's warps: Triton 3.7's name and 3.6's
 
 
 def launch_registers(teams: int, registers: int) -> int:

@@ -13,9 +13,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-from paddock_triton.ring import ROWS, barriers, program_of
-
-_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # of a role's warps: Triton 3.7's name and 3.6's
+from paddock_triton.ring import ROWS, barriers, program_of, role_barrier
 
 
 @gluon.jit
@@ -54,7 +52,7 @@ def _taken(acc_RN: gl.tensor, gathering: gl.tuple, n: gl.tensor, INDEX: gl.const
             total_RN = part_RN
         else:
             total_RN += part_RN
-    _barrier()
+    role_barrier()
     mbarrier.arrive(taken.index(0))
     return total_RN
 
@@ -64,7 +62,7 @@ def _give(acc_RN: gl.tensor, gathering: gl.tuple, slot: gl.tensor) -> None:
     """Hand this team's sums to the one that gathers: its slot says how many teams are between them."""
     sums_SRN, given, _taken = gathering
     sums_SRN.index(slot).store(acc_RN)
-    _barrier()
+    role_barrier()
     mbarrier.arrive(given.index(0))
 
 
@@ -218,7 +216,7 @@ def finish(
         _store_all(accs, outs, tile, sizes, INDEX, STORE, spec)
     elif block > 0:
         _keep(accs, parts_ptr, INDEX, spec)
-        _barrier()
+        role_barrier()
         gl.atomic_add(done_ptr + tile * spec.teams + INDEX, 1, sem="release")
     else:
         last = program_of(tile * span + span - 1, gl.num_programs(0), tiles * span)
