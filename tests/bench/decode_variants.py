@@ -38,17 +38,6 @@ TIMED = {step.name: step for step in STEPS if step.decodes and not step.prompts 
 PAIRS = Tile(block_m=16, block_n=64, warps=4, stages=3, tma=True, pairs=True)
 WIDE = Tile(block_m=32, block_n=64, warps=2, stages=4, tma=True, pairs=True)
 
-KEYS_64 = Tile(block_m=8, block_n=64, warps=4, stages=3, tma=True, pairs=True, apart=True)
-APART = (
-    ("64 keys", KEYS_64, None),
-    ("64 keys, 5 programs", KEYS_64, 5),
-    ("64 keys, 4 stages", evolve(KEYS_64, stages=4), None),
-    ("64 keys, 2 stages, 6 programs", evolve(KEYS_64, stages=2), 6),
-    ("64 keys, 2 warps", evolve(KEYS_64, warps=2), 6),
-    ("32 keys, 2 warps", evolve(KEYS_64, block_n=32, warps=2, stages=4), 8),
-    ("64 keys, pointers", evolve(KEYS_64, tma=False), None),
-)
-
 
 @frozen(kw_only=True)
 class Cut:
@@ -79,7 +68,6 @@ LLAMA_70B: dict[str, Cut] = {
     "4 stages": Cut(tile=evolve(PAIRS, stages=4)),
     "2 warps, pointers": Cut(tile=evolve(PAIRS, warps=2, stages=4, tma=False)),
     "no pairs": Cut(tile=evolve(PAIRS, pairs=False)),
-    **{f"apart, {name}": Cut(tile=tile, programs=programs) for name, tile, programs in APART},
     "3 programs": Cut(programs=3),
 }
 CUTS: dict[str, dict[str, Cut]] = {
@@ -93,26 +81,8 @@ CUTS: dict[str, dict[str, Cut]] = {
         "4 warps": Cut(tile=evolve(WIDE, warps=4)),
         "6 programs": Cut(programs=6),
         "32 keys": Cut(tile=evolve(WIDE, block_n=32, stages=6)),
-        "apart": Cut(tile=evolve(KEYS_64, block_m=32)),
-        "apart, 4 stages": Cut(tile=evolve(KEYS_64, block_m=32, stages=4)),
-        "apart, 3 programs": Cut(tile=evolve(KEYS_64, block_m=32), programs=3),
-        "apart, bfloat16": Cut(kept=torch.bfloat16, tile=evolve(KEYS_64, block_m=32)),
     },
-    "decode 1 x 131k": {
-        "served": Cut(),
-        "3 programs": Cut(programs=3),
-        "6 programs": Cut(programs=6),
-        "apart": Cut(tile=KEYS_64),
-        "apart, 5 programs": Cut(tile=KEYS_64, programs=5),
-        "bfloat16": Cut(kept=torch.bfloat16),
-        "apart, bfloat16": Cut(kept=torch.bfloat16, tile=KEYS_64),
-    },
-    "decode 1 x 1k": {
-        "served": Cut(),
-        "apart": Cut(tile=KEYS_64),
-        "bfloat16": Cut(kept=torch.bfloat16),
-        "apart, bfloat16": Cut(kept=torch.bfloat16, tile=KEYS_64),
-    },
+    "decode 1 x 131k": {"served": Cut(), "3 programs": Cut(programs=3), "6 programs": Cut(programs=6)},
 }
 
 

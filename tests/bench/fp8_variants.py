@@ -38,10 +38,10 @@ from paddock.layers.reference import linear_fp8 as twin
 from paddock.planning.roofs import ceilings_of
 from paddock.testing.oracle import bound, poisoned, relative_rms
 from paddock_triton.dependence import DEPENDENT, fetch, start_next, wait
-from paddock_triton.fp8_ring_spec import RingTile
 from paddock_triton.launch import compile_ahead, launch
+from paddock_triton.linear_ring import TILES, launch_ring, tile_for
+from paddock_triton.linear_ring_spec import RingTile
 from paddock_triton.ops_linear_fp8 import FEW, FewTile, cublas, launch_few
-from paddock_triton.ops_linear_fp8_ring import TILES, launch_ring, tile_for
 from paddock_triton.ring import ALL_REGISTERS
 from tests.bench.hopper_code import compile_only, described
 
@@ -202,18 +202,17 @@ def _tiles() -> Iterator[Candidate]:
 def _rings() -> Iterator[Candidate]:
     """Yield what streams a weight through a ring: as the plugin does, then by whole tiles and shared ones, and other rings."""
     others: dict[int, tuple[dict[str, Any], ...]] = {
-        8: ({"turns": 1}, {"slots": 5}, {"registers": 1536}, {"teams": 2, "slots": 12}),
-        16: ({"turns": 1}, {"registers": ALL_REGISTERS}, {"slots": 4}, {"teams": 2, "slots": 10}),
-        32: ({"turns": 1}, {"registers": ALL_REGISTERS}, {"slots": 3}, {"teams": 2, "slots": 8}),
-        64: ({"turns": 1}, {"registers": ALL_REGISTERS}, {"slots": 5}, {"teams": 4, "slots": 2}),
+        8: ({"slots": 5}, {"registers": 1536}, {"teams": 2, "slots": 12}),
+        16: ({"registers": ALL_REGISTERS}, {"slots": 4}, {"teams": 2, "slots": 10}),
+        32: ({"registers": ALL_REGISTERS}, {"slots": 3}, {"teams": 2, "slots": 8}),
+        64: ({"registers": ALL_REGISTERS}, {"slots": 5}, {"teams": 4, "slots": 2}),
     }
     for rows, tile in TILES.items():
         fewest = 1 if rows == 8 else rows // 2 + 1
         yield Candidate(name=f"*ring {rows}", call=partial(_ringed, None), fewest=fewest, most=rows)
         for each in (tile, *(evolve(tile, **other) for other in others[rows])):
             for shared in (True, False):
-                given = f"{'shared' if shared else 'whole'}{' in turn' if each.turns else ''}"
-                name = f"ring {rows} t{each.teams} s{each.slots} r{each.registers} {given}"
+                name = f"ring {rows} t{each.teams} s{each.slots} r{each.registers} {'shared' if shared else 'whole'}"
                 yield Candidate(name=name, call=partial(_ringed, evolve(each, shared=shared)), fewest=fewest, most=rows)
 
 

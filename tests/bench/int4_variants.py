@@ -12,7 +12,6 @@ that multiplies.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -62,7 +61,7 @@ class Candidate:
     def name(self) -> str:
         """Return what the tile is, a star where it is what runs now."""
         tile = self.tile
-        marks = "".join(f" {word}" for word in ("shared", "late", "deep", "turns") if getattr(tile, word))
+        marks = "".join(f" {word}" for word in ("shared", "late", "deep") if getattr(tile, word))
         star = "*" if tile in _running(self.fp8) else ""
         kind = "fp8" if self.fp8 else "bf16"
         cut = f"n{tile.tokens} h{tile.halves} t{tile.teams} c{tile.cuts} s{tile.slots} r{tile.registers}"
@@ -80,12 +79,11 @@ def _running(fp8: bool) -> list[Int4Tile]:
 def _candidates() -> Iterator[Candidate]:
     """Yield what may multiply, by tokens."""
     deep = [evolve(tile, shared=shared) for tile in ops_linear_int4._FP8_DEEP.values() for shared in (True, False)]
-    deep += [evolve(tile, turns=1) for tile in deep]
     few = [ops_linear_int4._FP8[8], ops_linear_int4._FP8[16]]
     for tile in (*few, *(evolve(tile, registers=2048) for tile in few), *deep, evolve(deep[0], registers=2048)):
         yield Candidate(tile=tile, fp8=True, fewest=tile.tokens // 2 + 1 if tile.tokens > 8 else 1, most=tile.tokens)
-    for shared, turns in itertools.product((True, False), (0, 1)):
-        yield Candidate(tile=evolve(ops_linear_int4._HALVES[8], shared=shared, turns=turns), fp8=False, fewest=1, most=8)
+    for shared in (True, False):
+        yield Candidate(tile=evolve(ops_linear_int4._HALVES[8], shared=shared), fp8=False, fewest=1, most=8)
     yield Candidate(tile=evolve(ops_linear_int4._HALVES[8], deep=False), fp8=False, fewest=1, most=8)
     between = [
         ops_linear_int4._FP8[32],

@@ -1,8 +1,8 @@
 """Tiles of products and of decode attention, timed among a layer's other kernels: python -m tests.bench.layer_tiles MODEL.
 
 A tile that is quicker alone need not be among neighbours, whose programs leave it registers and shared memory or do not. So the
-layers of `layer_stack` are captured whole, once with what is served and again with each other tile, of FP8 products, of INT4
-products, of 16-bit ones by the FP8 kernel's ring, or of attention over FP8 pages, whichever the model has; what is served is
+layers of `layer_stack` are captured whole, once with what is served and again with each other tile, of FP8 or 16-bit products by
+the ring, of 16-bit ones in blocks, of INT4 products, or of attention over FP8 pages, whichever the model has; what is served is
 timed first and last, which shows how clocks drift. MODEL is a folder with config.json, for INT4 with `--int4-compute w4a8`; needs
 a GPU.
 """
@@ -17,13 +17,11 @@ import click
 import pytest
 import torch
 from attrs import evolve
-from torch import Tensor
 
 from paddock.planning import rebuild
 from paddock.plugins import resolve
-from paddock_triton import attention, ops_linear, ops_linear_fp8_ring, ops_linear_int4
+from paddock_triton import attention, attention_tuning, linear_ring, ops_linear, ops_linear_int4
 from paddock_triton.ring import ALL_REGISTERS
-from tests.bench.decode_variants import KEYS_64
 from tests.bench.layer_stack import CUDA, Stack, stack_of
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -31,7 +29,7 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 
 def _ring(tokens: int, **changes: Any) -> Patch:
     def put(patch: pytest.MonkeyPatch) -> None:
-        patch.setitem(ops_linear_fp8_ring.TILES, tokens, evolve(ops_linear_fp8_ring.TILES[tokens], **changes))
+        patch.setitem(linear_ring.TILES, tokens, evolve(linear_ring.TILES[tokens], **changes))
 
     return put
 
@@ -45,40 +43,29 @@ def _int4(tokens: int, **changes: Any) -> Patch:
 
 
 def _attention(**changes: Any) -> Patch:
-    return lambda patch: patch.setattr(attention, "decode_tile", lambda _q, _kv: evolve(KEYS_64, **changes))
+    served = attention_tuning.decode_tile
+    return lambda patch: patch.setattr(attention, "decode_tile", lambda q_THD, kv: evolve(served(q_THD, kv), **changes))
 
 
-def _plain_ring() -> Patch:
-    served = ops_linear.linear
-
-    def linear(x_TI: Tensor, weight_OI: Tensor) -> Tensor:
-        if not 0 < len(x_TI) <= max(ops_linear_fp8_ring.TILES) or weight_OI.stride(0) % 8:
-            return served(x_TI, weight_OI)
-        out_TO = x_TI.new_empty(len(x_TI), len(weight_OI))
-        ops_linear_fp8_ring.launch_ring_plain(out_TO, x_TI, weight_OI, ops_linear_fp8_ring.tile_for(len(x_TI), weight_OI))
-        return out_TO
-
-    return lambda patch: patch.setattr(ops_linear, "linear", linear)
+def _in_blocks(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ops_linear, "serves", lambda x_TI, weight_OI: False)
 
 
 def candidates(stack: Stack, rows: int) -> Iterator[tuple[str, Patch]]:
     """Yield a name and what it changes, for so many tokens: what is served first and last."""
     served: tuple[str, Patch] = ("served", lambda patch: None)
     yield served
-    tokens = next(most for most in ops_linear_fp8_ring.TILES if rows <= most)
-    if stack.plan.quantization is None:
-        yield "products by the ring", _plain_ring()
-    elif stack.plan.fp8_inputs_from is None:
-        other = ops_linear_fp8_ring._SPARING if ops_linear_fp8_ring.TILES[tokens].registers == ALL_REGISTERS else ALL_REGISTERS
-        changes = ({"turns": 1}, {"registers": other}, {"turns": 1, "registers": other}, {"turns": 1, "slots": 5})
-        yield from ((f"ring {each}", _ring(tokens, **each)) for each in changes)
-    elif tokens in ops_linear_int4._FP8_DEEP:
-        yield from ((f"int4 {each}", _int4(tokens, **each)) for each in ({"turns": 1}, {"slots": 4}, {"turns": 1, "slots": 4}))
-    needs = rebuild.attention_needs(stack.plan)
-    group = needs.num_heads // needs.num_kv_heads
-    if stack.plan.kv_cache_dtype == "fp8" and group <= 32:
-        size = {"block_m": next(most for most in (8, 16, 32) if group <= most)}
-        yield from ((f"attention {each}", _attention(**size, **each)) for each in ({}, {"stages": 4}, {"warps": 2}))
+    tokens = next(most for most in linear_ring.TILES if rows <= most)
+    if stack.plan.quantization is None and rows > 1:
+        yield "products in blocks", _in_blocks
+    if stack.plan.fp8_inputs_from is None and (stack.plan.quantization is not None or rows > 1):
+        other = linear_ring._SPARING if linear_ring.TILES[tokens].registers == ALL_REGISTERS else ALL_REGISTERS
+        fewer = linear_ring.TILES[tokens].slots - 1
+        yield from ((f"ring {each}", _ring(tokens, **each)) for each in ({"registers": other}, {"slots": fewer}))
+    elif tokens in ops_linear_int4._FP8_DEEP and stack.plan.fp8_inputs_from is not None:
+        yield "int4 {'slots': 2}", _int4(tokens, slots=2)
+    if stack.plan.kv_cache_dtype == "fp8":
+        yield from ((f"attention {each}", _attention(**each)) for each in ({"stages": 2}, {"warps": 8}))
     yield served
 
 

@@ -41,7 +41,7 @@ from paddock.plugins import resolve as imported
 from paddock.plugins.host import PluginHost
 from paddock.request import SamplingParams
 from paddock.scheduling.step import Admission, PrefillChunk, Step
-from paddock_triton import ops_linear_fp8_ring
+from paddock_triton import linear_ring
 
 GPU = Hardware(
     device="cuda", name="H", memory_bytes=80 * GIB, available_bytes=80 * GIB, compute_capability=(9, 0), bandwidth=3.35e12
@@ -193,8 +193,8 @@ def main() -> None:
     torch._scaled_mm = _not_multiplied  # type: ignore[assignment]
     torch.nn.functional.linear = _not_multiplied_plainly  # type: ignore[assignment]
     packing.pack = lambda weight_OI: None  # as on a GPU
-    ops_linear_fp8_ring.runs_on = lambda device: True  # type: ignore[attr-defined]
-    ops_linear_fp8_ring.processors = lambda device: 132  # type: ignore[assignment, attr-defined]
+    linear_ring.runs_on = lambda device: True  # type: ignore[attr-defined]
+    linear_ring.processors = lambda device: 132  # type: ignore[assignment, attr-defined]
     kv_dtype = "fp8" if "fp8" in sys.argv[2:] else "auto"
     compute = "fp8" if "attention" in sys.argv[2:] else "plain"
     config = EngineConfig(

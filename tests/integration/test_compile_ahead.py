@@ -56,7 +56,7 @@ def test_the_first_steps_compile_nothing_more(tmp_path: Path) -> None:
     most = {"_race_kernel": 3, "_finish_kernel": 2, "_step_kernel": 1, "_least_kernel": 1}
     assert {name: compiled[name] for name in most if compiled[name] > most[name]} == {}
     assert found["float32"] == ["_race_kernel"] * 2
-    layers, sampler = {"_prefill", "_decode", "_cut", "_one_kernel", "_few_kernel"}, {"_race_kernel", "_finish_kernel"}
+    layers, sampler = {"_prefill", "_decode", "_cut", "_one_kernel", "_ring_kernel"}, {"_race_kernel", "_finish_kernel"}
     assert layers | sampler | {"_step_kernel", "_least_kernel"} <= {*found["ahead"]}
 
 

@@ -58,8 +58,6 @@ def _list(monkeypatch: pytest.MonkeyPatch, *options: str) -> list[str]:
     monkeypatch.setattr(decode_variants, "check", check)
     monkeypatch.setattr(decode_variants, "percent", percent)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a device")
-    some = {name: cut for name, cut in decode_variants.CUTS["decode 64 x 2k"].items() if "apart" not in name}
-    monkeypatch.setitem(decode_variants.CUTS, "decode 64 x 2k", some)
     result = CliRunner().invoke(decode_variants.main, ["--only", "decode 64 x 2k: ", *options], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output.splitlines()[1:]

@@ -31,7 +31,7 @@ from paddock.errors import KernelError
 from paddock.layers import AttentionInputs, AttentionParams, LayerKV
 from paddock.layers.int4 import int4_weight
 from paddock.plugins import AttentionNeeds, resolve
-from paddock_triton import attention, ops_activation_fp8, ops_linear_fp8_ring, ops_linear_int4, ops_norm, ops_quantize, plugin
+from paddock_triton import attention, linear_ring, ops_activation_fp8, ops_linear_int4, ops_norm, ops_quantize, plugin
 
 FP8, HALF = torch.float8_e4m3fn, torch.bfloat16
 # (H, K, D), KV dtype, page size, features: each tile shape, both ways to read pages, and pairs of FP8 values.
@@ -53,11 +53,12 @@ STEPS: dict[str, tuple[tuple[int, int, int], torch.dtype, int, dict[str, Any]]] 
 # What a kernel is for: it compiles to something slower where a tile's sides are not the unit's, or addresses not multiples of 16.
 INSTRUCTIONS = {
     ("paddock_triton.ops_linear_fp8", "_few_kernel"): "wgmma.mma_async.sync.aligned.m64n32k32.f32.e4m3.e4m3",
-    ("paddock_triton.ops_linear_fp8_ring", "_ring_kernel"): "k32.f32.e4m3.e4m3",
+    ("paddock_triton.linear_ring", "_ring_kernel"): "k32.f32.e4m3.e4m3",
     ("paddock_triton.ops_int4", "_fp8_kernel"): "st.global.v4.b32",
     ("paddock_triton.ops_linear_fp8_blocks", "_block_few_kernel"): "wgmma.mma_async.sync.aligned.m64n32k32.f32.e4m3.e4m3",
     ("paddock_triton.ops_linear_fp8_blocks", "_block_one_kernel"): "cvt.rn.f16x2.e4m3x2",
 }
+RING_IN_HALVES = "k16.f32.bf16.bf16"
 PROMPTS_IN_FP8 = ".f32.f16.f16"  # float16 holds each FP8 value; products of e4m3 came out not finite on a GPU
 IN_REGISTERS = {"_largest_kernel", "_part_kernel"}  # kernels that may keep nothing in a stack
 TOKENS, OTHER_TOKENS = 20, (21, 32)  # of a step: rows that begin at multiples of 16 bytes, rows that do not, a power of two
@@ -175,6 +176,8 @@ def _only_compile() -> list[str]:
         kernel = run(self, *args, warmup=True, **options)
         assert kernel.asm["cubin"], self.fn.__name__
         instruction = INSTRUCTIONS.get((self.fn.__module__, self.fn.__name__), "")
+        if self.fn.__name__ == "_ring_kernel" and options["spec"].item > 1:
+            instruction = RING_IN_HALVES
         if self.fn.__name__ == "_prefill" and "cvt.rn.satfinite.e4m3x2.f32" in kernel.asm["ptx"]:
             instruction = PROMPTS_IN_FP8
         assert instruction in kernel.asm["ptx"], f"{self.fn.__name__} has no {instruction}"
@@ -226,6 +229,10 @@ def _calls(tokens: int) -> dict[str, Callable[[], Any]]:
     values_TI, one, weight_OI, weight_scale_O1, dtype = _examples(tokens)["linear_fp8"]
     odd = values_TI[:, :500].contiguous(), one, weight_OI[:, :500].contiguous(), weight_scale_O1, dtype
     more["linear_fp8, rows at odd addresses"] = partial(ops["linear_fp8"].func, *odd)  # type: ignore[attr-defined]
+    x_TE, weight_OE = _examples(tokens)["linear"]
+    linear = ops["linear"].func  # type: ignore[attr-defined]
+    more["linear, one token"] = partial(linear, x_TE[:1], weight_OE)
+    more["linear, rows at odd addresses"] = partial(linear, x_TE[:, :500].contiguous(), weight_OE[:, :500].contiguous())
     return ops | more | {name: partial(_attend, *step, tokens=tokens) for name, step in STEPS.items()}
 
 
@@ -334,7 +341,7 @@ def pretend() -> None:
     driver.set_active(Hopper())
     torch.Tensor.is_cuda = property(lambda self: True)  # type: ignore[assignment]
     attention.runs_on = lambda device: True  # type: ignore[attr-defined]
-    for products in (ops_linear_int4, ops_linear_fp8_ring):
+    for products in (ops_linear_int4, linear_ring):
         products.runs_on, products.processors = lambda device: True, lambda device: 132  # type: ignore[attr-defined]
 
 

@@ -11,7 +11,7 @@ from plugins.triton.tests.apart import run
 
 pytest.importorskip("triton")
 
-FEW_KERNELS = {"_few_kernel", "_rms_norm_kernel", "_race_kernel", "_finish_kernel"}
+FEW_KERNELS = {"_ring_kernel", "_rms_norm_kernel", "_race_kernel", "_finish_kernel"}
 KERNELS = FEW_KERNELS | {"_int4_kernel", "_cut", "_decode", "_prefill_async"}
 OWN = "_own_kernel"  # the script's own, which no other process can import
 

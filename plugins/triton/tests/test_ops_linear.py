@@ -12,9 +12,9 @@ pytest.importorskip("triton")
 
 from paddock.layers import reference
 from paddock.testing.oracle import assert_close, poisoned
+from paddock_triton.linear_ring import TILES, serves
 from paddock_triton.ops_embed import embed
 from paddock_triton.ops_linear import linear
-from paddock_triton.ops_linear_fp8_ring import TILES, launch_ring_plain, tile_for
 
 ON_GPU = torch.cuda.is_available()
 TOKENS = (1, 2, 7, 16, 17, 32, 33, 63, 64, 65) if ON_GPU else (1, 2, 17, 33)
@@ -38,17 +38,19 @@ def test_few_tokens_meet_every_edge_of_a_weight(shape: tuple[int, int], device: 
 
 
 @pytest.mark.skipif(not ON_GPU, reason="the kernel is Hopper's")
-@pytest.mark.parametrize("shape", [(3, 8), (64, 2048), (67, 2056), (200, 30000), (4096, 14336), (10240, 8192)], ids=str)
-def test_a_ring_multiplies_sixteen_bits_too(shape: tuple[int, int], device: torch.device, halves: list[torch.dtype]) -> None:
-    """Whole tiles and shared ones, edges beside them, inputs that fill no step."""
+@pytest.mark.parametrize("shape", [(3, 8), (67, 2056), (200, 30000), (10240, 8192)], ids=str)
+def test_the_ring_takes_whole_tiles_and_shared_ones(
+    shape: tuple[int, int], device: torch.device, halves: list[torch.dtype]
+) -> None:
+    """In whole tiles or shared ones, with edges beside them, inputs that fill no step."""
     generator = torch.Generator(device).manual_seed(0)
     for dtype in halves:
         weight_OI = (torch.randn(shape, generator=generator, device=device) * shape[1] ** -0.5).to(dtype)
         for tokens in (each for each in TOKENS if each <= max(TILES)):
             x_TI = torch.randn(tokens, shape[1], generator=generator, device=device).to(dtype)
+            assert serves(x_TI, weight_OI)
             with poisoned():
-                found = x_TI.new_empty(tokens, shape[0])
-            launch_ring_plain(found, x_TI, weight_OI, tile_for(tokens, weight_OI))
+                found = linear(x_TI, weight_OI)
             assert_close(found, reference.linear(x_TI.double(), weight_OI.double()), op="linear", dtype=dtype, at=f"T{tokens}")
 
 
@@ -62,13 +64,14 @@ def test_rows_of_tokens_may_lie_apart(device: torch.device, dtypes: list[torch.d
             assert_close(linear(x_TI, turned), linear(x_TI, weight_OI).double(), op="attention", dtype=dtype)
 
 
-def test_a_token_does_not_depend_on_how_many_share_its_tile(device: torch.device, dtypes: list[torch.dtype]) -> None:
-    """Two to sixteen tokens are one tile: a row has the same bits whoever is beside it, so padding changes nothing."""
+def test_a_token_does_not_depend_on_how_many_share_its_step(device: torch.device, dtypes: list[torch.dtype]) -> None:
+    """Of two to 16, by the ring to 32: a row has the same bits whoever is beside it, so padding changes nothing."""
+    tokens, counts = (32, (2, 3, 8, 9, 16, 17)) if ON_GPU else (16, (2, 3, 8))
     for dtype in dtypes:
-        x_TI, weight_OI = torch.randn(16, 256, device=device).to(dtype), torch.randn(70, 256, device=device).to(dtype)
+        x_TI, weight_OI = torch.randn(tokens, 256, device=device).to(dtype), torch.randn(70, 256, device=device).to(dtype)
         if dtype != torch.float32:
             together = linear(x_TI, weight_OI)
-            assert all(torch.equal(linear(x_TI[:count], weight_OI), together[:count]) for count in (2, 3, 8))
+            assert all(torch.equal(linear(x_TI[:count], weight_OI), together[:count]) for count in counts)
 
 
 def test_embed_copies_rows(device: torch.device) -> None:

@@ -17,7 +17,7 @@ from paddock.errors import KernelError
 from paddock.layers import reference
 from paddock.layers.reference import FP8
 from paddock.testing.oracle import assert_close, poisoned
-from paddock_triton import ops_linear_fp8, ops_linear_fp8_ring
+from paddock_triton import linear_ring, ops_linear_fp8
 from paddock_triton.launch import compile_ahead
 from paddock_triton.ops_linear_fp8 import linear_fp8, linear_fp8_fast
 
@@ -170,7 +170,7 @@ def test_a_product_that_fails_names_itself_and_the_way_out(
             """Fail."""
             raise RuntimeError("no such product")
 
-    monkeypatch.setattr(ops_linear_fp8_ring if what == "_ring_kernel" else ops_linear_fp8, what, Failing())
+    monkeypatch.setattr(linear_ring if what == "_ring_kernel" else ops_linear_fp8, what, Failing())
     tokens, inputs = {"_ring_kernel": (1, 64), "_few_kernel": (2, 60), "cublas": (70, 64)}[what]
     with pytest.raises(KernelError, match="no such product") as caught:
         linear_fp8(*_given(tokens, (32, inputs), device, static=False), torch.bfloat16)

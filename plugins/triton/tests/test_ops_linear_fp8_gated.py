@@ -18,11 +18,11 @@ from paddock.errors import KernelError
 from paddock.layers import QuantizedActivation, reference
 from paddock.layers.reference import FP8
 from paddock.testing.oracle import poisoned
-from paddock_triton import ops_linear_fp8_gated, ops_linear_fp8_ring
+from paddock_triton import linear_ring, ops_linear_fp8_gated
+from paddock_triton.linear_ring import launch_ring_gated, tile_for
 from paddock_triton.ops_activation_fp8 import silu_mul_fp8
 from paddock_triton.ops_linear_fp8 import linear_fp8, linear_fp8_fast
 from paddock_triton.ops_linear_fp8_gated import linear_silu_mul_fp8, linear_silu_mul_fp8_fast
-from paddock_triton.ops_linear_fp8_ring import launch_ring_gated, tile_for
 
 ON_GPU = torch.cuda.is_available()
 ONE_KERNEL = pytest.mark.skipif(not ON_GPU, reason="the kernel that does both is Hopper's")
@@ -193,7 +193,7 @@ def test_a_product_that_fails_names_itself_and_the_way_out(
     op: Callable[..., QuantizedActivation], device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The op, its tensors, the cause, and the option that takes product and activation apart."""
-    monkeypatch.setattr(ops_linear_fp8_ring, "_ring_kernel", Failing())
+    monkeypatch.setattr(linear_ring, "_ring_kernel", Failing())
     given: Any = (*_given(2, (16, 64), device), torch.bfloat16, torch.tensor(1.0, device=device))
     with pytest.raises(KernelError, match="no such product") as caught:
         op(*given)

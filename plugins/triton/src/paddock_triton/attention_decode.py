@@ -13,7 +13,6 @@ from torch import Tensor
 
 from paddock.layers import AttentionParams, LayerKV
 from paddock.layers.reference import FP8
-from paddock_triton.attention_apart import absorb_parts, empty_parts, joined_parts
 from paddock_triton.attention_schedule import UNIT, Units
 from paddock_triton.attention_tile import (
     Spec,
@@ -127,8 +126,6 @@ def _gather(
     end: tl.tensor, length: tl.tensor, kv_head: tl.tensor, slope_M: tl.tensor, k_scale: tl.tensor, spec: tl.constexpr,
 ) -> tl.tuple:  # fmt: skip
     """Return (accumulator, sum, maximum) over the keys `begin..end` of a sequence of `length`; `page` is the first tile's."""
-    if spec.parts > 1:
-        return _gather_apart(q_MD, k_source, v_source, table_ptr, page, begin, end, kv_head, k_scale, spec)
     first = tl.maximum(length - spec.window, 0) if spec.window else 0
     state = empty_state(spec)
     first_M = tl.full([spec.block_m], 0, tl.int32) + first
@@ -150,26 +147,6 @@ def _gather(
         state = absorb(state, q_MD, k_ND, v_ND, key_start, first_M, last_M, slope_M, length - 1, k_scale, True, spec)
     acc_MD, odd_MD, sum_M, max_M = state
     return whole(acc_MD, odd_MD, spec), sum_M, max_M
-
-
-@triton.jit
-def _gather_apart(
-    q_MD: tl.tensor, k_source: tl.tensor, v_source: tl.tensor, table_ptr: tl.tensor, page: tl.tensor, begin: tl.tensor,
-    end: tl.tensor, kv_head: tl.tensor, k_scale: tl.tensor, spec: tl.constexpr,
-) -> tl.tuple:  # fmt: skip
-    """Do what `_gather` does, each warp with keys of its own."""
-    state, q_DM, factor = empty_parts(spec), tl.trans(q_MD), k_scale * spec.scale2
-    whole_end = begin + (end - begin) // spec.block_n * spec.block_n
-    for key_start in tl.range(begin, whole_end, spec.block_n):
-        k_ND = load_rows(k_source, page, key_start, kv_head, 0, end, False, 1, spec)
-        v_NC = load_rows(v_source, page, key_start, kv_head, 0, end, False, spec.words, spec)
-        page = find_page(table_ptr, key_start + spec.block_n, end, spec)
-        state = absorb_parts(state, q_DM, k_ND, v_NC, key_start, end, factor, False, spec)
-    if whole_end < end:  # rows that are not seen hold anything
-        k_ND = load_rows(k_source, page, whole_end, kv_head, 0, end, False, 1, spec)
-        v_NC = load_rows(v_source, page, whole_end, kv_head, 0, end, False, spec.words, spec)
-        state = absorb_parts(state, q_DM, k_ND, v_NC, whole_end, end, factor, True, spec)
-    return joined_parts(state, spec)
 
 
 @triton.jit

@@ -29,8 +29,7 @@ class Tile:
     """Rows of queries and of keys a program holds, and how Triton is to schedule it.
 
     `tma` uses the copy engine where a tile lies within a page. `pairs` reads FP8 values two at a time, as 16-bit words: only
-    those does the tensor core's transposing load know; single bytes cost a load each. With `apart` each warp of a decode takes
-    keys of its own (`attention_apart`).
+    those does the tensor core's transposing load know; single bytes cost a load each.
     """
 
     block_m: int
@@ -39,7 +38,6 @@ class Tile:
     stages: int
     tma: bool = False
     pairs: bool = False
-    apart: bool = False
 
 
 @frozen(kw_only=True)
@@ -63,7 +61,6 @@ class Spec:
     window: int
     softcap: float
     in_fp8: bool
-    parts: int  # of a tile of keys, each a warp's: 1 where all warps share all
 
     @classmethod
     def of(cls, q_THD: Tensor, kv: LayerKV, params: AttentionParams, tile: Tile) -> Spec:
@@ -71,8 +68,6 @@ class Spec:
         _, page, num_kv_heads, head = kv.k_pages_NPKD.shape
         fp8 = kv.k_pages_NPKD.dtype == FP8
         assert params.scale > 0, params.scale  # the running maximum is taken before scaling
-        plain = params.alibi_slopes_H is None and params.window is None and params.softcap is None and not params.in_fp8
-        assert plain or not tile.apart, (tile, "knows nothing of", params)
         return cls(
             head=head,
             group=q_THD.shape[1] // num_kv_heads,
@@ -89,7 +84,6 @@ class Spec:
             window=params.window or 0,
             softcap=params.softcap or 0.0,
             in_fp8=params.in_fp8,
-            parts=tile.warps if tile.apart else 1,
         )
 
     @property

@@ -7,8 +7,6 @@ Decode, 64 sequences, 64 heads on 8, D 128, pages of 64, 2k / 8k keys, a tile of
     4 stages 91; 2 warps, 4 stages, pointers 92; of 2k: 88 to 90, 84 to 87, 87. In a run of one pass, of 8k: 89 to 91, 94.5, 95;
     5 stages 87, 8 warps 66; two tiles of keys at a time (14 barriers instead of 20) 88 to 92.5, so left out (commit 2a1a69c).
   FP8 byte by byte: 84 / 51 % at best. Pages of 128 with 128 keys: bfloat16 98 / 100 %, FP8 88 / 91 %. Pages of 16: 83 %.
-  Warps with keys of their own (`Tile.apart`), 8 rows: 3 barriers a tile of 64 keys in what is compiled, not 10, 16 products, not
-    32, 121 registers, not 127; neither timed nor served yet, `decode_variants` has them.
   G 29, D 64, 2k: bfloat16 64 rows 79 %, 32 rows 74 %; FP8 32 rows, 2 warps 62 %, with
   the copy engine 70 %, 4 warps 38 %. D 256, 4k: 32 keys 98 %.
 Programs a multiprocessor (1, 2, 4, 8), bfloat16: one sequence of 131k 98, 94, 88, 78 %; 8 of 8k 91, 91, 84, 80 %; 64 of 100 to

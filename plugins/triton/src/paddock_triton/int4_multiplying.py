@@ -28,7 +28,7 @@ from paddock_triton.int4_codes import (
 )
 from paddock_triton.int4_spec import LATE_SLOTS
 from paddock_triton.ring import place_of, role_barrier, steps_of
-from paddock_triton.ring_parts import finish, finish_gathered, gathered, nothing, store
+from paddock_triton.ring_parts import finish, gathered, nothing, store
 
 
 @gluon.jit
@@ -220,7 +220,8 @@ def multiplier(
                 accs = _step_late(accs, late, step, INDEX, spec)
         if spec.deep:
             accs = gathered(accs, gathering, n, INDEX, spec)
-            finish_gathered(accs, outs, tile, block, taken, n, sizes, INDEX, store, spec)
+            if INDEX == 0:
+                finish(accs, outs, tile, block, taken, sizes, INDEX, store, spec)
             n += 1
         else:
             finish(accs, outs, tile, block, taken, sizes, INDEX, store, spec)

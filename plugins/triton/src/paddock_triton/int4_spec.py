@@ -28,8 +28,7 @@ class Int4Tile:
     `shared`: programs take equal parts of all steps, so that tiles are shared; else whole tiles. `late`: FP8's zero points are
     taken off after a tile's steps, in a product of their own; else in each step. `deep`: a tile has 64 rows, and each team takes
     another 128 inputs of a step, so that few tiles are shared where outputs are few. A program takes at most `registers` of each
-    lane of a multiprocessor, of all its 2,048: what is left is for kernels between the product before and this one. With
-    `turns` 1, not 0, teams of a deep tile take turns to finish tiles, so that none falls behind the others.
+    lane of a multiprocessor, of all its 2,048: what is left is for kernels between the product before and this one.
     """
 
     tokens: int
@@ -41,7 +40,6 @@ class Int4Tile:
     late: bool = False
     deep: bool = False
     registers: int = ALL_REGISTERS
-    turns: int = 0
 
 
 @frozen(kw_only=True)
@@ -113,11 +111,6 @@ class Int4Spec:
     def deep(self) -> bool:
         """Return whether teams take other inputs, not other rows."""
         return self.tile.deep
-
-    @property
-    def turns(self) -> int:
-        """Return 1 where teams of a deep tile take turns to finish tiles, 0 where the first one does."""
-        return self.tile.turns
 
     @property
     def pieces(self) -> int:

@@ -1,16 +1,19 @@
 """Products with a plain weight where few tokens make them a matter of reading it; larger ones are the library's.
 
 T tokens, I input features, O output features; B output features and J input features of a block, M rows of tokens a tile has,
-L lines fetched ahead. Tiles are chosen where they run, among the other kernels of a layer, each of which hides the start of the
-next: 32 layers of Llama-3.1-8B (14 GB of weights), bfloat16, 192 keys a token, in one graph on an H100 (3.35 TB/s by its data
-sheet).
+L lines fetched ahead.
 
-| tokens | microseconds, the products by cuBLAS | by these kernels |
-| --- | --- | --- |
-| 1 | | 4,881: 3.15 TB/s in the products |
-| 2, 8, 16 | | 5,239, 5,415, 5,485 |
-| 32 | 6,048 | 5,777 |
-| 64 | 6,440 | 6,317 |
+One token is multiplied as the weight is read, by fused multiply-adds. From 2 to 64 are `linear_ring`'s where it serves a weight:
+on compute capability 9, with inputs a multiple of 8. The kernel in blocks here does the rest. 32 layers of Llama-3.1-8B in one
+graph on an H200, bfloat16, microseconds a layer (`python -m tests.bench.layer_tiles MODEL --rows T --context C`):
+
+| tokens | keys of each | blocks | ring |
+| ---: | ---: | ---: | ---: |
+| 1 | 192 | 111.2 by multiply-adds | 114.7 |
+| 2, 4 | 512 | 124.4, 126.3 | 117.7, 120.6 |
+| 8 | 192 | 125.2 | 121.2 |
+| 16, 32 | 512 | 132.0, 139.5 | 126.5, 135.2 |
+| 64 | 512 | 177.1 | 148.7 |
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from torch.nn import functional as nnf
 from paddock_triton.dependence import DEPENDENT, fetch, start_next, wait
 from paddock_triton.failures import named
 from paddock_triton.launch import launch, launches_nothing
+from paddock_triton.linear_ring import launch_ring_plain, serves, tile_for
 from paddock_triton.rows import blocks_of, power_of_2, unit_stride
 
 _MOST_TOKENS = 64  # above, cuBLAS is as quick
@@ -47,10 +51,10 @@ class _Tile:
     ahead: int
 
 
-# By rows of tokens. 8 tokens, without lines ahead: 64 x 128 in 8 stages 5,446 us, 64 x 256 in 4 5,409, 32 x 256 in 6 5,625,
-# 32 x 128 in 8 5,759, 16 x 256 in 6 5,746, 16 x 512 in 4 5,761. Lines ahead, 2 tokens: 0 5,308, 4 5,262, 8 5,239, 16 5,265,
-# 32 5,368. 24 tokens: 64 x 128 in 6 5,666. 64 tokens: 64 x 128 in 5 6,381 (4 ahead 6,317, 8 6,393), 64 x 64 in 8 6,539,
-# 128 x 64 in 6 7,136.
+# By rows of tokens, on an H100, 32 layers of Llama-3.1-8B. 8 tokens, without lines ahead: 64 x 128 in 8 stages 5,446 us, 64 x 256
+# in 4 5,409, 32 x 256 in 6 5,625, 32 x 128 in 8 5,759, 16 x 256 in 6 5,746, 16 x 512 in 4 5,761. Lines ahead, 2 tokens: 0 5,308,
+# 4 5,262, 8 5,239, 16 5,265, 32 5,368. 24 tokens: 64 x 128 in 6 5,666. 64 tokens: 64 x 128 in 5 6,381 (4 ahead 6,317, 8 6,393),
+# 64 x 64 in 8 6,539, 128 x 64 in 6 7,136.
 _TILES = {
     16: _Tile(block_o=64, block_i=128, stages=8, ahead=8),
     32: _Tile(block_o=64, block_i=128, stages=6, ahead=4),
@@ -138,6 +142,16 @@ def linear(x_TI: Tensor, weight_OI: Tensor) -> Tensor:
             x_TI, weight_OI, out_TO, OUT=features, IN=inputs, BLOCK_B=_ROWS, BLOCK_J=block_j, num_warps=_WARPS, **DEPENDENT
         )  # fmt: skip
         return out_TO
+    if serves(x_TI, weight_OI):
+        launch_ring_plain(out_TO, x_TI, weight_OI, tile_for(tokens, weight_OI))
+    else:
+        _launch_few(out_TO, x_TI, weight_OI)
+    return out_TO
+
+
+def _launch_few(out_TO: Tensor, x_TI: Tensor, weight_OI: Tensor) -> None:
+    """Multiply tokens in blocks of the weight."""
+    (features, inputs), tokens = weight_OI.shape, len(x_TI)
     rows = max(16, power_of_2(tokens))
     tile = _TILES[rows]
     launch(
@@ -145,4 +159,3 @@ def linear(x_TI: Tensor, weight_OI: Tensor) -> Tensor:
         x_TI, weight_OI, out_TO, tokens, x_TI.stride(0), OUT=features, IN=inputs, BLOCK_M=rows, BLOCK_B=tile.block_o,
         BLOCK_J=tile.block_i, STAGES=tile.stages, AHEAD=tile.ahead, num_warps=4, **DEPENDENT,
     )  # fmt: skip
-    return out_TO

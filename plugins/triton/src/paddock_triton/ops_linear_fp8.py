@@ -3,7 +3,7 @@
 T tokens, I input features, O output features; B output features and J input features of a block, M tokens of a tile, L lines
 fetched ahead. Values and weights are e4m3, scales float32.
 
-Up to 64 tokens are `ops_linear_fp8_ring`'s where it serves a weight: on compute capability 9, with inputs a multiple of 16. The
+Up to 64 tokens are `linear_ring`'s where it serves a weight: on compute capability 9, with inputs a multiple of 16. The
 kernel here does the rest, and what cuBLAS does not take.
 
 The matrix unit of compute capability 9 keeps sums of FP8 products to 14 bits: over all of 8,192 or 28,672 inputs that alone would
@@ -24,7 +24,7 @@ from torch import Tensor
 from paddock_triton.dependence import DEPENDENT, fetch, start_next, wait
 from paddock_triton.failures import named
 from paddock_triton.launch import launch, launches_nothing
-from paddock_triton.ops_linear_fp8_ring import launch_ring, serves, tile_for
+from paddock_triton.linear_ring import launch_ring, serves, tile_for
 from paddock_triton.rows import blocks_of, power_of_2, unit_stride
 
 MOST_TOKENS = 64  # above, cuBLAS takes over where it can

@@ -34,7 +34,7 @@ class OneTile:
     warps: int
 
 
-# Of the shapes that products with a scale a row had before `ops_linear_fp8_ring`, with one group of inputs a turn; none of these
+# Of the shapes that products with a scale a row had before `linear_ring`, with one group of inputs a turn; none of these
 # has been timed. Compiled: see docs/decisions/0069.
 ONE = OneTile(block_o=4, block_i=8192, warps=8)
 FEW = {

@@ -2,7 +2,7 @@
 
 T tokens, I input features, F feed-forward size, O = 2F output features, gate before up.
 
-Up to 64 tokens end so where `ops_linear_fp8_ring` serves the weight in whole tiles: a row's sum is then the plain product's,
+Up to 64 tokens end so where `linear_ring` serves the weight in whole tiles: a row's sum is then the plain product's,
 whichever rows share its tile. Gate, up and silu are rounded where `silu_mul_fp8` rounds them, so the bits are those of
 `linear_fp8` and then `silu_mul_fp8`, and, as few tokens are summed alike, of `linear_fp8_fast` and then that. All else is both.
 """
@@ -17,10 +17,10 @@ from torch import Tensor
 from paddock.layers import QuantizedActivation
 from paddock_triton.failures import named
 from paddock_triton.fp8 import empty_fp8
-from paddock_triton.fp8_ring_spec import EIGHT
+from paddock_triton.linear_ring import launch_ring_gated, serves, tile_for
+from paddock_triton.linear_ring_spec import EIGHT
 from paddock_triton.ops_activation_fp8 import silu_mul_fp8
 from paddock_triton.ops_linear_fp8 import linear_fp8, linear_fp8_fast
-from paddock_triton.ops_linear_fp8_ring import launch_ring_gated, serves, tile_for
 from paddock_triton.rows import unit_stride
 
 

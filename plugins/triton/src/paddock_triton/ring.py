@@ -1,6 +1,6 @@
 """Persistent programs that stream a weight through a ring of slots: who takes which steps of which tiles, and slots' barriers.
 
-`ops_linear_int4` and `ops_linear_fp8_ring` are such kernels; `attention_roles` has their barriers and slots. A program has two
+`ops_linear_int4` and `linear_ring` are such kernels; `attention_roles` has their barriers and slots. A program has two
 warps that copy, one weights and one tokens, and two or four teams of four warps that multiply. A step is 128 inputs of a tile of
 outputs and tokens, or 128 for each team. What it needs lies in a slot of shared memory, with two barriers: one that says all of
 it is there (`full`), one that all its readers are done with it (`free`). Step m of a program lies in slot m % slots; which of the

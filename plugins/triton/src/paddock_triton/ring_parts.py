@@ -37,56 +37,22 @@ def gathering_of(ring: gl.tuple, spec: gl.constexpr) -> gl.tuple:
 
 
 @gluon.jit
-def _taken(acc_RN: gl.tensor, gathering: gl.tuple, n: gl.tensor, INDEX: gl.constexpr, spec: gl.constexpr) -> gl.tensor:
-    """Return the sums of all teams over piece n's inputs, in the order of teams, this one's among them."""
-    sums_SRN, given, taken = gathering
-    teams: gl.constexpr = spec.teams
-    mbarrier.wait(given.index(0), n & 1)
-    total_RN = acc_RN
-    for team in gl.static_range(teams):
-        if team == INDEX:
-            part_RN = acc_RN
-        else:
-            part_RN = sums_SRN.index((team - INDEX + teams - 1) % teams).load(spec.mma)
-        if team == 0:
-            total_RN = part_RN
-        else:
-            total_RN += part_RN
-    role_barrier()
-    mbarrier.arrive(taken.index(0))
-    return total_RN
-
-
-@gluon.jit
-def _give(acc_RN: gl.tensor, gathering: gl.tuple, slot: gl.tensor) -> None:
-    """Hand this team's sums to the one that gathers: its slot says how many teams are between them."""
-    sums_SRN, given, _taken = gathering
-    sums_SRN.index(slot).store(acc_RN)
-    role_barrier()
-    mbarrier.arrive(given.index(0))
-
-
-@gluon.jit
 def gathered(accs: gl.tuple, gathering: gl.tuple, n: gl.tensor, INDEX: gl.constexpr, spec: gl.constexpr) -> gl.tuple:
-    """Return, for the team that finishes piece n, the sums of all teams over its inputs; the others hand theirs to it.
-
-    It is the first one, or in turn each. A barrier tells no more of a phase than its parity, so every team that may be ahead
-    waits each time until the piece before has been gathered.
-    """
-    _sums, _given, taken = gathering
+    """Return, for the first team, the sums of all teams over piece n's inputs; the others hand theirs to it."""
+    sums_SRN, given, taken = gathering
     acc_RN, b_RN, c_RN, d_RN = accs
-    teams: gl.constexpr = spec.teams
-    if spec.turns:
-        mbarrier.wait(taken.index(0), (n & 1) ^ 1)
-        if n % teams == INDEX:
-            acc_RN = _taken(acc_RN, gathering, n, INDEX, spec)
-        else:
-            _give(acc_RN, gathering, (INDEX + teams - 1 - n % teams) % teams)
-    elif INDEX == 0:
-        acc_RN = _taken(acc_RN, gathering, n, INDEX, spec)
+    if INDEX == 0:
+        mbarrier.wait(given.index(0), n & 1)
+        others: gl.constexpr = spec.teams - 1
+        for other in gl.static_range(others):
+            acc_RN += sums_SRN.index(other).load(spec.mma)
+        role_barrier()
+        mbarrier.arrive(taken.index(0))
     else:
         mbarrier.wait(taken.index(0), (n & 1) ^ 1)
-        _give(acc_RN, gathering, INDEX - 1)
+        sums_SRN.index(INDEX - 1).store(acc_RN)
+        role_barrier()
+        mbarrier.arrive(given.index(0))
     return acc_RN, b_RN, c_RN, d_RN
 
 
@@ -222,16 +188,3 @@ def finish(
         last = program_of(tile * span + span - 1, gl.num_programs(0), tiles * span)
         _wait_for(done_ptr + tile * spec.teams + INDEX, last - gl.program_id(0))
         _join(accs, outs, tile, last, sizes, INDEX, STORE, spec)
-
-
-@gluon.jit
-def finish_gathered(
-    accs: gl.tuple, outs: gl.tuple, tile: gl.tensor, block: gl.tensor, steps: gl.tensor, n: gl.tensor, sizes: gl.tuple,
-    INDEX: gl.constexpr, STORE: gl.constexpr, spec: gl.constexpr,
-) -> None:  # fmt: skip
-    """Have the team that gathered piece n finish it."""
-    if spec.turns:
-        if n % spec.teams == INDEX:
-            finish(accs, outs, tile, block, steps, sizes, 0, STORE, spec)
-    elif INDEX == 0:
-        finish(accs, outs, tile, block, steps, sizes, 0, STORE, spec)

@@ -24,8 +24,8 @@ class RingTile:
 
     Each team takes another 128 bytes of inputs of a step, `item` bytes each. `shared`: programs take equal parts of all steps, so
     that tiles are shared; else whole tiles. A program takes at most `registers` of each lane of a multiprocessor, of all its
-    2,048: what is left is for kernels between the product before and this one. With `turns` 1, not 0, teams take turns to finish
-    tiles, so that none falls behind the others. What else the INT4 kernel's parts ask of theirs is said by their names.
+    2,048: what is left is for kernels between the product before and this one. What else the INT4 kernel's parts ask of theirs is
+    said by their names.
     """
 
     tokens: int
@@ -33,7 +33,6 @@ class RingTile:
     slots: int
     shared: bool = True
     registers: int = ALL_REGISTERS
-    turns: int = 0
     item: int = 1
     gated: Any = None  # what gate and up are rounded to, Gluon's dtype, where a product ends in silu(gate) * up in FP8
 

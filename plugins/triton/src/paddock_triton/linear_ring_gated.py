@@ -1,4 +1,4 @@
-"""How an FP8 product of few tokens (`ops_linear_fp8_ring`) ends in silu(gate) * up in FP8, rounded where `silu_mul_fp8` rounds.
+"""How an FP8 product of few tokens (`linear_ring`) ends in silu(gate) * up in FP8, rounded where `silu_mul_fp8` rounds.
 
 A tile's 64 rows are eight gates, the eight ups that go with them, and so on, so that gate meets up in a thread. The copy engine
 brings them so: it sees a weight, gate before up, as eights of features x gate or up x 8 x inputs.
@@ -14,7 +14,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from paddock_triton.fp8_ring_spec import EIGHT, RingTile
+from paddock_triton.linear_ring_spec import EIGHT, RingTile
 from paddock_triton.ops_activation import silu_times
 from paddock_triton.ring import ROWS
 

@@ -1,4 +1,4 @@
-"""FP8 products of up to 64 tokens: persistent programs that read a weight through a ring of slots in shared memory, in Gluon.
+"""Products of up to 64 tokens: persistent programs that read a weight, in FP8 or 16 bits, through a ring of slots, in Gluon.
 
 It is the machinery of `ops_linear_int4` with nothing to decode: a warp copies weights, another tokens, two or four teams of
 warps multiply, both operands from shared memory, as W x^T. A tile of outputs is 64 rows, and each team takes other inputs of
@@ -7,8 +7,7 @@ shared. The matrix unit keeps 14 bits of FP8 sums: the 128 inputs a team takes o
 
 Weights are copied before the kernel before has ended; who copies tokens, and who reads scales of x and writes, waits for it.
 
-Outputs may be any number; inputs a multiple of 16, where the copy engine's rows may begin (`serves`). Inputs and weights of 16
-bits (`launch_ring_plain`) have not been timed; no op takes them.
+Outputs may be any number; the bytes of a row of inputs a multiple of 16, where the copy engine's rows may begin (`serves`).
 
 R rows (outputs) of a tile, 64; N tokens of a tile; K inputs, 128 bytes of them; B slots, each of some times as many.
 """
@@ -35,11 +34,11 @@ from paddock_triton.attention_async import runs_on
 from paddock_triton.attention_tuning import processors
 from paddock_triton.counters import counters
 from paddock_triton.dependence import DEPENDENT
-from paddock_triton.fp8_ring_gated import described_gated, row_of, store_gated
-from paddock_triton.fp8_ring_spec import RingTile
 from paddock_triton.launch import launch
+from paddock_triton.linear_ring_gated import described_gated, row_of, store_gated
+from paddock_triton.linear_ring_spec import RingTile
 from paddock_triton.ring import ROWS, barriers, free_slot, place_of, role_barrier, steps_of
-from paddock_triton.ring_parts import finish_gathered, gathered, gathering_of, nothing, store
+from paddock_triton.ring_parts import finish, gathered, gathering_of, nothing, store
 from paddock_triton.rows import ALIGNED, aligned, blocks_of
 
 _DTYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
@@ -149,8 +148,8 @@ def _multiplier(
 ) -> None:  # fmt: skip
     """Multiply what is this team's of every tile: four warps. Scales are asked for ahead of the products they are for.
 
-    Who finishes a piece adds up all teams' sums, scales them and writes them or keeps them as a part: what is scaled before parts
-    meet need not be after.
+    The first team adds up all teams' sums, scales them and writes them or keeps them as a part: what is scaled before parts meet
+    need not be after.
     """
     _tokens, _outputs, _blocks, span, _tiles, _token_tiles = sizes
     gdc_wait()
@@ -167,10 +166,10 @@ def _multiplier(
         for m in range(t, t + taken):
             sum_RN = _step(sum_RN, ring, m, INDEX, spec)
         accs = gathered((sum_RN, nothing_RN, nothing_RN, nothing_RN), gathering, n, INDEX, spec)
-        if spec.item == 1:
-            accs = (accs[0] * (scale_N[None, :] * scale_R[:, None]), nothing_RN, nothing_RN, nothing_RN)
-        ending: gl.constexpr = store if spec.gated is None else store_gated
-        finish_gathered(accs, outs, tile, block, taken, n, sizes, INDEX, ending, spec)
+        if INDEX == 0:
+            if spec.item == 1:
+                accs = (accs[0] * (scale_N[None, :] * scale_R[:, None]), nothing_RN, nothing_RN, nothing_RN)
+            finish(accs, outs, tile, block, taken, sizes, INDEX, store if spec.gated is None else store_gated, spec)
         n += 1
         t += taken
 
@@ -223,8 +222,8 @@ def _ring_kernel(
 
 def serves(values_TI: Tensor, weight_OI: Tensor) -> bool:
     """Return whether the kernel is for this device, so many tokens, and a weight that the copy engine can bring."""
-    few = 0 < len(values_TI) <= max(TILES)
-    return few and runs_on(values_TI.device) and weight_OI.stride(0) % ALIGNED == weight_OI.data_ptr() % ALIGNED == 0
+    few, row = 0 < len(values_TI) <= max(TILES), weight_OI.stride(0) * weight_OI.element_size()
+    return few and runs_on(values_TI.device) and row % ALIGNED == weight_OI.data_ptr() % ALIGNED == 0
 
 
 def tile_for(tokens: int, weight_OI: Tensor) -> RingTile:

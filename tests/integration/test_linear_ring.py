@@ -1,4 +1,4 @@
-"""FP8 products of few tokens as far as they go without a GPU: who takes which steps, and the kernel's roles as threads.
+"""Products of few tokens by the ring as far as they go without a GPU: who takes which steps, and the kernel's roles as threads.
 
 T tokens, I input features, O output features.
 """
@@ -20,13 +20,13 @@ pytest.importorskip("triton")
 from paddock.layers import QuantizedActivation, reference
 from paddock.layers.reference import FP8
 from paddock.testing.oracle import relative_rms
-from paddock_triton import fp8_ring_gated, ops_activation, ops_linear_fp8_ring, ring, ring_parts
-from paddock_triton.fp8_ring_spec import RingTile
-from paddock_triton.ops_linear_fp8_ring import TILES, launch_ring, launch_ring_gated, launch_ring_plain, serves, tile_for
+from paddock_triton import linear_ring, linear_ring_gated, ops_activation, ring, ring_parts
+from paddock_triton.linear_ring import TILES, launch_ring, launch_ring_gated, launch_ring_plain, serves, tile_for
+from paddock_triton.linear_ring_spec import RingTile
 from paddock_triton.rows import blocks_of
 from tests.integration.gluon_on_cpu import Device
 
-CUTS = [evolve(tile, shared=shared, turns=turns) for tile in TILES.values() for shared in (True, False) for turns in (0, 1)]
+CUTS = [evolve(tile, shared=shared) for tile in TILES.values() for shared in (True, False)]
 # Outputs and inputs of the products of Llama-3.1-70B's layers, and of 8B's.
 WEIGHTS = (
     *((10240, 8192), (8192, 8192), (57344, 8192), (8192, 28672)),
@@ -35,7 +35,7 @@ WEIGHTS = (
 
 
 def _name(tile: RingTile) -> str:
-    return f"{tile.tokens} tokens, {'shared' if tile.shared else 'whole'}{', in turn' if tile.turns else ''}"
+    return f"{tile.tokens} tokens, {'shared' if tile.shared else 'whole'}"
 
 
 @pytest.fixture
@@ -134,11 +134,11 @@ def _threads(given: Given, programs: int, seed: int, counted: Tensor) -> Iterato
         before.join()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ops_linear_fp8_ring, "launch", launch)
-        patch.setattr(ops_linear_fp8_ring, "processors", lambda _device: programs)
-        patch.setattr(ops_linear_fp8_ring, "counters", lambda _device, count: counted[:count])
-        patch.setattr(ops_linear_fp8_ring, "_DTYPES", {torch.bfloat16: torch.bfloat16})
-        device.pretend(patch, [ops_linear_fp8_ring, fp8_ring_gated, ring, ring_parts, ops_activation])
+        patch.setattr(linear_ring, "launch", launch)
+        patch.setattr(linear_ring, "processors", lambda _device: programs)
+        patch.setattr(linear_ring, "counters", lambda _device, count: counted[:count])
+        patch.setattr(linear_ring, "_DTYPES", {torch.bfloat16: torch.bfloat16})
+        device.pretend(patch, [linear_ring, linear_ring_gated, ring, ring_parts, ops_activation])
         yield
 
 
@@ -180,7 +180,7 @@ def test_a_product_ends_in_its_activation(tile: RingTile) -> None:
     assert not counted.any()
 
 
-@pytest.mark.parametrize("tile", [cut for cut in CUTS if cut.tokens in (8, 64) and not cut.turns], ids=_name)
+@pytest.mark.parametrize("tile", [cut for cut in CUTS if cut.tokens in (8, 64)], ids=_name)
 def test_sixteen_bits_are_multiplied_without_scales(tile: RingTile) -> None:
     """Half as many inputs a step, in parts of tiles and whole ones, that fill none."""
     counted, given = torch.zeros(64, dtype=torch.int32), Given(tile.tokens - 3, 200, 1040, per_token=True)
@@ -203,7 +203,7 @@ def test_more_tokens_than_a_tile_s_take_more_tiles() -> None:
 @pytest.mark.parametrize(("outputs", "inputs"), WEIGHTS)
 def test_whole_tiles_are_taken_where_memory_waits_for_few(outputs: int, inputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """On 132 multiprocessors 160 tiles are shared: 28 would be read at a quarter of the speed. So are a few long ones."""
-    monkeypatch.setattr(ops_linear_fp8_ring, "processors", lambda _device: 132)
+    monkeypatch.setattr(linear_ring, "processors", lambda _device: 132)
     tile = tile_for(17, torch.empty(outputs, inputs, dtype=FP8))
     assert (tile.tokens, tile.shared) == (32, outputs == 10240)
     assert tile_for(1, torch.empty(256, 65536, dtype=FP8)).shared
@@ -213,13 +213,16 @@ def test_a_kernel_of_its_own_is_for_64_tokens_of_what_the_copy_engine_brings(mon
     """On compute capability 9, rows that begin at multiples of 16 bytes; tokens that do not are copied."""
     x_TI, weight_OI = torch.zeros(64, 1040).to(FP8), torch.zeros(64, 1040).to(FP8)
     assert not serves(x_TI, weight_OI)
-    monkeypatch.setattr(ops_linear_fp8_ring, "runs_on", lambda _device: True)
+    monkeypatch.setattr(linear_ring, "runs_on", lambda _device: True)
     assert serves(x_TI, weight_OI)
     assert serves(x_TI[:1, 8:], weight_OI)
     assert not serves(x_TI[:0], weight_OI)
     assert not serves(torch.zeros(65, 1040).to(FP8), weight_OI)
     assert not serves(x_TI, weight_OI[:, 8:])
     assert not serves(x_TI, torch.zeros(64, 1032).to(FP8))
+    halves_TI = torch.zeros(64, 1032, dtype=torch.bfloat16)
+    assert serves(halves_TI, halves_TI)
+    assert not serves(halves_TI, torch.zeros(64, 1028, dtype=torch.bfloat16))
 
 
 def test_no_tile_is_cut_as_the_kernel_cannot() -> None:
