@@ -6,6 +6,9 @@ Decode, 64 sequences, 64 heads on 8, D 128, pages of 64, 2k / 8k keys, a tile of
     One H200, cuts in turn, three times over (`python -m tests.bench.decode_variants --repeat 3`), of 8k: 4 warps, 3 stages 93 %,
     4 stages 91; 2 warps, 4 stages, pointers 92; of 2k: 88 to 90, 84 to 87, 87. In a run of one pass, of 8k: 89 to 91, 94.5, 95;
     5 stages 87, 8 warps 66; two tiles of keys at a time (14 barriers instead of 20) 88 to 92.5, so left out (commit 2a1a69c).
+    Warps that take keys of their own, 8 rows (3 barriers a tile of 64 keys in what is compiled, not 10, 16 products, not 32, 121
+    registers, not 127), beside what is served: 8k 90 to 92 %, 92 to 93; 2k 84, 87 to 88; one of 131k 75 to 77, 79 to 80; G 29,
+    D 64 44, 68 to 69; so left out (commit 984ba6c).
   FP8 byte by byte: 84 / 51 % at best. Pages of 128 with 128 keys: bfloat16 98 / 100 %, FP8 88 / 91 %. Pages of 16: 83 %.
   G 29, D 64, 2k: bfloat16 64 rows 79 %, 32 rows 74 %; FP8 32 rows, 2 warps 62 %, with
   the copy engine 70 %, 4 warps 38 %. D 256, 4k: 32 keys 98 %.
