@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-from contextlib import nullcontext
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,14 +11,14 @@ import torch
 from attrs import evolve
 from click.testing import CliRunner, Result
 
-from paddock.bench.kernels import library, timing
+from paddock.bench.kernels import library
 from paddock.bench.kernels.attention_cases import RAGGED, SMALL_STEPS, STEPS, Step, laid_out, rows_of
 from paddock.bench.kernels.case import Case, Draw
 from paddock.bench.kernels.int4_cases import Int4Cases, Int4Size
 from paddock.bench.kernels.measuring import Bench
 from paddock.bench.kernels.op_cases import FULL, SMALL, OpCases
 from paddock.bench.kernels.rows import Planned, Row
-from paddock.bench.kernels.verdict import Verdict, op_verdict
+from paddock.bench.kernels.verdict import op_verdict
 from paddock.cli.bench import command
 from paddock.cli.bench.interruption import SIGNALS
 from paddock.cli.session import Session
@@ -176,47 +174,6 @@ def test_a_producer_of_fp8_is_held_to_its_definition(op: str) -> None:
         assert not op_verdict(op, rescaled, twin, case.make).right
         if "norm" in op:
             assert not op_verdict(op, lambda x, delta, *rest: twin(x, None, *rest), twin, case.make).right
-
-
-@pytest.mark.parametrize(("seconds", "warmed"), [(0.0, 2), (0.05, 4)])
-def test_a_graph_is_replayed_for_a_while_before_it_is_timed(seconds: float, warmed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At least so often and so long: a replay of 10 ms, which is 20 before it is warm, takes 10."""
-    now, replays = [0.0], list[float]()
-
-    def between(replay: Any) -> float:
-        replays.append(0.02 if len(replays) < 2 else 0.01)
-        now[0] += 0.0125
-        return replays[-1]
-
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=None))
-    monkeypatch.setattr(torch.cuda, "graph", lambda _graph: nullcontext())
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(timing, "_between_events", between)
-    monkeypatch.setattr("paddock.bench.kernels.timing.time", SimpleNamespace(perf_counter=lambda: now[0]))
-    calls = list[int]()
-    assert timing.graph_seconds(calls.append, [(1,), (2,)], timing.Rounds(warm=2, timed=3, warm_seconds=seconds)) == 0.01 / 2
-    assert calls == [1, 1, 1, 2]
-    assert len(replays) == warmed + 3
-
-
-def test_few_fp8_values_may_be_their_neighbours_of_many_a_thousandth() -> None:
-    """Two values on a tie are not wrong because a row is short; three are, and one that is two steps away, over zero too."""
-    twin = reference.quantize_fp8_static
-
-    def verdict(values: int, changed: int, steps: int) -> Verdict:
-        def near(x_TE: torch.Tensor, scale: torch.Tensor) -> Any:
-            found = twin(x_TE, scale)
-            code_X = found.values_TI.view(torch.uint8).view(-1)
-            code_X[:changed] += steps
-            return found
-
-        return op_verdict("quantize_fp8_static", near, twin, lambda seed: (torch.full((1, values), 3.0), torch.tensor(1.0)))
-
-    assert [verdict(448, changed, 1).right for changed in (0, 1, 2, 3)] == [True, True, True, False]
-    assert [verdict(100_000, changed, 1).right for changed in (99, 101)] == [True, False]
-    far = verdict(100_000, 1, 2)
-    assert (far.right, far.what, far.error) == (False, "FP8 values from the twin's, in steps", 2)
-    assert not verdict(448, 1, 128).right  # the sign
 
 
 def test_an_fp8_product_is_held_to_float32() -> None:
