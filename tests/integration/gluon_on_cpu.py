@@ -30,6 +30,8 @@ _KEPT = {
     "zeros_like": torch.zeros_like,
     "split": lambda values: values.unbind(-1),
     "div_rn": lambda a, b: a / b,
+    "sum": lambda values, axis: values.sum(axis),
+    "rsqrt": torch.rsqrt,
     "fma": lambda a, b, c: a * b + c,
 }
 _TRITON = SimpleNamespace(
@@ -249,7 +251,7 @@ class Device:
 
             @staticmethod
             def atomic_add(at: Pointer, number: int, sem: str) -> int:
-                assert sem == ("release" if number else "acquire")
+                assert sem in (("release", "acq_rel") if number else ("acquire",))
                 with device.lock:
                     found = int(at.memory[at.at])
                     at.memory[at.at] += number

@@ -1,0 +1,106 @@
+"""A decode's products in one launch as far as they go without a GPU: the kernel's roles as threads, held to the ops it is made of.
+
+T tokens, E embed, F feed-forward, Q outputs of q, k and v.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+from attrs import evolve
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from paddock.layers import reference
+from paddock.layers.reference import FP8
+from paddock.testing.oracle import relative_rms
+from paddock_triton import linear_ring, linear_ring_gated, ops_activation, ring, ring_parts
+from tests.bench import chain_candidate
+from tests.bench.chain_candidate import Linear, Norm, chain_of, launch_chain
+from tests.integration.gluon_on_cpu import Device
+
+HALF = torch.bfloat16
+
+
+class Given:
+    """Weights of a layer and of the next one's q, k and v; x and the residual, written only when the kernel before ends."""
+
+    def __init__(self, tokens: int, embed: int, feed: int, outputs: int) -> None:
+        self.draw = torch.Generator().manual_seed(tokens + embed)
+        self.x_TI, self.residual_TE = self._normal(tokens, embed).to(FP8), self._normal(tokens, embed).to(HALF)
+        self.o, self.gate_up = self._linear(embed, embed, 0.4), self._linear(2 * feed, embed, 0.01)
+        self.down, self.qkv = self._linear(embed, feed, 0.02), self._linear(outputs, embed, 0.01)
+        self.norm, self.following = (Norm(weight_E=1 + 0.1 * self._normal(embed).to(HALF), eps=1e-5) for _ in range(2))
+        self.late_TI, self.late_TE = torch.full_like(self.x_TI.float(), torch.nan).to(FP8), self.residual_TE * torch.nan
+
+    def _normal(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.draw)
+
+    def _linear(self, rows: int, columns: int, scale: float) -> Linear:
+        scale_O1 = (0.5 + torch.rand(rows, 1, generator=self.draw)) * columns**-0.5
+        return Linear(weight_OI=self._normal(rows, columns).to(FP8), scale_O1=scale_O1, x_scale=torch.tensor(scale))
+
+    def arrive(self) -> None:
+        """Write what the kernel before writes."""
+        self.late_TI.view(torch.uint8).copy_(self.x_TI.view(torch.uint8))
+        self.late_TE.copy_(self.residual_TE)
+
+    def expected(self, *, following: bool) -> tuple[Tensor, ...]:
+        """Return what the ops give one after the other."""
+
+        def product(x_TI: Tensor, of: Linear) -> Tensor:
+            return reference.linear_fp8(x_TI, of.x_scale, of.weight_OI, of.scale_O1, HALF)
+
+        delta_TE, up = product(self.x_TI, self.o), self.gate_up
+        total_TE, h = reference.rms_norm_fp8(self.residual_TE, delta_TE, self.norm.weight_E, 1e-5, up.x_scale, None)
+        given = h.values_TI, up.x_scale, up.weight_OI, up.scale_O1, HALF, self.down.x_scale
+        down_TE = product(reference.linear_silu_mul_fp8(*given).values_TI, self.down)
+        if not following:
+            return total_TE, down_TE
+        scale = self.qkv.x_scale
+        next_TE, h = reference.rms_norm_fp8(total_TE, down_TE, self.following.weight_E, 1e-5, scale, None)
+        return total_TE, next_TE, product(h.values_TI, self.qkv)
+
+
+def _run(given: Given, programs: int, seed: int, counted: Tensor, *, shared: bool, following: bool) -> tuple[Tensor, ...]:
+    """Return what the roles write on a CPU; all launches count in `counted`."""
+    device = Device(seed)
+
+    def launch(
+        kernel: Any, grid: tuple[int], *args: Any, num_warps: int, maxnreg: Any, launch_pdl: bool = False, **options: Any
+    ) -> None:
+        tile = options["chain"].o
+        early = {"waiting": grid[0] * (tile.teams + 1), "asked": grid[0] * tile.pieces}  # all but who copies weights
+        before = threading.Thread(target=device.end_before, args=(given.arrive,), kwargs=early, daemon=True)
+        before.start()
+        device.run(kernel, grid[0], args, options)
+        before.join()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear_ring, "launch", launch)
+        patch.setattr(linear_ring, "processors", lambda _device: programs)
+        patch.setattr(linear_ring, "counters", lambda _device, count: counted[:count])
+        patch.setattr(linear_ring, "_DTYPES", {HALF: HALF})
+        device.pretend(patch, [chain_candidate, linear_ring, linear_ring_gated, ring, ring_parts, ops_activation])
+        chain = chain_of(len(given.x_TI), given.o, given.gate_up, given.down, given.qkv if following else None, HALF)
+        cut = {name: evolve(getattr(chain, name), shared=shared) for name in ("o", "gate_up", "down")}
+        chain = evolve(chain, **cut, qkv=evolve(chain.qkv, shared=shared) if following else None)
+        after = (given.following, given.qkv) if following else None
+        return launch_chain(given.late_TI, given.late_TE, given.o, given.norm, given.gate_up, given.down, after, chain)
+
+
+@pytest.mark.parametrize("following", [False, True], ids=["to down", "to the next q, k and v"])
+@pytest.mark.parametrize("shared", [False, True], ids=["whole tiles", "shared tiles"])
+@pytest.mark.parametrize(("tokens", "programs"), [(1, 3), (5, 7), (20, 20)])
+def test_a_chain_gives_what_its_ops_give(tokens: int, programs: int, shared: bool, following: bool) -> None:
+    """Sides that fill no tile, more steps than slots; twice over on the same counts, which are left at zero."""
+    counted, given = torch.zeros(1 << 10, dtype=torch.int32), Given(tokens, 656, 1040, 328)
+    first, second = (_run(given, programs, seed, counted, shared=shared, following=following) for seed in range(2))
+    for found, again, expected in zip(first, second, given.expected(following=following), strict=True):
+        assert torch.equal(found, again)
+        assert relative_rms(found.float(), expected.float()) < 0.01
+    assert not counted.any()
