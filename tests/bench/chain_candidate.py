@@ -23,9 +23,12 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, tma
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from paddock_triton import linear_ring
+from paddock_triton.attention_tuning import processors
+from paddock_triton.counters import counters
 from paddock_triton.dependence import DEPENDENT
-from paddock_triton.linear_ring import TILES, _copy, _described, _ring, _row_scales, _step, _token_scales, tile_for
+from paddock_triton.launch import launch
+from paddock_triton.linear_ring import _DTYPES as DTYPES
+from paddock_triton.linear_ring import _copy, _described, _ring, _row_scales, _step, _token_scales, tile_for
 from paddock_triton.linear_ring_gated import _to_fp8, described_gated, store_gated
 from paddock_triton.linear_ring_spec import RingTile
 from paddock_triton.ring import ALL_REGISTERS, place_of, role_barrier, steps_of
@@ -319,7 +322,7 @@ def chain_of(tokens: int, o: Linear, gate_up: Linear, down: Linear, qkv: Linear 
     )
     return Chain(
         o=first,
-        gate_up=evolve(second, gated=linear_ring._DTYPES[dtype]),
+        gate_up=evolve(second, gated=DTYPES[dtype]),
         down=third,
         qkv=fourth[0] if fourth else None,
         norm_width=power_of_2(len(o.weight_OI)),
@@ -342,13 +345,13 @@ def launch_chain(
     q_TQ = residual_TE.new_empty(tokens, len(fourth.weight_OI))
     steps = [blocks_of(each.weight_OI.shape[1], chain.o.pieces * chain.o.inputs) for each in (o, gate_up, down, fourth)]
     tiles = [blocks_of(len(each.weight_OI), chain.o.rows) for each in (o, gate_up, down, fourth)]
-    programs = linear_ring.processors(device)
+    programs = processors(device)
     assert tokens <= programs, (tokens, programs)
     parts = x_TI.new_empty(programs * chain.o.part_size, dtype=torch.float32)
-    counted = linear_ring.counters(device, max(tiles) * chain.o.teams + _FLAGS)
+    counted = counters(device, max(tiles) * chain.o.teams + _FLAGS)
     described = [_described(each, chain.o.tokens, chain.o) for each in (x_TI, h_TE, a_TF, next_h_TE)]
     weights = [_described(each.weight_OI, chain.o.rows, chain.o) for each in (o, down, fourth)]
-    linear_ring.launch(
+    launch(
         _chain_kernel, (programs,),
         described[0], o.x_scale, weights[0], o.scale_O1, delta_TE, residual_TE, norm.weight_E, total_TE, h_TE,
         described[1], gate_up.x_scale, described_gated(gate_up.weight_OI, chain.gate_up), gate_up.scale_O1,
@@ -360,6 +363,3 @@ def launch_chain(
         chain=chain, num_warps=4, maxnreg=chain.o.most_registers, **DEPENDENT,
     )  # fmt: skip
     return (total_TE, down_TE) if qkv is None else (total_TE, next_total_TE, q_TQ)
-
-
-__all__ = ["TILES", "Chain", "Linear", "Norm", "chain_of", "launch_chain"]

@@ -1,8 +1,9 @@
 """A decode's products in one launch, beside the ops it is made of: python -m tests.bench.chain_variants [--tokens N].
 
-Checked against the ops and timed in CUDA graphs over several layers' weights, for Llama-3.1-8B's and 70B's widths: from o to down,
-and to the next layer's q, k and v. Percent are of 4.3 TB/s for the bytes of the weights. `--compile` needs no GPU: it compiles
-for compute capability 9.0 and prints registers, spills and shared memory. A mistake in such a kernel hangs: give it a limit.
+Checked against the ops and timed in CUDA graphs over several layers' weights, for Llama-3.1-8B's and 70B's widths: from o to
+down, and to the next layer's q, k and v. Percent are of 4.3 TB/s for the bytes of the weights. `--compile` needs no GPU: it
+compiles for compute capability 9.0 and prints registers, spills and shared memory. A mistake in such a kernel hangs: give it a
+limit.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from paddock_triton.ops_norm import rms_norm_fp8
 from tests.bench.chain_candidate import MOST_TOKENS, Chain, Linear, Norm, chain_of, launch_chain
 from tests.bench.hopper_code import compile_only, described
 
+Change = Callable[[Chain], Chain]
 WIDTHS = {"8B": (4096, 14336, 6144), "70B": (8192, 28672, 10240)}  # embed, feed-forward, q k and v
 BANDWIDTH = 4.3e12  # bytes a second
 LAYERS_BYTES = 2e9  # of weights that a graph goes through, so that none is found in the L2 cache
@@ -69,7 +71,7 @@ class Layer:
         linears = (self.o, self.gate_up, self.down, *((self.qkv,) if following else ()))
         return sum(each.weight_OI.nbytes for each in linears)
 
-    def chained(self, x_TI: Tensor, residual_TE: Tensor, *, following: bool, change: Callable[[Chain], Chain]) -> tuple[Tensor, ...]:
+    def chained(self, x_TI: Tensor, residual_TE: Tensor, *, following: bool, change: Change) -> tuple[Tensor, ...]:
         """Return what one launch gives."""
         qkv = self.qkv if following else None
         chain = change(chain_of(len(x_TI), self.o, self.gate_up, self.down, qkv, residual_TE.dtype))
@@ -100,7 +102,7 @@ def _cut(chain: Chain, **changes: Any) -> Chain:
     return evolve(chain, **tiles, qkv=None if chain.qkv is None else evolve(chain.qkv, **changes))
 
 
-CUTS: dict[str, Callable[[Chain], Chain]] = {
+CUTS: dict[str, Change] = {
     "as products are cut": lambda chain: chain,
     "all tiles shared": partial(_cut, shared=True),
     "all tiles whole": partial(_cut, shared=False),
@@ -162,7 +164,7 @@ def main(counts: tuple[int, ...], only: tuple[str, ...], compiling: bool) -> Non
             continue
         for name, following, cut in variants(tokens):
             layer = _bare(name)
-            layer.chained(*(each.cpu() for each in _inputs(name, tokens, torch.device("cpu"))), following=following, change=CUTS[cut])
+            layer.chained(*_inputs(name, tokens, torch.device("cpu")), following=following, change=CUTS[cut])
             click.echo(f"{name} {tokens} tokens, {cut}, {'to the next' if following else 'to down':12} {described(made[-1])}")
     click.echo(f"triton {triton.__version__}")
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +27,7 @@ from paddock.bench.kernels.attention_cases import Laid, Step, laid_out
 from paddock.bench.kernels.case import Draw
 from paddock.bench.kernels.timing import graph_seconds
 from paddock.execution.build import build_model, fill_model
-from paddock.layers import TWO_DELTAS, AttentionBackend, AttentionInputs, Model, QuantizedActivation, takes, torch_dtype
+from paddock.layers import TWO_DELTAS, AttentionBackend, AttentionInputs, LayerKV, Model, QuantizedActivation, takes, torch_dtype
 from paddock.layers.reference import FP8
 from paddock.planning import rebuild
 from paddock.planning.fused_ops import PARTS_OF_PRODUCTS
@@ -35,6 +35,7 @@ from paddock.planning.plan import Plan
 from paddock.plugins import resolve
 
 CUDA = torch.device("cuda")
+Forward = Callable[[Model, Tensor, AttentionInputs, list[LayerKV]], Tensor]
 FREE = ("add_rms_norm", "add_layer_norm", "silu_mul", "gelu", "rope_and_cache", "cache_kv")
 FREE_FP8 = (
     "rms_norm_fp8", "layer_norm_fp8", "silu_mul_fp8", "gelu_fp8", "quantize_fp8_static", "quantize_fp8_token", "rope_and_cache",
@@ -138,6 +139,11 @@ def apart(plan: Plan) -> Plan:
     return evolve(plan, ops=tuple(evolve(op, implementation=own.get(op.op, op.implementation)) for op in plan.ops))
 
 
+def served_forward(model: Model, x_TE: Tensor, inputs: AttentionInputs, kv: list[LayerKV]) -> Tensor:
+    """Return what the model's own layers give."""
+    return model.forward(x_TE, inputs, kv)
+
+
 @frozen(eq=False, kw_only=True)
 class Stack:
     """A model's plan and what all its variants share: a step of decodes over random pages."""
@@ -157,14 +163,14 @@ class Stack:
         yield "without attention", self.plan, NoAttention()
         yield "products alone", without(apart(self.plan), *free), NoAttention()
 
-    def microseconds(self, plan: Plan, attention: AttentionBackend) -> float:
-        """Return the time of a replay, embedding and head left out."""
-        module = build_model(plan, attention, CUDA)
+    def microseconds(self, plan: Plan, attention: AttentionBackend, forward: Forward | None = None) -> float:
+        """Return the time of a replay, embedding and head left out; `forward` does what the model's own does."""
+        run, module = forward or served_forward, build_model(plan, attention, CUDA)
         fill_model(plan, module, Path(), CUDA)
         model, inputs = cast(Model, module), self.laid.inputs
         kv = [self.laid.case.make(layer)[1] for layer in range(plan.num_layers)]
         x_TE = torch.randn_like(model.embed(torch.zeros_like(inputs.positions_T)))
-        return 1e6 * graph_seconds(lambda: model.forward(x_TE, evolve(inputs, prepared=attention.prepare(inputs)), kv), [()])
+        return 1e6 * graph_seconds(lambda: run(model, x_TE, evolve(inputs, prepared=attention.prepare(inputs)), kv), [()])
 
 
 def _part(model: str, layers: int, folder: Path) -> str:

@@ -1,16 +1,20 @@
-"""A decode's products in one launch as far as they go without a GPU: the kernel's roles as threads, held to the ops it is made of.
+"""A decode's products in one launch as far as that goes without a GPU: the kernel's roles as threads, held to its ops.
 
 T tokens, E embed, F feed-forward, Q outputs of q, k and v.
 """
 
 from __future__ import annotations
 
+import json
 import threading
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from attrs import evolve
+from click.testing import CliRunner
 from torch import Tensor
 
 pytest.importorskip("triton")
@@ -19,11 +23,17 @@ from paddock.layers import reference
 from paddock.layers.reference import FP8
 from paddock.testing.oracle import relative_rms
 from paddock_triton import linear_ring, linear_ring_gated, ops_activation, ring, ring_parts
-from tests.bench import chain_candidate
+from tests.bench import chain_candidate, chain_stack, layer_stack
 from tests.bench.chain_candidate import Linear, Norm, chain_of, launch_chain
 from tests.integration.gluon_on_cpu import Device
+from tests.integration.test_compile_ahead import MODEL
 
 HALF = torch.bfloat16
+STATIC = {
+    "num_hidden_layers": 3,
+    "max_position_embeddings": 2048,
+    "quantization_config": {"quant_method": "modelopt", "quant_algo": "FP8"},
+}
 
 
 class Given:
@@ -81,14 +91,15 @@ def _run(given: Given, programs: int, seed: int, counted: Tensor, *, shared: boo
         before.join()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(linear_ring, "launch", launch)
-        patch.setattr(linear_ring, "processors", lambda _device: programs)
-        patch.setattr(linear_ring, "counters", lambda _device, count: counted[:count])
-        patch.setattr(linear_ring, "_DTYPES", {HALF: HALF})
+        for module in (linear_ring, chain_candidate):
+            patch.setattr(module, "processors", lambda _device: programs)
+        patch.setattr(chain_candidate, "launch", launch)
+        patch.setattr(chain_candidate, "counters", lambda _device, count: counted[:count])
+        patch.setattr(chain_candidate, "DTYPES", {HALF: HALF})
         device.pretend(patch, [chain_candidate, linear_ring, linear_ring_gated, ring, ring_parts, ops_activation])
         chain = chain_of(len(given.x_TI), given.o, given.gate_up, given.down, given.qkv if following else None, HALF)
         cut = {name: evolve(getattr(chain, name), shared=shared) for name in ("o", "gate_up", "down")}
-        chain = evolve(chain, **cut, qkv=evolve(chain.qkv, shared=shared) if following else None)
+        chain = evolve(chain, **cut, qkv=None if chain.qkv is None else evolve(chain.qkv, shared=shared))
         after = (given.following, given.qkv) if following else None
         return launch_chain(given.late_TI, given.late_TE, given.o, given.norm, given.gate_up, given.down, after, chain)
 
@@ -104,3 +115,32 @@ def test_a_chain_gives_what_its_ops_give(tokens: int, programs: int, shared: boo
         assert torch.equal(found, again)
         assert relative_rms(found.float(), expected.float()) < 0.01
     assert not counted.any()
+
+
+def _by_ops(
+    x_TI: Tensor,
+    residual_TE: Tensor,
+    o: Linear,
+    norm: Norm,
+    gate_up: Linear,
+    down: Linear,
+    after: tuple[Norm, Linear] | None = None,
+) -> tuple[Tensor, ...]:
+    """Return what a chain gives, by the ops it is made of."""
+    given: Any = SimpleNamespace(x_TI=x_TI, residual_TE=residual_TE, o=o, norm=norm, gate_up=gate_up, down=down)
+    given.following, given.qkv = after or (None, None)
+    return Given.expected(given, following=after is not None)
+
+
+def test_layers_say_the_same_with_chains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether each ends with down or with the next one's q, k and v."""
+    (tmp_path / "config.json").write_text(json.dumps(MODEL | STATIC))
+    cpu = torch.device("cpu")
+    for module in (layer_stack, chain_stack):
+        monkeypatch.setattr(module, "CUDA", cpu)
+    monkeypatch.setattr(layer_stack, "graph_seconds", lambda call, _sets: float(call() is not None))
+    monkeypatch.setattr(chain_stack, "launch_chain", _by_ops)
+    result = CliRunner().invoke(chain_stack.main, [str(tmp_path), "--rows", "2", "--context", "20"], catch_exceptions=False)
+    found = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    assert [each["products"] for each in found] == [*chain_stack.FORWARDS]
+    assert [each["apart"] for each in found] == [0, 0, 0, 0]
