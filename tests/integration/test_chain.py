@@ -62,17 +62,19 @@ class Given:
     def expected(self, *, following: bool) -> tuple[Tensor, ...]:
         """Return what the ops give one after the other."""
 
-        def product(x_TI: Tensor, of: Linear) -> Tensor:
-            return reference.linear_fp8(x_TI, of.x_scale, of.weight_OI, of.scale_O1, HALF)
+        dtype = self.residual_TE.dtype
 
-        delta_TE, up = product(self.x_TI, self.o), self.gate_up
-        total_TE, h = reference.rms_norm_fp8(self.residual_TE, delta_TE, self.norm.weight_E, 1e-5, up.x_scale, None)
-        given = h.values_TI, up.x_scale, up.weight_OI, up.scale_O1, HALF, self.down.x_scale
+        def product(x_TI: Tensor, of: Linear) -> Tensor:
+            return reference.linear_fp8(x_TI, of.x_scale, of.weight_OI, of.scale_O1, dtype)
+
+        delta_TE, up, norm = product(self.x_TI, self.o), self.gate_up, self.norm
+        total_TE, h = reference.rms_norm_fp8(self.residual_TE, delta_TE, norm.weight_E, norm.eps, up.x_scale, None)
+        given = h.values_TI, up.x_scale, up.weight_OI, up.scale_O1, dtype, self.down.x_scale
         down_TE = product(reference.linear_silu_mul_fp8(*given).values_TI, self.down)
         if not following:
             return total_TE, down_TE
-        scale = self.qkv.x_scale
-        next_TE, h = reference.rms_norm_fp8(total_TE, down_TE, self.following.weight_E, 1e-5, scale, None)
+        norm, scale = self.following, self.qkv.x_scale
+        next_TE, h = reference.rms_norm_fp8(total_TE, down_TE, norm.weight_E, norm.eps, scale, None)
         return total_TE, next_TE, product(h.values_TI, self.qkv)
 
 
