@@ -2,7 +2,8 @@
 
 A profile of the GPU's kernels gives the time nothing runs, in each step and in percent of it; the engine's own clock gives the
 host's microseconds a step: scheduling, launching, committing, and waiting for tokens, which is the time it has to spare. Weights
-are random; config.json is enough. A step goes from one reading of the embedding table to the next.
+are random; config.json is enough. A step goes from one reading of the embedding table to the next. `--kernels` tells what each
+kernel adds to a step: the time from the end of whatever ended last before it, or the step's begin, to its own.
 """
 
 from __future__ import annotations
@@ -53,6 +54,15 @@ class Gaps:
     wait: float
 
 
+@frozen(kw_only=True)
+class Kernel:
+    """How often a kernel runs in a step, and the microseconds it adds to one in all."""
+
+    name: str
+    times: float
+    microseconds: float
+
+
 @define(eq=False)
 class Watcher:
     """A plugin that keeps every step's numbers until they are taken. A plan names its observer through `WATCHER`."""
@@ -78,25 +88,42 @@ class Watcher:
 WATCHER = Watcher()
 
 
-def measured(llm: LLM, watcher: Watcher, batch: int, steps: int) -> Gaps:
-    """Return the gaps of `batch` requests that decode together."""
-    host, cuts, kernels = host_microseconds(llm, watcher, batch, steps), [], []
+def measured(llm: LLM, watcher: Watcher, batch: int, steps: int) -> tuple[Gaps, list[Kernel]]:
+    """Return the gaps of `batch` requests that decode together, and what each kernel adds to a step."""
+    host, cuts, kernels = host_microseconds(llm, watcher, batch, steps), [], list[tuple[float, float, str]]()
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
         _run(llm, batch, steps)
     for event in trace.events():
-        if event.device_type.name == "CUDA" and not event.name.startswith("Mem"):
-            kernels.append((event.time_range.start, event.time_range.end))
+        if event.device_type.name == "CUDA":
+            kernels.append((event.time_range.start, event.time_range.end, event.name))
             cuts += [event.time_range.start] if "embed" in event.name else []
     cuts = sorted(cuts)[-steps + SETTLED : -SETTLED]
-    idle = [_idle(kernels, begin, end) for begin, end in pairwise(cuts)]
+    busy = [(begin, end) for begin, end, name in kernels if not name.startswith("Mem")]
+    idle = [_idle(busy, begin, end) for begin, end in pairwise(cuts)]
     lengths = [end - begin for begin, end in pairwise(cuts)]
-    return Gaps(
+    gaps = Gaps(
         batch=batch,
         step=statistics.median(lengths),
         idle=statistics.median(idle),
         idle_percent=100 * sum(idle) / sum(lengths),
         **host,
     )
+    return gaps, added(kernels, cuts)
+
+
+def added(kernels: list[tuple[float, float, str]], cuts: list[float]) -> list[Kernel]:
+    """Return what each kernel, begun, ended and named, adds to the steps between cuts, most first; a copy counts as one."""
+    spent: dict[str, list[float]] = {}
+    step, before = -1, 0.0
+    for end, name in sorted((end, name) for _, end, name in kernels):
+        while step + 1 < len(cuts) and end > cuts[step + 1]:
+            step, before = step + 1, max(before, cuts[step + 1])
+        if 0 <= step < len(cuts) - 1:
+            spent.setdefault(name, []).append(end - before)
+            before = end
+    steps = len(cuts) - 1
+    found = [Kernel(name=name, times=len(each) / steps, microseconds=sum(each) / steps) for name, each in spent.items()]
+    return sorted(found, key=lambda kernel: -kernel.microseconds)
 
 
 def _run(llm: LLM, batch: int, steps: int) -> None:
@@ -127,16 +154,31 @@ def _idle(kernels: list[tuple[float, float]], begin: float, end: float) -> float
 @click.option("--batch", "batches", type=int, multiple=True, default=(1, 256), show_default=True)
 @click.option("--steps", type=int, default=60, show_default=True)
 @click.option("--max-model-len", type=int, default=2048, show_default=True)
+@click.option("--kv-cache-dtype", default="auto", show_default=True)
+@click.option("--int4-compute", default="auto", show_default=True)
+@click.option("--kernels", "listed", is_flag=True, help="Say what each kernel adds to a step, too.")
 @click.option("--commit", metavar="TEXT", help="What the source is [its git commit].")
-def main(model: str, batches: tuple[int, ...], steps: int, max_model_len: int, commit: str | None) -> None:
+def main(
+    model: str,
+    batches: tuple[int, ...],
+    steps: int,
+    max_model_len: int,
+    kv_cache_dtype: str,
+    int4_compute: str,
+    listed: bool,
+    commit: str | None,
+) -> None:
     """Print the gaps of every batch size, and what they depend on, as one JSON object that `paddock bench table` reads."""
     options: dict[str, Any] = {"load_format": "dummy", "tokenizer": "none", "enable_prefix_caching": False}
+    options |= {"kv_cache_dtype": kv_cache_dtype, "int4_compute": int4_compute}
     config = EngineConfig.from_options(model, max_model_len=max_model_len, observers=("decode_gaps",), **options)
     with LLM.from_engine(assemble(config, plugins=[WATCHER])) as llm:
+        found = [measured(llm, WATCHER, batch, steps) for batch in batches]
         report = {
             "bench": "decode_gaps",
             "model": model,
-            "rows": [asdict(measured(llm, WATCHER, batch, steps)) for batch in batches],
+            "rows": [asdict(gaps) for gaps, _ in found],
+            **({"kernels": [[asdict(kernel) for kernel in kernels] for _, kernels in found]} if listed else {}),
             "definitions": DEFINITIONS,
             "gpu": conditions.gpus(),
             "plan": conditions.planned(llm.plan),

@@ -61,7 +61,6 @@ class Given:
 
     def expected(self, *, following: bool) -> tuple[Tensor, ...]:
         """Return what the ops give one after the other."""
-
         dtype = self.residual_TE.dtype
 
         def product(x_TI: Tensor, of: Linear) -> Tensor:
@@ -106,9 +105,10 @@ def _run(given: Given, programs: int, seed: int, counted: Tensor, *, shared: boo
         return launch_chain(given.late_TI, given.late_TE, given.o, given.norm, given.gate_up, given.down, after, chain)
 
 
-@pytest.mark.parametrize("following", [False, True], ids=["to down", "to the next q, k and v"])
-@pytest.mark.parametrize("shared", [False, True], ids=["whole tiles", "shared tiles"])
-@pytest.mark.parametrize(("tokens", "programs"), [(1, 3), (5, 7), (20, 20)])
+@pytest.mark.parametrize(
+    ("tokens", "programs", "shared", "following"),
+    [(1, 3, False, True), (5, 7, True, False), (5, 7, True, True), (20, 20, False, True)],
+)
 def test_a_chain_gives_what_its_ops_give(tokens: int, programs: int, shared: bool, following: bool) -> None:
     """Sides that fill no tile, more steps than slots; twice over on the same counts, which are left at zero."""
     counted, given = torch.zeros(1 << 10, dtype=torch.int32), Given(tokens, 656, 1040, 328)

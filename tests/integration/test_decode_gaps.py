@@ -8,7 +8,7 @@ from typing import Any
 
 from paddock import LLM, EngineConfig
 from paddock.assemble import assemble
-from tests.bench.decode_gaps import SETTLED, WATCHER, Watcher, host_microseconds
+from tests.bench.decode_gaps import SETTLED, WATCHER, Kernel, Watcher, added, host_microseconds
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -37,3 +37,15 @@ def test_steps_are_kept_until_they_are_taken(tmp_path: Path) -> None:
     assert all(value > 0 for value in found.values())
     assert WATCHER.stats == []
     assert Watcher().stats is not WATCHER.stats
+
+
+def test_a_kernel_adds_what_passes_until_it_ends() -> None:
+    """Of kernels that overlap the second one what is left of it, of a gap the one behind it all; what they add is the step."""
+    step = [(0.0, 2.0, "embed"), (1.0, 5.0, "product"), (4.0, 6.0, "norm"), (8.0, 9.0, "product")]
+    kernels = [(begin + at, end + at, name) for at in (0.0, 10.0, 20.0) for begin, end, name in step]
+    found = added(kernels, [0.0, 10.0, 20.0])
+    assert found == [
+        Kernel(name="product", times=2, microseconds=6),
+        Kernel(name="embed", times=1, microseconds=2),
+        Kernel(name="norm", times=1, microseconds=1),
+    ]
