@@ -32,6 +32,9 @@ _KEPT = {
     "div_rn": lambda a, b: a / b,
     "sum": lambda values, axis: values.sum(axis),
     "rsqrt": torch.rsqrt,
+    "max": lambda values, axis: values.amax(axis),
+    "abs": torch.abs,
+    "maximum": max,
     "fma": lambda a, b, c: a * b + c,
 }
 _TRITON = SimpleNamespace(
@@ -257,6 +260,12 @@ class Device:
                     at.memory[at.at] += number
                 device.hold_on()
                 return found
+
+            @staticmethod
+            def atomic_max(at: Pointer, number: Tensor, sem: str) -> None:
+                assert sem == "relaxed"
+                with device.lock:
+                    at.memory[at.at] = max(at.memory[at.at], number)
 
             @staticmethod
             def warp_specialize(roles: list[Any], warps: list[int], _registers: object) -> None:
