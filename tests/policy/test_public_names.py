@@ -55,7 +55,7 @@ PUBLIC = {
     "paddock.quantize.run": "quantize",
     "paddock.testing.contracts": """
         BuiltModel MODEL_BOUND build_model check_batching check_chunking check_model check_parameters check_pipeline
-        check_tensor_parallel checkpoint load""",
+        check_tensor_parallel check_wanted checkpoint load""",
     "paddock.testing.fakes": "FakeInFlight FakeModel FakeRunner",
     "paddock.testing.kernels": """
         AttentionCase BATCHES Comparison HEADS attention_case check_attention check_cache_op check_op comparisons page_comparisons

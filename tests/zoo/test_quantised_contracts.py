@@ -12,7 +12,7 @@ from torch import Tensor
 from paddock import axes
 from paddock.errors import PlanError
 from paddock.layers import Communicator
-from paddock.testing.contracts import MODEL_BOUND, check_batching, check_chunking
+from paddock.testing.contracts import MODEL_BOUND, check_batching, check_chunking, check_wanted
 from paddock.testing.oracle import relative_rms
 from paddock.testing.paging import step
 from paddock.testing.ranks import run_ranks
@@ -35,6 +35,7 @@ def test_chunks_and_neighbours_change_nothing(tmp_path: Path, name: str) -> None
     bound = MODEL_BOUND if name == "compressed-weights" else ONE_ROUNDING
     check_chunking(built, bound=bound)
     check_batching(built, bound=bound)
+    check_wanted(built, bound=bound)
 
 
 def rank_logits(folder: Path, entry: dict[str, Any], rank: int, communicator: Communicator) -> Tensor:

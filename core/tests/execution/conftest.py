@@ -78,11 +78,12 @@ class SamplerBench:
 class PagedModel:
     """A model whose next-token logits are a fixed function of all the tokens before, read back from the KV pages.
 
-    A token written to a wrong page, or read from one, changes every logit.
+    A token written to a wrong page, or read from one, changes every logit. It returns the rows that are wanted or, where it is
+    not `sparing`, all.
     """
 
-    def __init__(self, vocab_size: int) -> None:
-        self.vocab_size = vocab_size
+    def __init__(self, vocab_size: int, *, sparing: bool = True) -> None:
+        self.vocab_size, self.sparing = vocab_size, sparing
         self.rows_computed: list[int] = []
 
     @staticmethod
@@ -125,7 +126,7 @@ class PagedModel:
             assert inputs.positions_T[first:stop].tolist() == list(range(length - (stop - first), length))
             for t in range(first, stop):
                 out_TE[t] = self.digest(tokens[: length - (stop - 1 - t)])
-        return out_TE
+        return inputs.wanted(out_TE) if self.sparing else out_TE
 
     def logits(self, x_RE: torch.Tensor) -> torch.Tensor:
         """Return the logits of each digest."""
@@ -153,11 +154,13 @@ class Rig:
     runner: Runner
 
 
-def paged_runner(small_steps: SmallSteps, *, vocab_size: int = 32, num_slots: int = 8, num_pages: int = 64) -> Rig:
+def paged_runner(
+    small_steps: SmallSteps, *, vocab_size: int = 32, num_slots: int = 8, num_pages: int = 64, sparing: bool = True
+) -> Rig:
     """Return a runner on a small paged model: pages of 4 tokens and one for padding, sequences up to 64."""
     pages = num_pages + (small_steps is SmallSteps.PADDED)
     kv = allocate_kv(num_layers=1, num_pages=pages, page_size=4, num_kv_heads=1, head_dim=1, dtype="float32", device=CPU)
-    model = PagedModel(vocab_size)
+    model = PagedModel(vocab_size, sparing=sparing)
     runner = Runner(
         model,
         kv,

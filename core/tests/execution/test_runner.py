@@ -39,9 +39,10 @@ def test_prefill_and_decodes_give_the_models_tokens(rig: Any, admit: Any) -> Non
     assert tokens == model.greedy(PROMPT, 8)
 
 
-def test_chunks_mixed_with_decodes_change_nothing(rig: Any, admit: Any) -> None:
-    """A prompt in two chunks beside another sequence's decodes gives both what they get alone."""
-    model, runner = (made := rig()).model, made.runner
+@pytest.mark.parametrize("sparing", [True, False])
+def test_chunks_mixed_with_decodes_change_nothing(rig: Any, admit: Any, sparing: bool) -> None:
+    """A prompt in two chunks beside another sequence's decodes gives both what they get alone, whatever rows a model returns."""
+    model, runner = (made := rig(sparing=sparing)).model, made.runner
     other = [7, 7, 7]
     first = prefill(1, 0, PROMPT[:5], samples=False, admissions=[admit(1, GREEDY, prompt=PROMPT)], pages=[(1, 0, [3, 30])])
     first.prefills.append(PrefillChunk(0, 0, other, True))
@@ -55,12 +56,14 @@ def test_chunks_mixed_with_decodes_change_nothing(rig: Any, admit: Any) -> None:
     assert both == [model.greedy(other, 2)[1], model.greedy(PROMPT, 1)[0]]
 
 
-def test_a_step_that_samples_nothing_computes_no_logits(rig: Any, admit: Any) -> None:
-    """The first chunk of a long prompt gives no tokens and asks the model for none."""
-    model, runner = (made := rig()).model, made.runner
+@pytest.mark.parametrize("sparing", [True, False])
+def test_a_step_that_samples_nothing_computes_no_logits(rig: Any, admit: Any, sparing: bool) -> None:
+    """The first chunk of a long prompt gives no tokens and asks the model for none; its K and V are kept."""
+    model, runner = (made := rig(sparing=sparing)).model, made.runner
     step = prefill(0, 0, PROMPT[:4], samples=False, admissions=[admit(0, GREEDY, prompt=PROMPT)], pages=[(0, 0, [1, 2])])
     assert runner.launch(step).result().token_ids == []
     assert model.rows_computed == []
+    assert runner.launch(prefill(0, 4, PROMPT[4:])).result().token_ids == model.greedy(PROMPT, 1)
 
 
 def test_a_resumed_sequence_continues(rig: Any, admit: Any) -> None:
@@ -74,10 +77,11 @@ def test_a_resumed_sequence_continues(rig: Any, admit: Any) -> None:
     assert tokens == whole[3:5]
 
 
+@pytest.mark.parametrize("sparing", [True, False])
 @pytest.mark.parametrize("cut", [8, 5, 1])
-def test_prompt_logprobs_do_not_depend_on_chunks(rig: Any, admit: Any, cut: int) -> None:
+def test_prompt_logprobs_do_not_depend_on_chunks(rig: Any, admit: Any, cut: int, sparing: bool) -> None:
     """However a prompt is cut, each token after the first gets its raw logprob and rank, others in the step none."""
-    model, runner = (made := rig()).model, made.runner
+    model, runner = (made := rig(sparing=sparing)).model, made.runner
     step = prefill(1, 0, [4, 4, 4], pages=[(1, 0, [7]), (3, 0, [5, 0])], admissions=[admit(1, GREEDY, prompt=[4, 4, 4])])
     step.prefills.append(PrefillChunk(3, 0, PROMPT[:cut], cut == 8))
     step.admissions.append(admit(3, SamplingParams(temperature=0.0, prompt_logprobs=2), prompt=PROMPT))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from attrs import evolve
 from torch import Tensor
 
 from paddock.errors import CheckpointError
@@ -17,6 +18,32 @@ from paddock.layers.attention_layer import Attention
 from paddock.layers.formats import InputFormat
 
 OUT_THD = torch.linspace(-9, 9, 24).view(3, 4, 2)
+
+
+@pytest.mark.parametrize("scale", [None, torch.tensor(0.5), torch.tensor([[0.5], [1.0], [2.0], [4.0]])], ids=str)
+def test_rows_that_are_wanted_keep_their_scales(scale: Tensor | None) -> None:
+    """Of plain tensors, and of FP8 with a static scale or one a token; where nobody says which, all are."""
+    x_TE, rows = torch.arange(12.0).view(4, 3), torch.tensor([3, 1])
+    inputs: Any = AttentionInputs(
+        positions_T=rows,
+        slots_T=rows,
+        query_start_S1=rows,
+        seq_lens_S=rows,
+        block_tables_SM=rows,
+        page_size=1,
+        num_decodes=0,
+        max_query_len=1,
+        max_seq_len=1,
+    )
+    given = x_TE if scale is None else QuantizedActivation(x_TE.to(reference.FP8), scale)
+    assert inputs.wanted(given) is given
+    found = evolve(inputs, wanted_R=rows).wanted(given)
+    if scale is None:
+        assert torch.equal(found, x_TE[rows])
+        return
+    assert found.values_TI.dtype == reference.FP8
+    assert torch.equal(found.values_TI.float(), x_TE[rows])
+    assert torch.equal(found.scale, scale if scale.ndim == 0 else scale[rows])
 
 
 class Backend:

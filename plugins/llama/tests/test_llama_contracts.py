@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from paddock.testing.contracts import check_model, check_tensor_parallel
+from paddock.testing.contracts import build_model, check_model, check_tensor_parallel, check_wanted
 from paddock_llama.plugin import paddock_models
 
 TINY = {
@@ -42,3 +42,17 @@ def test_kv_heads_fewer_than_ranks_are_shared() -> None:
     """Four ranks on two KV heads, each head held twice, give the logits of one."""
     (spec,) = paddock_models()
     check_tensor_parallel(spec, TINY, world=4)
+
+
+def test_the_last_layer_computes_what_is_wanted_alone() -> None:
+    """Behind its attention; the layers before it need every token."""
+    (spec,) = paddock_models()
+    built, seen = build_model(spec, TINY), list[tuple[str, int]]()
+    for name, module in built.model.named_modules():
+        if name.rpartition(".")[2] in ("qkv", "o", "down"):
+            module.register_forward_hook(lambda _module, given, _out, name=name: seen.append((name, len(given[0]))))
+    check_wanted(built)
+    all_of_them, of_three = seen[: len(seen) // 2], seen[len(seen) // 2 :]
+    assert {count for _, count in all_of_them} == {29}
+    last = {"layers.1.o", "layers.1.down"}
+    assert of_three == [(name, 3 if name in last else count) for name, count in all_of_them]

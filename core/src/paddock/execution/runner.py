@@ -11,7 +11,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from paddock.execution.batch import PICKED, Batch, HostBatch, Pick, SampleRows, lay_out, send
+from paddock.execution.batch import PICKED, HostBatch, Pick, SampleRows, lay_out, send
 from paddock.execution.logprobs import TopLogprobs, to_host
 from paddock.execution.memory import NOTHING_LOADED, Loaded, MemoryUse
 from paddock.execution.packing import to_device
@@ -160,9 +160,13 @@ class Runner:
             if shape is not None:
                 return self._launch_padded(step, host, shape, self._padded)
         batch = send(host, self._slots, self._last_token_S)
+        if not self._prompt_logprobs.wants(step):
+            x_RE = self._forward(batch.token_ids_T, batch.inputs, batch.sampled_T)
+            return self._send(step, batch.sample, self._sample(batch.sample, x_RE), {})
         x_TE = self._forward(batch.token_ids_T, batch.inputs)
         prompt_logprobs = self._prompt_logprobs.launch(step, x_TE, lambda x_RE: self._model.logits(x_RE).float())
-        return self._send(step, batch.sample, self._sample(batch, x_TE), prompt_logprobs)
+        sampled = self._sample(batch.sample, _rows(x_TE, batch.sampled_T))
+        return self._send(step, batch.sample, sampled, prompt_logprobs)
 
     @torch.inference_mode()
     def rehearse(self) -> None:
@@ -220,10 +224,16 @@ class Runner:
             self._slots.admit(admission.slot, prompt_len=admission.prompt_len, features=features)
             self._prompt_logprobs.admit(admission)
 
-    def _forward(self, token_ids_T: Tensor, inputs: AttentionInputs) -> Tensor:
-        """Return the residual stream [T, E] after the last layer; K and V of the step's tokens are in the pages."""
-        inputs = attrs.evolve(inputs, prepared=self._backend.prepare(inputs))
-        return self._model.forward(self._model.embed(token_ids_T), inputs, self._kv)
+    def _forward(self, token_ids_T: Tensor, inputs: AttentionInputs, wanted_R: Tensor | None = None) -> Tensor:
+        """Return the residual stream [R, E] after the last layer, of all tokens or those that are wanted.
+
+        K and V of all are in the pages then. Where none is wanted the model is told that the first one is: a step of no rows
+        would ask of every kernel what they are never asked for otherwise.
+        """
+        if wanted_R is not None and not len(wanted_R):
+            return self._forward(token_ids_T, inputs, wanted_R.new_zeros(1))[:0]
+        inputs = attrs.evolve(inputs, prepared=self._backend.prepare(inputs), wanted_R=wanted_R)
+        return _rows(self._model.forward(self._model.embed(token_ids_T), inputs, self._kv), wanted_R)
 
     def _padded_step(self, padded: StepInputs, kind: int | None) -> Tensor:
         """Return the tokens [R] of a padded step, sampled as `kind` says; for None the sampled rows' residual stream [R, E].
@@ -245,8 +255,7 @@ class Runner:
             max_query_len=max(1, shape.chunk_tokens),
             max_seq_len=self._max_model_len,
         )
-        x_TE = self._forward(token_ids_T, inputs)
-        x_RE = x_TE.index_select(0, padded.sampled_R) if shape.chunks else x_TE
+        x_RE = self._forward(token_ids_T, inputs, padded.sampled_R if shape.chunks else None)
         if kind is None:
             return x_RE
         token_R = self._sampler.plain(self._model.logits(x_RE), padded.sampled_slots_R, padded.output_index_R, kind=kind)
@@ -264,10 +273,8 @@ class Runner:
         rows = SampleRows(slots=host.sampled_slots, slot_R=slot_R, output_index_R=output_index_R, picks=picks)
         return self._send(step, rows, Sampled(out) if kind is not None else self._sample_rows(rows, out), {})
 
-    def _sample(self, batch: Batch, x_TE: Tensor) -> Sampled:
-        if not len(batch.sample.slots):
-            return Sampled(self._last_token_S[:0])
-        return self._sample_rows(batch.sample, x_TE if batch.sampled_T is None else x_TE.index_select(0, batch.sampled_T))
+    def _sample(self, rows: SampleRows, x_RE: Tensor) -> Sampled:
+        return self._sample_rows(rows, x_RE) if len(rows.slots) else Sampled(self._last_token_S[:0])
 
     def _sample_rows(self, rows: SampleRows, x_RE: Tensor) -> Sampled:
         sampled = self._sampler.sample(self._model.logits(x_RE), rows)
@@ -292,3 +299,8 @@ class Runner:
             prompt_logprobs=prompts,
             event=event,
         )
+
+
+def _rows(x_TE: Tensor, wanted_R: Tensor | None) -> Tensor:
+    """Return the wanted rows [R, E] of all tokens', or of what are these rows already."""
+    return x_TE if wanted_R is None or len(x_TE) == len(wanted_R) else x_TE.index_select(0, wanted_R)

@@ -1,14 +1,18 @@
 """What attention is given and what a backend must do: the seam between a model, the KV pages and the kernels.
 
-T tokens, S sequences, H query heads, K KV heads, D head size, N pages, P tokens a page, M pages a sequence at most.
+T tokens, S sequences, H query heads, K KV heads, D head size, N pages, P tokens a page, M pages a sequence at most; R tokens from
+which something is predicted.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
-from attrs import field, frozen
+import torch
+from attrs import evolve, field, frozen
 from torch import Tensor
+
+from paddock.layers.quantized import Activation
 
 
 @frozen(eq=False)
@@ -31,7 +35,8 @@ class AttentionInputs:
     `positions_T` int64; `slots_T` int64, page * P + row, where each token's K and V are written; `query_start_S1` int32,
     first token of each sequence and the total; `seq_lens_S` int32, tokens of each sequence including this step's;
     `block_tables_SM` int32, pages of `page_size` tokens. The maxima are host integers. `prepared` is what the backend made of
-    it for this step.
+    it for this step. `wanted_R` int64, the tokens, in their order, whose residual stream after the model's last layer is
+    wanted, of a rank that holds it; None for all: see `wanted`.
     """
 
     positions_T: Tensor
@@ -44,6 +49,26 @@ class AttentionInputs:
     max_query_len: int
     max_seq_len: int
     prepared: Any = field(default=None)
+    wanted_R: Tensor | None = None
+
+    @overload
+    def wanted(self, x_TE: Tensor) -> Tensor: ...
+
+    @overload
+    def wanted(self, x_TE: Activation) -> Activation: ...
+
+    def wanted(self, x_TE: Activation) -> Activation:
+        """Return the rows [R, E] of the tokens whose residual stream is wanted.
+
+        Behind the last attention a model need compute no others: of a prompt that is one. Elsewhere every token is wanted.
+        """
+        if self.wanted_R is None:
+            return x_TE
+        if isinstance(x_TE, Tensor):
+            return x_TE.index_select(0, self.wanted_R)
+        values_RE = x_TE.values_TI.view(torch.uint8).index_select(0, self.wanted_R).view(x_TE.values_TI.dtype)
+        scale = x_TE.scale if x_TE.scale.ndim == 0 else x_TE.scale.index_select(0, self.wanted_R)
+        return evolve(x_TE, values_TI=values_RE, scale=scale)
 
 
 @frozen(eq=False, kw_only=True)
@@ -89,7 +114,10 @@ class Model(Protocol):
         """Return the residual stream [T, E] for token ids (int64)."""
 
     def forward(self, x_TE: Tensor, inputs: AttentionInputs, kv: list[LayerKV]) -> Tensor:
-        """Return the residual stream after the layers this rank holds; `kv[i]` belongs to the i-th of them."""
+        """Return the residual stream after the layers this rank holds; `kv[i]` belongs to the i-th of them.
+
+        Where some tokens alone are wanted (`inputs.wanted`) it is theirs [R, E], or all tokens' as well.
+        """
 
     def logits(self, x_RE: Tensor) -> Tensor:
         """Return logits [R, V] for rows of the residual stream, in the head's dtype or float32: final norm, then head."""

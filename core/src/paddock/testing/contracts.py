@@ -131,6 +131,7 @@ def check_model(spec: ModelSpec, raw: Mapping[str, Any], *, world: int = 2) -> N
     check_parameters(build_model(spec, raw, finalised=False))
     check_chunking(built)
     check_batching(built)
+    check_wanted(built)
     if world > 1:
         check_pipeline(spec, raw)
         check_tensor_parallel(spec, raw, world=world)
@@ -180,6 +181,24 @@ def check_batching(built: BuiltModel, *, bound: float = MODEL_BOUND) -> None:
         first, last = [(name, prompts[name]) for name in order[:2]], [(name, nexts[name]) for name in order[2:]]
         for name, logits in built.run(first, *mixed, last, seed=2).items():
             _same(logits, alone[name], f"sequence {name} of batch {order}", bound)
+
+
+@torch.inference_mode()
+def check_wanted(built: BuiltModel, *, bound: float = MODEL_BOUND) -> None:
+    """Check that a step of which some tokens alone are wanted gives their logits, of them alone or of all; `bound` as above."""
+    lengths, wanted = (1, 5, 23), [0, 5, 28]
+    tokens = torch.tensor(_tokens(built, sum(lengths)))
+
+    def logits_of(rows: Tensor | None) -> Tensor:
+        pages = built.pages()
+        inputs = pages.inputs([(str(i), length) for i, length in enumerate(lengths)])
+        inputs = evolve(inputs, prepared=built.backend.prepare(inputs), wanted_R=rows)
+        found: Tensor = built.model.logits(built.model.forward(built.model.embed(tokens), inputs, pages.layers))
+        return found
+
+    expected, logits = logits_of(None)[wanted], logits_of(torch.tensor(wanted))
+    assert len(logits) in (len(wanted), len(tokens)), f"{len(logits)} rows where {len(wanted)} of {len(tokens)} are wanted"
+    _same(logits if len(logits) == len(wanted) else logits[wanted], expected, "tokens that are wanted", bound)
 
 
 def check_tensor_parallel(spec: ModelSpec, raw: Mapping[str, Any], *, world: int = 2) -> None:

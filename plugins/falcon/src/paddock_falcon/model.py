@@ -34,10 +34,11 @@ class Attention(nn.Module):
             scales_source="self_attention",
         )
 
-    def forward(self, h_TE: Activation, inputs: AttentionInputs, kv: LayerKV) -> Tensor:
-        """Return what the block's tokens gather, projected back [T, E]."""
+    def forward(self, h_TE: Activation, inputs: AttentionInputs, kv: LayerKV, *, last: bool) -> Tensor:
+        """Return what the block's tokens gather, the last block's that are wanted, projected back [T, E]."""
         q_TKQD, k_TKD, v_TKD = self._split(self.qkv(h_TE))
-        out_TE: Tensor = self.dense(self.attend(q_TKQD, k_TKD, v_TKD, inputs, kv))
+        a_TI = self.attend(q_TKQD, k_TKD, v_TKD, inputs, kv)
+        out_TE: Tensor = self.dense(inputs.wanted(a_TI) if last else a_TI)
         return out_TE
 
     def _split(self, qkv_TX: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,10 +71,15 @@ class SharedNormBlock(nn.Module):
         self.norm = make.norm("norm", kind="layer", eps=config.norm_eps)
         self.attention, self.mlp = Attention(config, make), MLP(config, make)
 
-    def forward(self, x_TE: Tensor, deltas_TE: Deltas, inputs: AttentionInputs, kv: LayerKV) -> tuple[Tensor, Deltas]:
+    def forward(
+        self, x_TE: Tensor, deltas_TE: Deltas, inputs: AttentionInputs, kv: LayerKV, *, last: bool = False
+    ) -> tuple[Tensor, Deltas]:
         """Return the residual stream with the deltas added, and the two that this block is to add."""
         x_TE, h_TE = self.norm(x_TE, *deltas_TE)
-        return x_TE, (self.attention(h_TE, inputs, kv), self.mlp(h_TE))
+        attended_TE = self.attention(h_TE, inputs, kv, last=last)
+        if last:
+            x_TE, h_TE = inputs.wanted(x_TE), inputs.wanted(h_TE)
+        return x_TE, (attended_TE, self.mlp(h_TE))
 
 
 class TwoNormBlock(nn.Module):
@@ -86,11 +92,15 @@ class TwoNormBlock(nn.Module):
         self.mlp_norm = make.norm("mlp_norm", kind="layer", eps=config.norm_eps)
         self.attention, self.mlp = Attention(config, make), MLP(config, make)
 
-    def forward(self, x_TE: Tensor, deltas_TE: Deltas, inputs: AttentionInputs, kv: LayerKV) -> tuple[Tensor, Deltas]:
+    def forward(
+        self, x_TE: Tensor, deltas_TE: Deltas, inputs: AttentionInputs, kv: LayerKV, *, last: bool = False
+    ) -> tuple[Tensor, Deltas]:
         """Return the residual stream with the deltas added, and the two that this block is to add."""
         x_TE, h_TE = self.attention_norm(x_TE, *deltas_TE)
+        attended_TE = self.attention(h_TE, inputs, kv, last=last)
+        x_TE = inputs.wanted(x_TE) if last else x_TE
         _, g_TE = self.mlp_norm(x_TE)
-        return x_TE, (self.attention(h_TE, inputs, kv), self.mlp(g_TE))
+        return x_TE, (attended_TE, self.mlp(g_TE))
 
 
 class SerialBlock(nn.Module):
@@ -103,10 +113,13 @@ class SerialBlock(nn.Module):
         self.mlp_norm = make.norm("mlp_norm", kind="layer", eps=config.norm_eps)
         self.attention, self.mlp = Attention(config, make), MLP(config, make)
 
-    def forward(self, x_TE: Tensor, deltas_TE: Deltas, inputs: AttentionInputs, kv: LayerKV) -> tuple[Tensor, Deltas]:
+    def forward(
+        self, x_TE: Tensor, deltas_TE: Deltas, inputs: AttentionInputs, kv: LayerKV, *, last: bool = False
+    ) -> tuple[Tensor, Deltas]:
         """Return the residual stream with the deltas and the attention added, and what the MLP is to add."""
         x_TE, h_TE = self.attention_norm(x_TE, *deltas_TE)
-        y_TE, g_TE = self.mlp_norm(x_TE, self.attention(h_TE, inputs, kv))
+        attended_TE = self.attention(h_TE, inputs, kv, last=last)
+        y_TE, g_TE = self.mlp_norm(inputs.wanted(x_TE) if last else x_TE, attended_TE)
         return y_TE, (self.mlp(g_TE),)
 
 
@@ -129,8 +142,8 @@ class Falcon(nn.Module):
     def forward(self, x_TE: Tensor, inputs: AttentionInputs, kv: list[LayerKV]) -> Tensor:
         """Return the residual stream after this rank's blocks."""
         deltas_TE: Deltas = ()
-        for block, layer_kv in zip(self.blocks, kv, strict=True):
-            x_TE, deltas_TE = block(x_TE, deltas_TE, inputs, layer_kv)
+        for i, (block, layer_kv) in enumerate(zip(self.blocks, kv, strict=True), 1):
+            x_TE, deltas_TE = block(x_TE, deltas_TE, inputs, layer_kv, last=i == len(self.blocks))
         return x_TE + reduce(torch.add, deltas_TE) if deltas_TE else x_TE
 
     def logits(self, x_RE: Tensor) -> Tensor:

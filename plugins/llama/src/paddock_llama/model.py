@@ -26,11 +26,16 @@ class LlamaLayer(nn.Module):
         self.silu = builder.activation("silu", kind="silu_mul")
         self.down = builder.linear("down")
 
-    def forward(self, x_TE: Tensor, delta_TE: Tensor | None, inputs: AttentionInputs, kv: LayerKV) -> tuple[Tensor, Tensor]:
-        """Return the residual stream and what the feed-forward adds to it."""
+    def forward(
+        self, x_TE: Tensor, delta_TE: Tensor | None, inputs: AttentionInputs, kv: LayerKV, *, last: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Return the residual stream and what the feed-forward adds to it; the last layer's, of the tokens that are wanted."""
         x_TE, h_TE = self.attention_norm(x_TE, delta_TE)
         q_TI, k_TI, v_TI = self.qkv.split(self.qkv(h_TE))
-        x_TE, h_TE = self.mlp_norm(x_TE, self.o(self.attention(q_TI, k_TI, v_TI, inputs, kv)))
+        a_TI = self.attention(q_TI, k_TI, v_TI, inputs, kv)
+        if last:
+            x_TE, a_TI = inputs.wanted(x_TE), inputs.wanted(a_TI)
+        x_TE, h_TE = self.mlp_norm(x_TE, self.o(a_TI))
         return x_TE, self.down(self.silu.after(self.gate_up, h_TE))
 
 
@@ -53,8 +58,8 @@ class Llama(nn.Module):
     def forward(self, x_TE: Tensor, inputs: AttentionInputs, kv: list[LayerKV]) -> Tensor:
         """Return the residual stream after the layers."""
         delta_TE = None
-        for layer, layer_kv in zip(self.layers, kv, strict=True):
-            x_TE, delta_TE = layer(x_TE, delta_TE, inputs, layer_kv)
+        for i, (layer, layer_kv) in enumerate(zip(self.layers, kv, strict=True), 1):
+            x_TE, delta_TE = layer(x_TE, delta_TE, inputs, layer_kv, last=i == len(self.layers))
         return x_TE if delta_TE is None else x_TE + delta_TE
 
     def logits(self, x_RE: Tensor) -> Tensor:
