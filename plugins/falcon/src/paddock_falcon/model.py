@@ -97,9 +97,10 @@ class TwoNormBlock(nn.Module):
     ) -> tuple[Tensor, Deltas]:
         """Return the residual stream with the deltas added, and the two that this block is to add."""
         x_TE, h_TE = self.attention_norm(x_TE, *deltas_TE)
-        attended_TE = self.attention(h_TE, inputs, kv, last=last)
-        x_TE = inputs.wanted(x_TE) if last else x_TE
         _, g_TE = self.mlp_norm(x_TE)
+        attended_TE = self.attention(h_TE, inputs, kv, last=last)
+        if last:
+            x_TE, g_TE = inputs.wanted(x_TE), inputs.wanted(g_TE)
         return x_TE, (attended_TE, self.mlp(g_TE))
 
 
