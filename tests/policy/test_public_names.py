@@ -19,7 +19,8 @@ PUBLIC = {
     "paddock.assemble": "assemble plan",
     "paddock.axes": """
         EMBED FFN FP8_GROUP FP8_STATIC FP8_TOKEN HEADS INPUT_FORMATS KV_HEADS PLAIN VOCAB WHOLE
-        Embedding Linear Module Part RoundsInputs Scheme Shard Tensor TensorAxis Unquantized Vector WeightTable left_plain""",
+        Embedding KeepsScales Linear Module Part RoundsInputs Scheme Shard Tensor TensorAxis Unquantized Vector WeightTable
+        left_plain""",
     "paddock.checkpoint.load": "load",
     "paddock.errors": """
         CheckpointError KernelError ModelConfigError OptionError PaddockError PlanError PluginError QualityError QueueFullError

@@ -31,6 +31,7 @@ MORE_KEYS = (
 ENTRIES = {name: form.entry(32) for name, form in FORMATS.items()} | {name: made.entry for name, made in WRITTEN.items()}
 FILES: dict[str, tuple[str, dict[str, Any]]] = {
     "modelopt fp8": ("hf_quant_config.json", {"quantization": {"quant_algo": "FP8", "exclude_modules": ["lm_head"]}}),
+    "modelopt kv": ("hf_quant_config.json", {"quantization": {"quant_algo": None, "kv_cache_quant_algo": "FP8"}}),
     "modelopt awq": ("hf_quant_config.json", {"quantization": {"quant_algo": "W4A16_AWQ", "group_size": 128}}),
     "awq": ("quant_config.json", {"w_bit": 4, "q_group_size": 64, "zero_point": True, "version": "GEMM"}),
     "gptq": ("quantize_config.json", {"bits": 4, "group_size": 64}),

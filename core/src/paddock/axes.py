@@ -241,6 +241,22 @@ class RoundsInputs(Protocol):
         """Return the same scheme with inputs rounded from so many tokens a step on, and weights to FP8 rows from so many on."""
 
 
+@runtime_checkable
+class KeepsScales(Protocol):
+    """A `Scheme` whose scales may be stored in any float dtype; planning has it keep one that loses nothing of them."""
+
+    @property
+    def scale_name(self) -> str:
+        """Return the name of the tensors that hold them, as `Tensor.name`."""
+
+    @property
+    def scale_dtype(self) -> str:
+        """Return the dtype they are kept in; as detected, the one that is usual for the format."""
+
+    def with_scale_dtype(self, dtype: str) -> Scheme:
+        """Return the same scheme with its scales kept in another dtype."""
+
+
 def left_plain(path: str, linear: Linear, skipped: Callable[[str], bool]) -> bool:
     """Return whether a format skips `linear`, whose first part is found at checkpoint prefix `path`.
 

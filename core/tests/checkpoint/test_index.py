@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from paddock.checkpoint.index import INDEX, stored_tensors
+from paddock.checkpoint.index import INDEX, stored_dtypes, stored_tensors
 from paddock.errors import CheckpointError
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -45,6 +45,17 @@ def test_a_single_file_needs_no_index(tmp_path: Path, name: str) -> None:
     save_file({"a": torch.ones(2)}, tmp_path / name)
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
     assert stored_tensors(tmp_path).keys() == {"a"}
+
+
+def test_dtypes_are_read_from_every_file_or_not_at_all(tmp_path: Path) -> None:
+    """As torch names them; nothing is said of a checkpoint with a file missing, or one that is cut short."""
+    folder = write_shards(tmp_path)
+    save_file({"b": torch.ones(3, dtype=torch.bfloat16)}, folder / SECOND)
+    assert stored_dtypes(folder) == {"a": "float32", "b": "bfloat16"}
+    (folder / SECOND).write_bytes((folder / SECOND).read_bytes()[:-1])
+    assert stored_dtypes(folder) is None
+    (folder / SECOND).unlink()
+    assert stored_dtypes(folder) is None
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt", "last.ckpt"])

@@ -63,6 +63,7 @@ def test_a_folder_is_read_with_every_small_file(here: Path) -> None:
     assert found.config == {"model_type": "llama"}
     assert found.generation_config == {"eos_token_id": [1, 2]}
     assert found.quantization_files == {"hf_quant_config.json": {"q": 1}}
+    assert (found.tensor_names, found.read_dtypes()) == (None, None)
 
 
 def test_a_folder_goes_before_a_hub_id_of_the_same_name(here: Path, hub: list[dict[str, Any]]) -> None:

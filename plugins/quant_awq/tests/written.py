@@ -59,9 +59,9 @@ def words(numbers: Tensor, order: Sequence[int] = IN_ORDER) -> Tensor:
     return torch.tensor(rows, dtype=torch.int32)
 
 
-def awq(weight_OI: Tensor, group: int) -> Meaning:
+def awq(weight_OI: Tensor, group: int, *, dtype: torch.dtype = torch.float16) -> Meaning:
     """Return AutoAWQ's gemm tensors."""
-    r = rounded(weight_OI, group, symmetric=False)
+    r = rounded(weight_OI, group, symmetric=False, dtype=dtype)
     stored = {
         "qweight": words((r.numbers_OI + 8).T, AWQ_ORDER),
         "qzeros": words((r.zeros_OG + 8).T, AWQ_ORDER),
@@ -70,12 +70,20 @@ def awq(weight_OI: Tensor, group: int) -> Meaning:
     return stored, r.meaning
 
 
-def gptq(weight_OI: Tensor, group: int, *, version: int = 1, symmetric: bool = True, order: Tensor | None = None) -> Meaning:
+def gptq(
+    weight_OI: Tensor,
+    group: int,
+    *,
+    version: int = 1,
+    symmetric: bool = True,
+    order: Tensor | None = None,
+    dtype: torch.dtype = torch.float16,
+) -> Meaning:
     """Return GPTQ's tensors; `order` [I]: the inputs of the first group come first, of the last one last (`desc_act`)."""
     ins = weight_OI.shape[1]
     size = ins if group == -1 else group
     placed_I = torch.arange(ins) if order is None else order
-    r = rounded(weight_OI[:, placed_I], group, symmetric=symmetric)
+    r = rounded(weight_OI[:, placed_I], group, symmetric=symmetric, dtype=dtype)
     if version == 1:  # a zero point of 0 cannot be written less one
         low = r.zeros_OG == -8
         r = Rounded(r.numbers_OI, torch.where(low, -7, r.zeros_OG), r.scales_OG)

@@ -8,7 +8,7 @@ from attrs import evolve
 from paddock.axes import EMBED, FFN, FP8_STATIC, FP8_TOKEN, PLAIN, VOCAB, Linear, Part
 from paddock.errors import ModelConfigError
 from paddock.plugins import CheckpointFacts
-from paddock_quant_fp8.modelopt import ALGORITHMS, FILE, detect
+from paddock_quant_fp8.modelopt import ALGORITHMS, FILE, detect, detect_kv
 from paddock_quant_fp8.schemes import BLOCK, ROW, TENSOR
 
 DOWN = Linear("down", (Part("down", EMBED, 32, source="mlp.down_proj"),), Part("ffn", FFN, 48))
@@ -17,7 +17,8 @@ DOWN_PATH = "model.layers.1.mlp.down_proj"
 FP8: dict[str, Any] = {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8", "exclude_modules": ["lm_head"]}
 GROUP = {"weights": {"num_bits": 8, "type": "float"}, "targets": ["Linear"]}
 IN_CONFIG: dict[str, Any] = {"quant_method": "modelopt", "quant_algo": "FP8", "config_groups": {"group_0": GROUP}}
-IN_CONFIG |= {"kv_cache_scheme": {"dynamic": False, "num_bits": 8, "type": "float"}, "ignore": ["lm_head"]}
+KV_IN_CONFIG: dict[str, Any] = {"kv_cache_scheme": {"dynamic": False, "num_bits": 8, "type": "float"}}
+IN_CONFIG |= KV_IN_CONFIG | {"ignore": ["lm_head"]}
 
 
 def facts(entry: dict[str, Any] | None = None, file: dict[str, Any] | None = None, **config: Any) -> CheckpointFacts:
@@ -134,3 +135,57 @@ def test_every_algorithm_declares_where_its_scales_lie() -> None:
     """The block-scaled one has 128 by 128; shapes for 200 outputs and 300 inputs follow."""
     shapes = {name: how.tensors[1].shape(200, 300) for name, how in ALGORITHMS.items()}
     assert shapes == {"FP8": (), "FP8_PER_CHANNEL_PER_TOKEN": (200, 1), "FP8_PB_WO": (2, 3)}
+
+
+@pytest.mark.parametrize("said", [{"quant_algo": None}, {}, {"quant_algo": "NO_QUANT"}, {"quant_algo": "no_quant"}])
+def test_fp8_kv_alone_leaves_every_linear_plain(said: dict[str, Any]) -> None:
+    """However a file says that weights are not quantised; from the file, from config.json, from both."""
+    beside = said | {"kv_cache_quant_algo": "FP8", "exclude_modules": ["lm_head"]}
+    entry = said | KV_IN_CONFIG | {"quant_method": "modelopt", "ignore": ["lm_head"], "producer": {"name": "modelopt"}}
+    for described in (facts(file=beside), facts(entry), facts(entry, beside), facts(entry, beside | {"quant_algo": None})):
+        found = detect_kv(described)
+        assert detect(described) is None
+        assert found is not None
+        assert (found.name, found.kv_cache_dtype) == ("modelopt-kv", "fp8")
+        assert found.stored(DOWN_PATH, DOWN) is None
+        for path, linear in ((DOWN_PATH, DOWN), ("lm_head", HEAD)):
+            assert [(tensor.name, tensor.dtype) for tensor in found.tensors(path, linear)] == [("weight", "bfloat16")]
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        facts(file={"quant_algo": None, "kv_cache_quant_algo": None}),
+        facts({"quant_method": "modelopt", "ignore": []}),
+        facts({"quant_method": "modelopt", "config_groups": {"group_0": GROUP}} | KV_IN_CONFIG),
+        facts({"quant_method": "compressed-tensors"} | KV_IN_CONFIG),
+        facts({"quant_method": "fp8", "activation_scheme": "static"}, {"kv_cache_quant_algo": "FP8"}),
+        facts(IN_CONFIG, FP8),
+        facts(file={"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8"}),
+        facts(file={"quant_algo": "W4A16_AWQ", "kv_cache_quant_algo": "NVFP4"}),
+        facts(),
+    ],
+)
+def test_what_is_more_or_less_than_fp8_kv_is_not_claimed(described: CheckpointFacts) -> None:
+    """Without KV, with groups of quantised modules, with an algorithm, of another tool, or without any description."""
+    assert detect_kv(described) is None
+
+
+@pytest.mark.parametrize(
+    ("entry", "file", "named"),
+    [
+        (None, {"kv_cache_quant_algo": "NVFP4"}, r"hf_quant_config\.json: quantization\.kv_cache_quant_algo is 'NVFP4'"),
+        (None, {"quant_algo": None, "kv_cache_quant_algo": ""}, "kv_cache_quant_algo is ''"),
+        (None, {"kv_cache_quant_algo": "FP8", "quantized_layers": {"a": 1}}, "quantized_layers"),
+        (None, {"kv_cache_quant_algo": "FP8", "exclude_modules": "lm_head"}, "exclude_modules"),
+        ({"kv_cache_scheme": "NVFP4"}, None, r"config\.json: quantization_config\.kv_cache_scheme is 'NVFP4'"),
+        ({"kv_cache_scheme": {"num_bits": 8, "type": "float", "dynamic": True}}, None, "kv_cache_scheme"),
+        ({"kv_cache_scheme": {"num_bits": 4, "type": "float"}}, None, "kv_cache_scheme"),
+        (KV_IN_CONFIG, {"quant_algo": None, "ignore": []}, "config.json says quant_algo none, KV fp8, .* KV plain"),
+        (KV_IN_CONFIG, FP8, "config.json says no quant_algo; hf_quant_config.json says quant_algo FP8"),
+    ],
+)
+def test_kv_alone_in_other_than_fp8_is_named(entry: dict[str, Any] | None, file: dict[str, Any] | None, named: str) -> None:
+    """NVFP4 and scales found at run time are refused by name, and so are keys that say more and two files that disagree."""
+    with pytest.raises(ModelConfigError, match=named):
+        detect_kv(facts(None if entry is None else {"quant_method": "modelopt"} | entry, file))

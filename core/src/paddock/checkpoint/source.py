@@ -16,7 +16,7 @@ from typing import Any
 from attrs import field, frozen
 
 from paddock.checkpoint import hub
-from paddock.checkpoint.index import stored_names
+from paddock.checkpoint.index import stored_dtypes, stored_names
 from paddock.checkpoint.json_file import read_object
 from paddock.errors import CheckpointError, did_you_mean
 
@@ -44,6 +44,10 @@ class ModelSource:
     manifest: Mapping[str, Any] = field(factory=dict)
     revision: str | None = None
     tensor_names: frozenset[str] | None = None
+
+    def read_dtypes(self) -> Mapping[str, str] | None:
+        """Return each tensor's dtype by its name, None where `tensor_names` is or where a file of weights is not sound."""
+        return None if self.tensor_names is None else stored_dtypes(self.folder)
 
 
 def open_source(name: str, *, revision: str | None = None, weights: bool = True) -> ModelSource:

@@ -47,6 +47,9 @@ class ModelFiles(Protocol):
     def tensor_names(self) -> frozenset[str] | None:
         """Return the names of the weights' tensors, None where no weights are at hand."""
 
+    def read_dtypes(self) -> Mapping[str, str] | None:
+        """Return each tensor's dtype by its name, from the headers of the weights' files; None where they are not all at hand."""
+
 
 @frozen
 class Rejected:
@@ -159,9 +162,10 @@ class Plan:
 
     `asked` is what the user set, `auto` and all; every other field is resolved. `model_config` and `generation_config` are the
     files as published, `quantization_files` what `detect` reads beside config.json. Linears with 4-bit weights take FP8 inputs in
-    steps of `fp8_inputs_from` tokens and more, and FP8 weights from `fp8_weights_from` on, None for never. `attention_compute` is
-    what attention multiplies in, `plain` or `fp8`, `fp8_accumulation` how sums of FP8 products are kept, `exact` or `fast`.
-    `stages` holds the layers (first, end) of each pipeline stage. `ledgers` holds one entry a stage.
+    steps of `fp8_inputs_from` tokens and more, and FP8 weights from `fp8_weights_from` on, None for never; their scales are kept
+    in `scale_dtype`, None where the format leaves no choice. `attention_compute` is what attention multiplies in, `plain` or
+    `fp8`, `fp8_accumulation` how sums of FP8 products are kept, `exact` or `fast`. `stages` holds the layers (first, end) of each
+    pipeline stage. `ledgers` holds one entry a stage.
     """
 
     paddock: str
@@ -177,6 +181,7 @@ class Plan:
     scheme: str
     fp8_inputs_from: int | None
     fp8_weights_from: int | None
+    scale_dtype: str | None
     kv_cache_dtype: str
     attention_compute: str
     fp8_accumulation: str

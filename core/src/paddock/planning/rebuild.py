@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from paddock.axes import WHOLE, RoundsInputs, Scheme, Shard, Unquantized, WeightTable
+from paddock.axes import WHOLE, KeepsScales, RoundsInputs, Scheme, Shard, Unquantized, WeightTable
 from paddock.errors import PlanError
 from paddock.planning.layout import USUAL_CUTS
 from paddock.planning.plan import Plan
@@ -46,6 +46,8 @@ def scheme(plan: Plan) -> Scheme:
             f"the plan says {plan.quantization.name}, but the installed plugin does not recognise the checkpoint",
             fix="make the plan with the versions it will run with",
         )
+    if isinstance(found, KeepsScales) and plan.scale_dtype is not None:
+        found = found.with_scale_dtype(plan.scale_dtype)
     if not isinstance(found, RoundsInputs):
         return found
     return found.with_fp8_from(plan.fp8_inputs_from, plan.fp8_weights_from)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from paddock.axes import Unquantized
 from paddock.config import EngineConfig
@@ -27,6 +27,7 @@ from paddock.planning.limits import choose_batch, choose_graphs
 from paddock.planning.notes import Notes
 from paddock.planning.plan import Ledger, ModelFiles, Plan
 from paddock.planning.quality_gate import say_failed_gate
+from paddock.planning.scale_dtype import choose_scale_dtype, scale_dtype_of
 from paddock.planning.weights import stored_tensors
 from paddock.plugins.descriptors import ModelSpec, ObserverSpec, OpSpec
 from paddock.plugins.descriptors import resolve as load
@@ -67,8 +68,9 @@ class _Decided:
 def _decide(config: EngineConfig, registry: Registry, hardware: Hardware, files: ModelFiles, notes: Notes) -> _Decided:
     spec, parsed = choose_model(config, registry, files, notes)
     fmt = choose_format(config, registry, hardware, files, parsed.dtype, notes)
-    int4 = choose_int4(config, hardware, fmt.scheme, fmt.dtype, notes)
     table, needs = load(spec.weights)(parsed), load(spec.attention)(parsed)
+    fmt = evolve(fmt, scheme=choose_scale_dtype(fmt.scheme, table, files, notes))
+    int4 = choose_int4(config, hardware, fmt.scheme, fmt.dtype, notes)
     attention = choose_attention(config, registry, hardware, fmt, needs, notes)
     ops = choose_ops(config, registry, hardware, fmt.dtype, notes)
     tensors = stored_tensors(table, fmt.scheme)
@@ -138,6 +140,7 @@ def _written_down(config: EngineConfig, hardware: Hardware, files: ModelFiles, d
         scheme=decided.fmt.scheme.name,
         fp8_inputs_from=decided.int4.inputs_from,
         fp8_weights_from=decided.int4.weights_from,
+        scale_dtype=scale_dtype_of(decided.fmt.scheme),
         kv_cache_dtype=decided.attention.kv_cache_dtype,
         attention_compute=config.attention_compute,
         fp8_accumulation=decided.fp8_accumulation,

@@ -34,7 +34,7 @@ KNOWN = (
         plugin="quant-fp8",
         distribution="paddock-quant-fp8",
         brings={
-            kinds.QUANTIZATIONS.name: ("fbgemm_fp8", "fp8", "modelopt", "compressed-tensors"),
+            kinds.QUANTIZATIONS.name: ("fbgemm_fp8", "fp8", "modelopt", "modelopt-kv", "compressed-tensors"),
             kinds.RECIPES.name: ("fp8-static", "fp8-dynamic", "fp8-official"),
         },
     ),

@@ -51,7 +51,8 @@ class Int4Scheme:
     `reorders`: inputs belong to groups in an order of their own (`g_idx`). `fp8_inputs`: the format rounds
     activations to FP8, a scale a token; `fp8_inputs_from` says from how many tokens a step on that is done, None for never,
     and is 1 or None unless planning chooses otherwise; `fp8_weights_from` likewise of weights, which then have a scale an output.
-    `signed_scales`: a scale may be negative, as AutoRound's are.
+    `signed_scales`: a scale may be negative, as AutoRound's are. `scale_dtype` is what scales are kept in, and, unless planning
+    finds another in the checkpoint's files, stored in.
     """
 
     name: str
@@ -78,6 +79,15 @@ class Int4Scheme:
     def input_format(self) -> str:
         """Return the activation its linears take best, from `fp8_inputs_from` tokens on."""
         return PLAIN if self.fp8_inputs_from is None else FP8_TOKEN
+
+    @property
+    def scale_name(self) -> str:
+        """Return the name of the tensors that hold scales."""
+        return "scales" if self.packing in (AWQ_GEMM, GPTQ) else "weight_scale"
+
+    def with_scale_dtype(self, dtype: str) -> Int4Scheme:
+        """Return the scheme with its scales kept in another dtype."""
+        return evolve(self, scale_dtype=dtype)
 
     def with_fp8_from(self, inputs: int | None, weights: int | None) -> Int4Scheme:
         """Return the scheme with activations rounded to FP8 from so many tokens a step on, and weights; None for never."""

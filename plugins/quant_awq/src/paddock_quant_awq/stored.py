@@ -59,11 +59,8 @@ class Stored:
 
     def scales(self) -> Tensor:
         """Return the scales [G, O] in their dtype; raise CheckpointError for one that cannot be."""
-        packing = self.scheme.packing
-        if packing in (schemes.AWQ_GEMM, schemes.GPTQ):
-            scales_GO = self.layer.get_parameter("scales").detach()
-        else:
-            scales_GO = self.layer.get_parameter("weight_scale").detach().T
+        stored = self.layer.get_parameter(self.scheme.scale_name).detach()
+        scales_GO = stored if self.scheme.packing in (schemes.AWQ_GEMM, schemes.GPTQ) else stored.T
         good_GO = scales_GO.isfinite() & ((scales_GO != 0) if self.scheme.signed_scales else (scales_GO > 0))
         self._demand(good_GO, scales_GO, "scales", "a number other than 0" if self.scheme.signed_scales else "positive")
         return scales_GO.contiguous()

@@ -8,11 +8,8 @@ from typing import Any
 from paddock.plugins import QuantizationSpec, RecipeSpec, hookimpl
 
 FIRST_WITH_FP8 = (8, 9)  # compute capability: Ada, then Hopper
-_COMMON: dict[str, Any] = {
-    "method": "paddock_quant_fp8.method:linear_method",
-    "kv_cache_dtypes": ("fp8",),
-    "min_compute_capability": FIRST_WITH_FP8,
-}
+_ANYWHERE: dict[str, Any] = {"method": "paddock_quant_fp8.method:linear_method", "kv_cache_dtypes": ("fp8",)}
+_COMMON = _ANYWHERE | {"min_compute_capability": FIRST_WITH_FP8}
 
 
 @hookimpl
@@ -37,6 +34,12 @@ def paddock_quantizations() -> Iterable[QuantizationSpec]:
             detect="paddock_quant_fp8.modelopt:detect",
             summary="FP8, FP8_PER_CHANNEL_PER_TOKEN and FP8_PB_WO of NVIDIA's ModelOpt",
             **_COMMON,
+        ),
+        QuantizationSpec(
+            name="modelopt-kv",
+            detect="paddock_quant_fp8.modelopt:detect_kv",
+            summary="plain weights with ModelOpt's scales of FP8 keys and values",
+            **_ANYWHERE,
         ),
         QuantizationSpec(
             name="compressed-tensors",

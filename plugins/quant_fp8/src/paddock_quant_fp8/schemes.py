@@ -151,6 +151,23 @@ class ModelOptFp8:
 
 
 @frozen(kw_only=True)
+class ModelOptKv:
+    """Checkpoints of ModelOpt whose weights are all plain: only keys and values have scales, those of FP8."""
+
+    dtype: str
+    name: str = "modelopt-kv"
+    kv_cache_dtype: str | None = "fp8"
+
+    def stored(self, path: str, linear: Linear) -> Stored | None:
+        """Return None: the linear is plain."""
+        return None
+
+    def tensors(self, path: str, linear: Linear) -> tuple[Tensor, ...]:
+        """Return the plain weight."""
+        return tensors_of(None, self.dtype)
+
+
+@frozen(kw_only=True)
 class Group:
     """Linears that compressed-tensors stores alike: `targets` are paths, patterns `re:...` and classes."""
 

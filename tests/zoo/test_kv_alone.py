@@ -1,0 +1,123 @@
+"""ModelOpt checkpoints with FP8 keys and values and plain weights: served as the plain model with FP8 KV and their scales."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from paddock.errors import CheckpointError, ModelConfigError
+from paddock.planning.rebuild import scheme
+from paddock.planning.serial import from_json, to_json
+from paddock_quant_fp8.schemes import ModelOptKv
+from tests.zoo.test_fp8_plans import TOKENS, on_gpus, plain_folder
+from tests.zoo.test_published_fp8 import built, logits, planned, rewrite
+
+IN_CONFIG: dict[str, Any] = {"quant_method": "modelopt", "producer": {"name": "modelopt"}, "ignore": []}
+IN_CONFIG |= {"kv_cache_scheme": {"dynamic": False, "num_bits": 8, "type": "float"}}
+BESIDE: dict[str, Any] = {"quant_algo": None, "kv_cache_quant_algo": "FP8"}
+SPELLINGS = {"config.json": (IN_CONFIG, None), "hf_quant_config.json": (None, BESIDE), "both": (IN_CONFIG, BESIDE)}
+
+
+def folders(parent: Path, scale: float | None = 0.004) -> tuple[Path, Path]:
+    """Write a plain Llama with KV scales, or without; return its folder and that of a copy, which tests describe."""
+    plain, alone = parent / "plain", parent / "alone"
+    for folder in (plain, alone):
+        folder.mkdir()
+        tensors = plain_folder(folder)
+        if scale is not None:
+            for i in range(2):
+                tensors[f"model.layers.{i}.self_attn.k_proj.k_scale"] = torch.tensor(scale * (i + 1))
+                tensors[f"model.layers.{i}.self_attn.v_proj.v_scale"] = torch.tensor(scale * (i + 2))
+        save_file(tensors, folder / "model.safetensors")
+    return plain, alone
+
+
+def describe(folder: Path, entry: dict[str, Any] | None, file: dict[str, Any] | None) -> None:
+    """Write what config.json and hf_quant_config.json say of the quantisation, each left out when it is None."""
+    rewrite(folder, quantization_config=entry)
+    if file is not None:
+        (folder / "hf_quant_config.json").write_text(json.dumps({"producer": {"name": "modelopt"}, "quantization": file}))
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_it_is_the_plain_model_with_fp8_kv_and_the_checkpoints_scales(tmp_path: Path, spelling: str) -> None:
+    """Unasked: the logits of the plain folder asked for FP8 KV, to the last bit, and others than with scales of 1."""
+    plain, alone = folders(tmp_path)
+    describe(alone, *SPELLINGS[spelling])
+    plan, as_asked = planned(alone), planned(plain, kv_cache_dtype="fp8")
+    assert (plan.choice("quantization").value, plan.kv_cache_dtype, plan.issues) == ("modelopt-kv", "fp8", ())
+    assert plan.choice("kv_cache_dtype").reason == "the checkpoint was calibrated for it"
+    assert (plan.ledger.weights, plan.ledger.page_bytes) == (as_asked.ledger.weights, as_asked.ledger.page_bytes)
+    assert scheme(from_json(to_json(plan))) == ModelOptKv(dtype="float32")
+    seen = logits(built(plan, alone), TOKENS)
+    assert torch.equal(seen, logits(built(as_asked, plain), TOKENS))
+    stored = load_file(alone / "model.safetensors")
+    save_file({name: torch.ones(()) if name.endswith("_scale") else x for name, x in stored.items()}, alone / "model.safetensors")
+    assert not torch.equal(seen, logits(built(plan, alone), TOKENS))
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_kv_in_another_dtype_is_what_was_asked_for(tmp_path: Path, spelling: str) -> None:
+    """The scales then stay unread, as those of every FP8 checkpoint do."""
+    plain, alone = folders(tmp_path)
+    describe(alone, *SPELLINGS[spelling])
+    plan = planned(alone, kv_cache_dtype="float32")
+    assert (plan.kv_cache_dtype, plan.issues) == ("float32", ())
+    assert torch.equal(logits(built(plan, alone), TOKENS), logits(built(planned(plain), plain), TOKENS))
+
+
+def test_missing_scales_are_a_warning_and_an_error_when_strict(tmp_path: Path) -> None:
+    """They count as 1: the description announces what the weights do not hold."""
+    _, alone = folders(tmp_path, scale=None)
+    describe(alone, IN_CONFIG, BESIDE)
+    (warning,) = planned(alone).issues
+    assert (warning.level, warning.code) == ("warning", "kv_scales_are_one")
+    assert warning.message.startswith("the description of the checkpoint announces FP8 KV, but it holds no scales")
+    assert [issue.code for issue in planned(alone, strict=True).errors] == ["kv_scales_are_one"]
+    assert torch.isfinite(logits(built(planned(alone), alone), TOKENS)).all()
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, 1e5, float("nan")])
+def test_scales_that_cannot_be_are_refused(tmp_path: Path, bad: float) -> None:
+    """By the name of the layer, as of every checkpoint."""
+    _, alone = folders(tmp_path, scale=bad)
+    describe(alone, None, BESIDE)
+    with pytest.raises(CheckpointError, match=r"the k scale of model\.layers\.0\.self_attn is"):
+        built(planned(alone), alone)
+
+
+def test_quantised_weights_that_nobody_announced_are_said_by_the_plan(tmp_path: Path) -> None:
+    """The description means plain weights; scales of weights beside them are an error of the plan."""
+    _, alone = folders(tmp_path)
+    describe(alone, IN_CONFIG, None)
+    name = "model.layers.0.mlp.down_proj.weight_scale"
+    save_file(load_file(alone / "model.safetensors") | {name: torch.ones(())}, alone / "model.safetensors")
+    (issue,) = planned(alone).errors
+    assert issue.code == "checkpoint_disagrees"
+    assert "down_proj: config.json means weight; the checkpoint holds weight, weight_scale" in issue.message
+
+
+def test_nvfp4_keys_and_values_are_refused_by_name(tmp_path: Path) -> None:
+    """In either file."""
+    _, alone = folders(tmp_path)
+    for entry, file, said in (
+        (IN_CONFIG | {"kv_cache_scheme": "NVFP4"}, None, "quantization_config.kv_cache_scheme is 'NVFP4'"),
+        (None, {"quant_algo": None, "kv_cache_quant_algo": "NVFP4"}, "quantization.kv_cache_quant_algo is 'NVFP4'"),
+    ):
+        describe(alone, entry, file)
+        with pytest.raises(ModelConfigError, match=re.escape(said)):
+            planned(alone)
+
+
+def test_a_gpu_without_fp8_products_serves_it(tmp_path: Path) -> None:
+    """Nothing is multiplied in FP8, so no compute capability is asked for; FP8 pages are the backend's matter."""
+    _, alone = folders(tmp_path)
+    describe(alone, None, BESIDE)
+    plan = on_gpus(alone, (8, 0))
+    assert (plan.scheme, plan.kv_cache_dtype, plan.errors) == ("modelopt-kv", "fp8", ())
