@@ -63,10 +63,20 @@ def _count(flag_ptr: gl.tensor) -> None:
 
 
 @gluon.jit
-def _wait_for(flag_ptr: gl.tensor, wanted: gl.tensor) -> None:
-    """Return once so much has been counted."""
+def _wait_for(flag_ptr: gl.tensor, wanted: gl.tensor, READS: gl.constexpr) -> None:
+    """Return once so much has been counted: asked for by atomic sums, or, where it READS, by plain reads until one will do."""
+    if READS:
+        while gl.load(flag_ptr, volatile=True) < wanted:
+            pass
     while gl.atomic_add(flag_ptr, 0, sem="acquire") < wanted:
         pass
+
+
+@gluon.jit
+def _ask_for(ptr: gl.tensor, e_E: gl.tensor) -> None:
+    """Bring what lies at these places into the L2 cache, without waiting for it."""
+    at_E = (ptr + e_E).to(gl.int64)
+    gl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [at_E], dtype=gl.int32, is_pure=False, pack=1)
 
 
 @gluon.jit
@@ -121,14 +131,14 @@ def _tokens(
     gdc_wait()
     tokens = sizes[0][0]
     m = _copy_stage(x[0], ring, sizes[0], gl.program_id(0) * 0, True, o)
-    _wait_for(flags_ptr + 1, tokens)
+    _wait_for(flags_ptr + 1, tokens, chain.reads)
     _fence()
     m = _copy_stage(x[1], ring, sizes[1], m, True, gate_up)
-    _wait_for(flags_ptr + 2, sizes[1][4])
+    _wait_for(flags_ptr + 2, sizes[1][4], chain.reads)
     _fence()
     m = _copy_stage(x[2], ring, sizes[2], m, True, down)
     if qkv is not None:
-        _wait_for(flags_ptr + 4, tokens)
+        _wait_for(flags_ptr + 4, tokens, chain.reads)
         _fence()
         _copy_stage(x[3], ring, sizes[3], m, True, qkv)
     _leave(flags_ptr, leavers)
@@ -175,7 +185,8 @@ def _normalise(norm: gl.tuple, flags_ptr: gl.tensor, tiles: gl.tensor, AT: gl.co
     row_E = gl.program_id(0) * width + e_E
     residual_E = gl.load(residual_ptr + row_E, mask=inside_E, other=0.0)
     scale = gl.load(scale_ptr)
-    _wait_for(flags_ptr + AT, tiles)
+    _ask_for(weight_ptr, gl.where(inside_E, e_E, 0))
+    _wait_for(flags_ptr + AT, tiles, chain.reads)
     delta_E = gl.load(delta_ptr + row_E, mask=inside_E, other=0.0, cache_modifier=".cg")
     total_E = (residual_E.to(gl.float32) + delta_E.to(gl.float32)).to(total_ptr.dtype.element_ty)
     gl.store(total_ptr + row_E, total_E, mask=inside_E)
@@ -296,6 +307,7 @@ class Chain:
     down: RingTile
     qkv: RingTile | None
     norm_width: int  # a power of two that E is no more than
+    reads: bool = False  # how who waits for a count asks for it
 
 
 @frozen(eq=False, kw_only=True)

@@ -35,7 +35,7 @@ from paddock_triton.ops_linear_int4 import _FP8_DEEP, _described, _ring, _spec
 from paddock_triton.ring import ALL_REGISTERS, ROWS, place_of, steps_of
 from paddock_triton.ring_parts import finish, gathered, gathering_of, nothing, store
 from paddock_triton.rows import blocks_of, power_of_2
-from tests.bench.chain_candidate import Norm, _count, _fence, _wait_for
+from tests.bench.chain_candidate import Norm, _ask_for, _count, _fence, _wait_for
 
 MOST_TOKENS = 16  # of deep tiles for all weights
 SLOTS, SLICE = 9, 2048
@@ -102,13 +102,13 @@ def _tokens(
     gdc_wait()
     tokens = sizes[0][0]
     m = _copy_stage(sources[0], ring, sizes[0], gl.program_id(0) * 0, True, o)
-    _wait_for(flags_ptr + 1, tokens)
+    _wait_for(flags_ptr + 1, tokens, chain.reads)
     _fence()
     m = _copy_stage(sources[1], ring, sizes[1], m, True, gate_up)
-    _wait_for(flags_ptr + 4, slices)
+    _wait_for(flags_ptr + 4, slices, chain.reads)
     _fence()
     m = _copy_stage(sources[2], ring, sizes[2], m, True, down)
-    _wait_for(flags_ptr + 6, tokens)
+    _wait_for(flags_ptr + 6, tokens, chain.reads)
     _fence()
     _copy_stage(sources[3], ring, sizes[3], m, True, qkv)
     _leave(flags_ptr, most_ptr, tokens, 2 * gl.num_programs(0))
@@ -151,7 +151,8 @@ def _normalise(norm: gl.tuple, flags_ptr: gl.tensor, tiles: gl.tensor, AT: gl.co
     inside_E = e_E < width
     row_E = gl.program_id(0) * width + e_E
     residual_E = gl.load(residual_ptr + row_E, mask=inside_E, other=0.0)
-    _wait_for(flags_ptr + AT, tiles)
+    _ask_for(weight_ptr, gl.where(inside_E, e_E, 0))
+    _wait_for(flags_ptr + AT, tiles, chain.reads)
     delta_E = gl.load(delta_ptr + row_E, mask=inside_E, other=0.0, cache_modifier=".cg")
     total_E = (residual_E.to(gl.float32) + delta_E.to(gl.float32)).to(total_ptr.dtype.element_ty)
     gl.store(total_ptr + row_E, total_E, mask=inside_E)
@@ -174,7 +175,7 @@ def _activate(act: gl.tuple, flags_ptr: gl.tensor, tiles: gl.tensor, tokens: gl.
     layout: gl.constexpr = gl.BlockedLayout([8], [32], [4], [0])
     e_E = gl.arange(0, size, layout)
     each = slices // tokens
-    _wait_for(flags_ptr + 2, tiles)
+    _wait_for(flags_ptr + 2, tiles, chain.reads)
     unit = gl.program_id(0)
     while unit < slices:
         token, column_E = unit // each, unit % each * size + e_E
@@ -187,7 +188,7 @@ def _activate(act: gl.tuple, flags_ptr: gl.tensor, tiles: gl.tensor, tokens: gl.
         gl.atomic_max(most_ptr + token, gl.max(gl.abs(h_E.to(gl.float32)), 0), sem="relaxed")
         _count(flags_ptr + 3)
         unit += gl.num_programs(0)
-    _wait_for(flags_ptr + 3, slices)
+    _wait_for(flags_ptr + 3, slices, chain.reads)
     unit = gl.program_id(0)
     while unit < slices:
         token, column_E = unit // each, unit % each * size + e_E
@@ -301,15 +302,18 @@ class Int4Chain:
     qkv: Int4Spec
     norm_width: int  # a power of two that E is no more than
     slice: int  # features of gate and up that are activated at once
+    reads: bool = False  # how who waits for a count asks for it
 
 
-def chain_of(tokens: int, weights: tuple[Int4Weight, ...], *, shared: bool = True, slots: int = SLOTS) -> Int4Chain:
+def chain_of(
+    tokens: int, weights: tuple[Int4Weight, ...], *, shared: bool = True, slots: int = SLOTS, reads: bool = False
+) -> Int4Chain:
     """Return how the products of so many tokens are cut."""
     tile: Int4Tile = next(tile for most, tile in _FP8_DEEP.items() if tokens <= most)
     tile = evolve(tile, shared=shared, slots=slots, registers=ALL_REGISTERS)
     o, gate_up, down, qkv = (_spec(tile, weight, fp8=True) for weight in weights)
     width = power_of_2(weights[0].form.outputs)
-    return Int4Chain(o=o, gate_up=gate_up, down=down, qkv=qkv, norm_width=width, slice=SLICE)
+    return Int4Chain(o=o, gate_up=gate_up, down=down, qkv=qkv, norm_width=width, slice=SLICE, reads=reads)
 
 
 def launch_chain(

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 import torch
+from attrs import evolve
 from torch import Tensor
 
 from paddock.layers import AttentionInputs, LayerKV
@@ -20,7 +21,8 @@ from paddock.planning import rebuild
 from paddock.plugins import resolve
 from paddock.testing.oracle import relative_rms
 from tests.bench import chain_int4_candidate
-from tests.bench.chain_candidate import MOST_TOKENS, Linear, Norm, launch_chain
+from tests.bench.chain_candidate import MOST_TOKENS, Linear, Norm, chain_of, launch_chain
+from tests.bench.chain_variants import cut
 from tests.bench.layer_stack import CUDA, Forward, served_forward, stack_of
 
 
@@ -34,25 +36,39 @@ def _norm(layer: Any) -> Norm:
     return Norm(weight_E=layer.weight, eps=layer.eps)
 
 
-def chained(model: Any, x_TE: Tensor, inputs: AttentionInputs, kv: list[LayerKV], *, following: bool) -> Tensor:
-    """Return the residual stream after the layers of a model in FP8."""
+def chained(
+    model: Any,
+    x_TE: Tensor,
+    inputs: AttentionInputs,
+    kv: list[LayerKV],
+    *,
+    following: bool,
+    shared: bool = False,
+    reads: bool = False,
+) -> Tensor:
+    """Return the residual stream after the layers of a model in FP8, whose tiles are cut as each product's or all `shared`."""
     layers, delta_TE, qkv_TQ = list(model.layers), None, None
     for layer, after, layer_kv in zip(layers, [*layers[1:], None], kv, strict=True):
         if qkv_TQ is None:
             x_TE, h_TE = layer.attention_norm(x_TE, delta_TE)
             qkv_TQ = layer.qkv(h_TE)
         a = layer.attention(*layer.qkv.split(qkv_TQ), inputs, layer_kv)
-        own = _linear(layer.o), _norm(layer.mlp_norm), _linear(layer.gate_up), _linear(layer.down)
-        if following and after is not None:
-            _, x_TE, qkv_TQ = launch_chain(a.values_TI, x_TE, *own, (_norm(after.attention_norm), _linear(after.qkv)))
+        o, gate_up, down = (_linear(each) for each in (layer.o, layer.gate_up, layer.down))
+        behind = (_norm(after.attention_norm), _linear(after.qkv)) if following and after is not None else None
+        chain = chain_of(len(x_TE), o, gate_up, down, behind and behind[1], x_TE.dtype)
+        chain = evolve(cut(chain, shared=True) if shared else chain, reads=reads)
+        found = launch_chain(a.values_TI, x_TE, o, _norm(layer.mlp_norm), gate_up, down, behind, chain)
+        if behind is None:
+            (x_TE, delta_TE), qkv_TQ = found, None
         else:
-            x_TE, delta_TE = launch_chain(a.values_TI, x_TE, *own)
-            qkv_TQ = None
+            _, x_TE, qkv_TQ = found
     assert delta_TE is not None, "no layers"
     return x_TE + delta_TE
 
 
-def chained_int4(model: Any, x_TE: Tensor, inputs: AttentionInputs, kv: list[LayerKV], *, slots: int) -> Tensor:
+def chained_int4(
+    model: Any, x_TE: Tensor, inputs: AttentionInputs, kv: list[LayerKV], *, slots: int, reads: bool = False
+) -> Tensor:
     """Return the residual stream after the layers of a model in INT4, the last of which runs op by op."""
     (first, *_), (*others, last), (*kvs, last_kv) = model.layers, model.layers, kv
     x_TE, h_TE = first.attention_norm(x_TE, None)
@@ -60,7 +76,7 @@ def chained_int4(model: Any, x_TE: Tensor, inputs: AttentionInputs, kv: list[Lay
     for layer, after, layer_kv in zip(others, list(model.layers)[1:], kvs, strict=True):
         a = layer.attention(*layer.qkv.split(qkv_TQ), inputs, layer_kv)
         weights = tuple(each.method._weight(each) for each in (layer.o, layer.gate_up, layer.down, after.qkv))
-        chain = chain_int4_candidate.chain_of(len(x_TE), weights, slots=slots)
+        chain = chain_int4_candidate.chain_of(len(x_TE), weights, slots=slots, reads=reads)
         norms = _norm(layer.mlp_norm), _norm(after.attention_norm)
         _, x_TE, qkv_TQ = chain_int4_candidate.launch_chain(a, x_TE, norms, weights, chain)
     attended = last.attention(*last.qkv.split(qkv_TQ), inputs, last_kv)
@@ -74,11 +90,14 @@ FORWARDS: dict[str, Forward] = {
     **SERVED,
     "o to down": partial(chained, following=False),
     "o to the next q, k and v": partial(chained, following=True),
+    "all tiles shared": partial(chained, following=True, shared=True),
+    "all tiles shared, counts read": partial(chained, following=True, shared=True, reads=True),
     "served again": served_forward,
 }
 INT4_FORWARDS: dict[str, Forward] = {
     **SERVED,
     **{f"o to the next q, k and v, {slots} slots": partial(chained_int4, slots=slots) for slots in (6, 8, 9)},
+    "9 slots, counts read": partial(chained_int4, slots=9, reads=True),
     "served again": served_forward,
 }
 

@@ -96,7 +96,7 @@ def _product(x_TI: Tensor, of: Linear, like_TE: Tensor) -> Tensor:
     return linear_fp8(x_TI, of.x_scale, of.weight_OI, of.scale_O1, like_TE.dtype)
 
 
-def _cut(chain: Chain, **changes: Any) -> Chain:
+def cut(chain: Chain, **changes: Any) -> Chain:
     """Return the chain with every product's tile so changed."""
     tiles = {name: evolve(getattr(chain, name), **changes) for name in ("o", "gate_up", "down")}
     return evolve(chain, **tiles, qkv=None if chain.qkv is None else evolve(chain.qkv, **changes))
@@ -104,9 +104,9 @@ def _cut(chain: Chain, **changes: Any) -> Chain:
 
 CUTS: dict[str, Change] = {
     "as products are cut": lambda chain: chain,
-    "all tiles shared": partial(_cut, shared=True),
-    "all tiles whole": partial(_cut, shared=False),
-    "down shared": lambda chain: evolve(chain, down=evolve(chain.down, shared=True)),
+    "all tiles shared": partial(cut, shared=True),
+    "all tiles whole": partial(cut, shared=False),
+    "all tiles shared, counts read": lambda chain: evolve(cut(chain, shared=True), reads=True),
 }
 
 
@@ -116,13 +116,13 @@ def _inputs(name: str, tokens: int, device: torch.device) -> tuple[Tensor, Tenso
     return x_TE.to(FP8), residual_TE.to(torch.bfloat16)
 
 
-def variants(tokens: int) -> Iterator[tuple[str, bool, str]]:
+def variants(tokens: int, only: tuple[str, ...] = ()) -> Iterator[tuple[str, bool, str]]:
     """Yield a model, whether the next q, k and v follow, and a cut."""
     assert 0 < tokens <= MOST_TOKENS, tokens
-    for name in WIDTHS:
+    for name in only or WIDTHS:
         for following in (False, True):
-            for cut in CUTS:
-                yield name, following, cut
+            for each in CUTS:
+                yield name, following, each
 
 
 def _timed(name: str, tokens: int) -> None:
@@ -162,7 +162,7 @@ def main(counts: tuple[int, ...], only: tuple[str, ...], compiling: bool) -> Non
                 for name in only or WIDTHS:
                     _timed(name, tokens)
             continue
-        for name, following, cut in variants(tokens):
+        for name, following, cut in variants(tokens, only):
             layer = _bare(name)
             layer.chained(*_inputs(name, tokens, torch.device("cpu")), following=following, change=CUTS[cut])
             click.echo(f"{name} {tokens} tokens, {cut}, {'to the next' if following else 'to down':12} {described(made[-1])}")

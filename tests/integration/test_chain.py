@@ -100,7 +100,7 @@ def _run(given: Given, programs: int, seed: int, counted: Tensor, *, shared: boo
         device.pretend(patch, [chain_candidate, linear_ring, linear_ring_gated, ring, ring_parts, ops_activation])
         chain = chain_of(len(given.x_TI), given.o, given.gate_up, given.down, given.qkv if following else None, HALF)
         cut = {name: evolve(getattr(chain, name), shared=shared) for name in ("o", "gate_up", "down")}
-        chain = evolve(chain, **cut, qkv=None if chain.qkv is None else evolve(chain.qkv, shared=shared))
+        chain = evolve(chain, **cut, reads=seed > 0, qkv=None if chain.qkv is None else evolve(chain.qkv, shared=shared))
         after = (given.following, given.qkv) if following else None
         return launch_chain(given.late_TI, given.late_TE, given.o, given.norm, given.gate_up, given.down, after, chain)
 
@@ -126,7 +126,8 @@ def _by_ops(
     norm: Norm,
     gate_up: Linear,
     down: Linear,
-    after: tuple[Norm, Linear] | None = None,
+    after: tuple[Norm, Linear] | None,
+    chain: object,
 ) -> tuple[Tensor, ...]:
     """Return what a chain gives, by the ops it is made of."""
     given: Any = SimpleNamespace(x_TI=x_TI, residual_TE=residual_TE, o=o, norm=norm, gate_up=gate_up, down=down)
@@ -142,7 +143,8 @@ def test_layers_say_the_same_with_chains(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.setattr(module, "CUDA", cpu)
     monkeypatch.setattr(layer_stack, "graph_seconds", lambda call, _sets: float(call() is not None))
     monkeypatch.setattr(chain_stack, "launch_chain", _by_ops)
+    monkeypatch.setattr(chain_candidate, "DTYPES", {torch.float32: None})  # what the CPU computes in
     result = CliRunner().invoke(chain_stack.main, [str(tmp_path), "--rows", "2", "--context", "20"], catch_exceptions=False)
     found = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
     assert [each["products"] for each in found] == [*chain_stack.FORWARDS]
-    assert [each["apart"] for each in found] == [0, 0, 0, 0]
+    assert all(each["apart"] == 0 for each in found)

@@ -115,7 +115,7 @@ def _run(given: Given, programs: int, seed: int, counted: Tensor, *, shared: boo
         patch.setattr(chain_int4_candidate, "launch", launch)
         patch.setattr(chain_int4_candidate, "counters", lambda _device, count: counted[:count])
         patch.setattr(chain_int4_candidate, "SLICE", 256)
-        chain = chain_of(len(given.x.values_TI), given.weights, shared=shared, slots=3)
+        chain = chain_of(len(given.x.values_TI), given.weights, shared=shared, slots=3, reads=seed > 0)
         taken = [chain_int4_candidate, chain_candidate, int4_bringing, linear_ring_gated, ring, ring_parts, ops_activation]
         device.pretend(patch, taken)
         patch.setattr(chain_int4_candidate, "_step_fp8", _step)
@@ -156,4 +156,4 @@ def test_layers_say_the_same_with_chains(tmp_path: Path, monkeypatch: pytest.Mon
     result = CliRunner().invoke(chain_stack.main, asked, catch_exceptions=False)
     found = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
     assert [each["products"] for each in found] == [*chain_stack.INT4_FORWARDS]
-    assert [each["apart"] for each in found] == [0, 0, 0, 0, 0]
+    assert all(each["apart"] == 0 for each in found)
