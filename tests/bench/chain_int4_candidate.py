@@ -26,7 +26,7 @@ from paddock_triton.attention_tuning import processors
 from paddock_triton.counters import counters
 from paddock_triton.dependence import DEPENDENT
 from paddock_triton.int4_bringing import _copy_tokens, _copy_weight
-from paddock_triton.int4_multiplying import _step_fp8
+from paddock_triton.int4_multiplying import _step_fp8, _step_two
 from paddock_triton.int4_spec import Int4Spec, Int4Tile
 from paddock_triton.launch import launch
 from paddock_triton.linear_ring_gated import _to_fp8
@@ -129,7 +129,10 @@ def _stage(
         nothing_RN = nothing(spec)
         accs = (nothing_RN, nothing_RN, nothing_RN, nothing_RN)
         for step in range(m + t, m + t + taken):
-            accs = _step_fp8(accs, ring, step, INDEX, spec)
+            if spec.depth == 2:
+                accs = _step_two(accs, ring, step, INDEX, spec)
+            else:
+                accs = _step_fp8(accs, ring, step, INDEX, spec)
         accs = gathered(accs, gathering, n, INDEX, spec)
         if INDEX == 0:
             finish(accs, outs, tile, block, taken, sizes, INDEX, store, spec)
@@ -306,11 +309,11 @@ class Int4Chain:
 
 
 def chain_of(
-    tokens: int, weights: tuple[Int4Weight, ...], *, shared: bool = True, slots: int = SLOTS, reads: bool = False
+    tokens: int, weights: tuple[Int4Weight, ...], *, shared: bool = True, slots: int = SLOTS, depth: int = 1, reads: bool = False
 ) -> Int4Chain:
     """Return how the products of so many tokens are cut."""
     tile: Int4Tile = next(tile for most, tile in _FP8_DEEP.items() if tokens <= most)
-    tile = evolve(tile, shared=shared, slots=slots, registers=ALL_REGISTERS)
+    tile = evolve(tile, shared=shared, slots=slots, depth=depth, registers=ALL_REGISTERS)
     o, gate_up, down, qkv = (_spec(tile, weight, fp8=True) for weight in weights)
     width = power_of_2(weights[0].form.outputs)
     return Int4Chain(o=o, gate_up=gate_up, down=down, qkv=qkv, norm_width=width, slice=SLICE, reads=reads)

@@ -67,7 +67,7 @@ def chained(
 
 
 def chained_int4(
-    model: Any, x_TE: Tensor, inputs: AttentionInputs, kv: list[LayerKV], *, slots: int, reads: bool = False
+    model: Any, x_TE: Tensor, inputs: AttentionInputs, kv: list[LayerKV], *, slots: int, depth: int = 1, reads: bool = False
 ) -> Tensor:
     """Return the residual stream after the layers of a model in INT4, the last of which runs op by op."""
     (first, *_), (*others, last), (*kvs, last_kv) = model.layers, model.layers, kv
@@ -76,7 +76,7 @@ def chained_int4(
     for layer, after, layer_kv in zip(others, list(model.layers)[1:], kvs, strict=True):
         a = layer.attention(*layer.qkv.split(qkv_TQ), inputs, layer_kv)
         weights = tuple(each.method._weight(each) for each in (layer.o, layer.gate_up, layer.down, after.qkv))
-        chain = chain_int4_candidate.chain_of(len(x_TE), weights, slots=slots, reads=reads)
+        chain = chain_int4_candidate.chain_of(len(x_TE), weights, slots=slots, depth=depth, reads=reads)
         norms = _norm(layer.mlp_norm), _norm(after.attention_norm)
         _, x_TE, qkv_TQ = chain_int4_candidate.launch_chain(a, x_TE, norms, weights, chain)
     attended = last.attention(*last.qkv.split(qkv_TQ), inputs, last_kv)
@@ -98,6 +98,7 @@ INT4_FORWARDS: dict[str, Forward] = {
     **SERVED,
     **{f"o to the next q, k and v, {slots} slots": partial(chained_int4, slots=slots) for slots in (6, 8, 9)},
     "9 slots, counts read": partial(chained_int4, slots=9, reads=True),
+    "5 slots of two groups a team": partial(chained_int4, slots=5, depth=2),
     "served again": served_forward,
 }
 

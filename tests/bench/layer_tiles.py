@@ -34,10 +34,10 @@ def _ring(tokens: int, **changes: Any) -> Patch:
     return put
 
 
-def _int4(tokens: int, **changes: Any) -> Patch:
+def _deep(tokens: int, **changes: Any) -> Patch:
     def put(patch: pytest.MonkeyPatch) -> None:
-        for tiles in (ops_linear_int4._FP8, ops_linear_int4._FP8_DEEP):
-            patch.setitem(tiles, tokens, evolve(tiles[tokens], **changes))
+        tiles = ops_linear_int4._FP8_DEEP
+        patch.setitem(tiles, tokens, evolve(tiles[tokens], **changes))
 
     return put
 
@@ -63,7 +63,8 @@ def candidates(stack: Stack, rows: int) -> Iterator[tuple[str, Patch]]:
         fewer = linear_ring.TILES[tokens].slots - 1
         yield from ((f"ring {each}", _ring(tokens, **each)) for each in ({"registers": other}, {"slots": fewer}))
     elif tokens in ops_linear_int4._FP8_DEEP and stack.plan.fp8_inputs_from is not None:
-        yield "int4 {'slots': 2}", _int4(tokens, slots=2)
+        changes = ({"depth": 2, "slots": slots} for slots in {8: (3, 4, 5), 16: (3, 4)}.get(tokens, ()))
+        yield from ((f"int4 {each}", _deep(tokens, **each)) for each in ({"slots": 2}, *changes))
     if stack.plan.kv_cache_dtype == "fp8":
         yield from ((f"attention {each}", _attention(**each)) for each in ({"stages": 2}, {"warps": 8}))
     yield served

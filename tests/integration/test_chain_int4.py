@@ -43,15 +43,16 @@ def _codes(packed_CJ: Tensor) -> Tensor:
 def _step(accs: Any, slots: Any, m: int, INDEX: int, spec: Any) -> Any:
     """Do what a team does with a step: as `int4_multiplying` has it, but for how codes become numbers."""
     packed, scales, zeros, x, full, free = slots
-    slot = m % spec.slots
+    slot, sum_RN = m % spec.slots, accs[0]
     full.index(slot).wait(m // spec.slots & 1)
-    zero_SY = zeros.index(slot).values[INDEX, :32].view(4, 8)  # slab, and row r below row r + 8
-    zero_R1 = torch.stack((zero_SY % 16, zero_SY // 16), 1).reshape(64, 1)
-    codes_RK = _codes(packed.index(slot * spec.pieces + INDEX).values) - zero_R1
-    x_NK, scale_R = x.index(slot * spec.pieces + INDEX).values, scales.index(slot).values[INDEX]
-    sums_RN = (codes_RK @ x_NK.T) * scale_R[:, None]
+    for piece in range(INDEX * spec.depth, (INDEX + 1) * spec.depth):
+        zero_SY = zeros.index(slot).values[piece, :32].view(4, 8)  # slab, and row r below row r + 8
+        zero_R1 = torch.stack((zero_SY % 16, zero_SY // 16), 1).reshape(64, 1)
+        codes_RK = _codes(packed.index(slot * spec.pieces + piece).values) - zero_R1
+        x_NK, scale_R = x.index(slot * spec.pieces + piece).values, scales.index(slot).values[piece]
+        sum_RN = sum_RN + (codes_RK @ x_NK.T) * scale_R[:, None]
     free.index(slot).add(1, 0)
-    return (accs[0] + sums_RN, *accs[1:])
+    return sum_RN, *accs[1:]
 
 
 class Given:
@@ -97,14 +98,14 @@ class Given:
         return total_TE, next_TE, product(h, qkv)
 
 
-def _run(given: Given, programs: int, seed: int, counted: Tensor, *, shared: bool) -> tuple[Tensor, ...]:
+def _run(given: Given, programs: int, seed: int, counted: Tensor, *, shared: bool, depth: int) -> tuple[Tensor, ...]:
     """Return what the roles write on a CPU; all launches count in `counted`."""
     device = Device(seed)
 
     def launch(
         kernel: Any, grid: tuple[int], *args: Any, num_warps: int, maxnreg: Any, launch_pdl: bool = False, **options: Any
     ) -> None:
-        early = {"waiting": grid[0] * 5, "asked": grid[0] * 6}  # all but who copies weights: codes of a step, scales, zeros
+        early = {"waiting": grid[0] * 5, "asked": grid[0] * (options["chain"].o.pieces + 2)}  # codes of a step, scales, zeros
         before = threading.Thread(target=device.end_before, args=(given.arrive,), kwargs=early, daemon=True)
         before.start()
         device.run(kernel, grid[0], args, options)
@@ -115,20 +116,21 @@ def _run(given: Given, programs: int, seed: int, counted: Tensor, *, shared: boo
         patch.setattr(chain_int4_candidate, "launch", launch)
         patch.setattr(chain_int4_candidate, "counters", lambda _device, count: counted[:count])
         patch.setattr(chain_int4_candidate, "SLICE", 256)
-        chain = chain_of(len(given.x.values_TI), given.weights, shared=shared, slots=3, reads=seed > 0)
+        chain = chain_of(len(given.x.values_TI), given.weights, shared=shared, slots=3, depth=depth, reads=seed > 0)
         taken = [chain_int4_candidate, chain_candidate, int4_bringing, linear_ring_gated, ring, ring_parts, ops_activation]
         device.pretend(patch, taken)
-        patch.setattr(chain_int4_candidate, "_step_fp8", _step)
+        for name in ("_step_fp8", "_step_two"):
+            patch.setattr(chain_int4_candidate, name, _step)
         for name in ("gl", "barriers", "TensorDescriptor"):
             patch.setattr(ops_linear_int4, name, vars(linear_ring_gated).get(name) or vars(ring)[name])
         return launch_chain(given.late, given.late_TE, given.norms, given.weights, chain)
 
 
-@pytest.mark.parametrize(("tokens", "programs", "shared"), [(1, 3, True), (3, 5, False), (11, 11, True)])
-def test_a_chain_gives_what_its_ops_give(tokens: int, programs: int, shared: bool) -> None:
+@pytest.mark.parametrize(("tokens", "programs", "shared", "depth"), [(1, 3, True, 1), (3, 5, False, 2), (11, 11, True, 1)])
+def test_a_chain_gives_what_its_ops_give(tokens: int, programs: int, shared: bool, depth: int) -> None:
     """More steps than slots, more slices than programs; twice over on the same counts, which are left at zero."""
     counted, given = torch.zeros(1 << 10, dtype=torch.int32), Given(tokens, 640, 768, 1152, 328)
-    first, second = (_run(given, programs, seed, counted, shared=shared) for seed in range(2))
+    first, second = (_run(given, programs, seed, counted, shared=shared, depth=depth) for seed in range(2))
     for found, again, expected in zip(first, second, given.expected(), strict=True):
         assert torch.equal(found, again)
         assert relative_rms(found.float(), expected.float()) < 0.01
