@@ -31,13 +31,14 @@ from paddock_triton.linear_ring import _DTYPES as DTYPES
 from paddock_triton.linear_ring import _copy, _described, _ring, _row_scales, _step, _token_scales, tile_for
 from paddock_triton.linear_ring_gated import _to_fp8, described_gated, store_gated
 from paddock_triton.linear_ring_spec import RingTile
-from paddock_triton.ring import ALL_REGISTERS, place_of, role_barrier, steps_of
+from paddock_triton.ring import ALL_REGISTERS, piece_of, role_barrier, steps_of
 from paddock_triton.ring_parts import finish, gathered, gathering_of, nothing, store
 from paddock_triton.rows import blocks_of, power_of_2
 
 MOST_TOKENS = 32  # that products up to so many cut alike
-_FLAGS = 8  # counts: tiles of a product or normalised tokens in the order they are made, then who needs them no longer
-_GONE = gl.constexpr(7)
+FLAGS = 8  # counts: tiles of a product or normalised tokens in the order they are made, the last who needs them no longer
+_COUNTS, _GONE = gl.constexpr(FLAGS), gl.constexpr(FLAGS - 1)
+_MIN_SCALE = gl.constexpr(1.0 / (448.0 * 512.0))
 
 
 @gluon.jit
@@ -80,10 +81,10 @@ def _ask_for(ptr: gl.tensor, e_E: gl.tensor) -> None:
 
 
 @gluon.jit
-def _leave(flags_ptr: gl.tensor, all_of_them: gl.tensor) -> None:
-    """Say that this role looks at no count any more; the last of all sets them to zero."""
+def _leave(flags_ptr: gl.tensor, all_of_them: gl.tensor, COUNTS: gl.constexpr) -> None:
+    """Say that this role looks at no count any more; the last of all sets so many to zero."""
     if gl.atomic_add(flags_ptr + _GONE, 1, sem="acq_rel") == all_of_them - 1:
-        for flag in gl.static_range(8):
+        for flag in gl.static_range(COUNTS):
             gl.store(flags_ptr + flag, 0)
 
 
@@ -92,12 +93,10 @@ def _copy_stage(
     source: tma.tensor_descriptor, ring: gl.tuple, sizes: gl.tuple, m: gl.tensor, TOKENS: gl.constexpr, spec: gl.constexpr
 ) -> gl.tensor:  # fmt: skip
     """Copy a product's weights, or its tokens, from step m of the ring on; return the step after them."""
-    _tokens, _outputs, _blocks, span, _tiles, _token_tiles = sizes
     first, count = steps_of(sizes, spec)
     t = first * 0
     while t < count:
-        tile, block = place_of(first, t, sizes, spec)
-        taken = gl.minimum(span - block, count - t)
+        tile, block, taken = piece_of(first, t, count, sizes, spec)
         line = tile * 0 if TOKENS else tile * spec.rows
         for step in range(taken):
             _copy(source, ring, m + t + step, line, block + step, TOKENS, spec)
@@ -141,7 +140,7 @@ def _tokens(
         _wait_for(flags_ptr + 4, tokens, chain.reads)
         _fence()
         _copy_stage(x[3], ring, sizes[3], m, True, qkv)
-    _leave(flags_ptr, leavers)
+    _leave(flags_ptr, leavers, _COUNTS)
 
 
 @gluon.jit
@@ -150,12 +149,10 @@ def _stage(
     n: gl.tensor, INDEX: gl.constexpr, COUNTED: gl.constexpr, spec: gl.constexpr,
 ) -> gl.tuple:  # fmt: skip
     """Multiply what is this team's of a product, from step m and piece n on; return what comes after them."""
-    _tokens, _outputs, _blocks, span, _tiles, _token_tiles = sizes
     first, count = steps_of(sizes, spec)
     t = first * 0
     while t < count:
-        tile, block = place_of(first, t, sizes, spec)
-        taken = gl.minimum(span - block, count - t)
+        tile, block, taken = piece_of(first, t, count, sizes, spec)
         nothing_RN = nothing(spec)
         scale_R = _row_scales(scales, tile, sizes, spec)
         sum_RN = nothing_RN
@@ -175,8 +172,17 @@ def _stage(
 
 
 @gluon.jit
-def _normalise(norm: gl.tuple, flags_ptr: gl.tensor, tiles: gl.tensor, AT: gl.constexpr, chain: gl.constexpr) -> None:
-    """Add a product's token to the residual and normalise the sum into FP8, once all its tiles are there: a team."""
+def token_scale(largest: gl.tensor) -> gl.tensor:
+    """Return what maps the largest magnitude to 448: `fp8.token_scale`, which Gluon cannot call for its floor's sake."""
+    return gl.maximum(gl.div_rn(largest, 448.0), _MIN_SCALE)
+
+
+@gluon.jit
+def normalise(norm: gl.tuple, flags_ptr: gl.tensor, tiles: gl.tensor, AT: gl.constexpr, chain: gl.constexpr) -> None:
+    """Add a product's token to the residual and normalise the sum into FP8, once all its tiles are there: a team.
+
+    By the static scale, or by the token's own, which is written, of a chain `per_token`.
+    """
     delta_ptr, residual_ptr, weight_ptr, total_ptr, h_ptr, scale_ptr, width, eps = norm
     size: gl.constexpr = chain.norm_width
     layout: gl.constexpr = gl.BlockedLayout([8], [32], [4], [0])
@@ -184,7 +190,6 @@ def _normalise(norm: gl.tuple, flags_ptr: gl.tensor, tiles: gl.tensor, AT: gl.co
     inside_E = e_E < width
     row_E = gl.program_id(0) * width + e_E
     residual_E = gl.load(residual_ptr + row_E, mask=inside_E, other=0.0)
-    scale = gl.load(scale_ptr)
     _ask_for(weight_ptr, gl.where(inside_E, e_E, 0))
     _wait_for(flags_ptr + AT, tiles, chain.reads)
     delta_E = gl.load(delta_ptr + row_E, mask=inside_E, other=0.0, cache_modifier=".cg")
@@ -195,6 +200,11 @@ def _normalise(norm: gl.tuple, flags_ptr: gl.tensor, tiles: gl.tensor, AT: gl.co
     weight_E = gl.load(weight_ptr + e_E, mask=inside_E, other=0.0)
     y_E = (x_E * inverse).to(total_ptr.dtype.element_ty).to(gl.float32) * weight_E.to(gl.float32)
     y_E = y_E.to(total_ptr.dtype.element_ty).to(gl.float32)
+    if chain.per_token:
+        scale = token_scale(gl.max(gl.abs(y_E), 0))
+        gl.store(scale_ptr + gl.program_id(0), scale)
+    else:
+        scale = gl.load(scale_ptr)
     gl.store(h_ptr + row_E, _to_fp8(y_E, scale), mask=inside_E)
     _count(flags_ptr + (AT + 1))
 
@@ -215,17 +225,17 @@ def _team(
     m, n = _stage(outs[0], scales[0], ring, gathering, sizes[0], flags_ptr, zero, zero, INDEX, True, o)
     if INDEX == 1:  # noqa: SIM102
         if mine:
-            _normalise(norms[0], flags_ptr, sizes[0][4], 0, chain)
+            normalise(norms[0], flags_ptr, sizes[0][4], 0, chain)
     m, n = _stage(outs[1], scales[1], ring, gathering, sizes[1], flags_ptr + 2, m, n, INDEX, True, gate_up)
     m, n = _stage(outs[2], scales[2], ring, gathering, sizes[2], flags_ptr + 3, m, n, INDEX, not last, down)
     if not last:
         if INDEX == 1:  # noqa: SIM102
             if mine:
-                _normalise(norms[1], flags_ptr, sizes[2][4], 3, chain)
+                normalise(norms[1], flags_ptr, sizes[2][4], 3, chain)
         _stage(outs[3], scales[3], ring, gathering, sizes[3], flags_ptr, m, n, INDEX, False, qkv)
     if INDEX == 1:  # noqa: SIM102
         if mine:
-            _leave(flags_ptr, leavers)
+            _leave(flags_ptr, leavers, _COUNTS)
 
 
 @gluon.jit
@@ -309,6 +319,8 @@ class Chain:
     norm_width: int  # a power of two that E is no more than
     reads: bool = False  # how who waits for a count asks for it
 
+    per_token = False  # scales of inputs are static
+
 
 @frozen(eq=False, kw_only=True)
 class Linear:
@@ -360,7 +372,7 @@ def launch_chain(
     programs = processors(device)
     assert tokens <= programs, (tokens, programs)
     parts = x_TI.new_empty(programs * chain.o.part_size, dtype=torch.float32)
-    counted = counters(device, max(tiles) * chain.o.teams + _FLAGS)
+    counted = counters(device, max(tiles) * chain.o.teams + FLAGS)
     described = [_described(each, chain.o.tokens, chain.o) for each in (x_TI, h_TE, a_TF, next_h_TE)]
     weights = [_described(each.weight_OI, chain.o.rows, chain.o) for each in (o, down, fourth)]
     launch(
@@ -369,7 +381,7 @@ def launch_chain(
         described[1], gate_up.x_scale, described_gated(gate_up.weight_OI, chain.gate_up), gate_up.scale_O1,
         a_TF, described[2], down.x_scale, weights[1], down.scale_O1,
         down_TE, next_norm.weight_E, next_total_TE, next_h_TE, described[3], fourth.x_scale, weights[2], fourth.scale_O1,
-        q_TQ, parts, counted[_FLAGS:], counted[:_FLAGS], norm.eps,
+        q_TQ, parts, counted[FLAGS :], counted[: FLAGS], norm.eps,
         tokens, programs + tokens, residual_TE.shape[1], len(gate_up.weight_OI), len(fourth.weight_OI),
         *(size for pair in zip(steps, tiles, strict=True) for size in pair),
         chain=chain, num_warps=4, maxnreg=chain.o.most_registers, **DEPENDENT,

@@ -32,26 +32,18 @@ from paddock_triton.launch import launch
 from paddock_triton.linear_ring_gated import _to_fp8
 from paddock_triton.ops_activation import silu_times
 from paddock_triton.ops_linear_int4 import _FP8_DEEP, _described, _ring, _spec
-from paddock_triton.ring import ALL_REGISTERS, ROWS, place_of, steps_of
+from paddock_triton.ring import ALL_REGISTERS, ROWS, piece_of, steps_of
 from paddock_triton.ring_parts import finish, gathered, gathering_of, nothing, store
 from paddock_triton.rows import blocks_of, power_of_2
-from tests.bench.chain_candidate import Norm, _ask_for, _count, _fence, _wait_for
+from tests.bench.chain_candidate import FLAGS, Norm, _count, _fence, _leave, _wait_for, normalise, token_scale
 
 MOST_TOKENS = 16  # of deep tiles for all weights
 SLOTS, SLICE = 9, 2048
-_FLAGS = 8  # counts, in the order of what is counted: tiles of o, normalised tokens, tiles of gate and up, slices whose largest
-# is known, slices in FP8, tiles of down, normalised tokens, and who needs none of these any longer
-_MIN_SCALE = gl.constexpr(1.0 / (448.0 * 512.0))
-
-
-@gluon.jit
-def _leave(flags_ptr: gl.tensor, most_ptr: gl.tensor, tokens: gl.tensor, all_of_them: gl.tensor) -> None:
-    """Say that this role looks at no count any more; the last of all sets them, and the largest magnitudes, to zero."""
-    if gl.atomic_add(flags_ptr + 7, 1, sem="acq_rel") == all_of_them - 1:
-        for flag in gl.static_range(8):
-            gl.store(flags_ptr + flag, 0)
-        for token in range(tokens):
-            gl.store(most_ptr + token, 0.0)
+# Counts, in the order of what is counted: tiles of o, normalised tokens, tiles of gate and up, slices whose largest is known,
+# slices in FP8, tiles of down, normalised tokens, who needs none of these any longer; behind them each token's largest magnitude,
+# whose zero has the same bits.
+COUNTS = FLAGS + MOST_TOKENS
+_COUNTS = gl.constexpr(COUNTS)
 
 
 @gluon.jit
@@ -59,13 +51,12 @@ def _copy_stage(
     sources: gl.tuple, ring: gl.tuple, sizes: gl.tuple, m: gl.tensor, TOKENS: gl.constexpr, spec: gl.constexpr
 ) -> gl.tensor:
     """Copy a product's weights, or its tokens, from step m of the ring on; return the step after them."""
-    _tokens, outputs, _blocks, span, _tiles, _token_tiles = sizes
+    _tokens, outputs, _blocks, _span, _tiles, _token_tiles = sizes
     first, count = steps_of(sizes, spec)
     lines = (outputs + ROWS - 1) // ROWS * 32  # of a block
     t = first * 0
     while t < count:
-        tile, block = place_of(first, t, sizes, spec)
-        taken = gl.minimum(span - block, count - t)
+        tile, block, taken = piece_of(first, t, count, sizes, spec)
         for step in range(taken):
             if TOKENS:
                 _copy_tokens(sources, ring, m + t + step, tile * 0, block + step, spec)
@@ -91,8 +82,7 @@ def _weights(sources: gl.tuple, ring: gl.tuple, sizes: gl.tuple, chain: gl.const
 
 @gluon.jit
 def _tokens(
-    sources: gl.tuple, ring: gl.tuple, sizes: gl.tuple, flags_ptr: gl.tensor, most_ptr: gl.tensor, slices: gl.tensor,
-    chain: gl.constexpr,
+    sources: gl.tuple, ring: gl.tuple, sizes: gl.tuple, flags_ptr: gl.tensor, slices: gl.tensor, chain: gl.constexpr,
 ) -> None:  # fmt: skip
     """Copy all tokens, those of a product once all are there: one warp."""
     o: gl.constexpr = chain.o
@@ -111,7 +101,7 @@ def _tokens(
     _wait_for(flags_ptr + 6, tokens, chain.reads)
     _fence()
     _copy_stage(sources[3], ring, sizes[3], m, True, qkv)
-    _leave(flags_ptr, most_ptr, tokens, 2 * gl.num_programs(0))
+    _leave(flags_ptr, 2 * gl.num_programs(0), _COUNTS)
 
 
 @gluon.jit
@@ -120,12 +110,10 @@ def _stage(
     INDEX: gl.constexpr, COUNTED: gl.constexpr, spec: gl.constexpr,
 ) -> gl.tuple:  # fmt: skip
     """Multiply what is this team's of a product, from step m and piece n on; return what comes after them."""
-    _tokens, _outputs, _blocks, span, _tiles, _token_tiles = sizes
     first, count = steps_of(sizes, spec)
     t = first * 0
     while t < count:
-        tile, block = place_of(first, t, sizes, spec)
-        taken = gl.minimum(span - block, count - t)
+        tile, block, taken = piece_of(first, t, count, sizes, spec)
         nothing_RN = nothing(spec)
         accs = (nothing_RN, nothing_RN, nothing_RN, nothing_RN)
         for step in range(m + t, m + t + taken):
@@ -142,32 +130,6 @@ def _stage(
         n += 1
         t += taken
     return m + count, n
-
-
-@gluon.jit
-def _normalise(norm: gl.tuple, flags_ptr: gl.tensor, tiles: gl.tensor, AT: gl.constexpr, chain: gl.constexpr) -> None:
-    """Add a product's token to the residual and normalise the sum into FP8 by its own scale, once all tiles are there: a team."""
-    delta_ptr, residual_ptr, weight_ptr, total_ptr, h_ptr, scale_ptr, width, eps = norm
-    size: gl.constexpr = chain.norm_width
-    layout: gl.constexpr = gl.BlockedLayout([8], [32], [4], [0])
-    e_E = gl.arange(0, size, layout)
-    inside_E = e_E < width
-    row_E = gl.program_id(0) * width + e_E
-    residual_E = gl.load(residual_ptr + row_E, mask=inside_E, other=0.0)
-    _ask_for(weight_ptr, gl.where(inside_E, e_E, 0))
-    _wait_for(flags_ptr + AT, tiles, chain.reads)
-    delta_E = gl.load(delta_ptr + row_E, mask=inside_E, other=0.0, cache_modifier=".cg")
-    total_E = (residual_E.to(gl.float32) + delta_E.to(gl.float32)).to(total_ptr.dtype.element_ty)
-    gl.store(total_ptr + row_E, total_E, mask=inside_E)
-    x_E = total_E.to(gl.float32)
-    inverse = gl.rsqrt(gl.sum(x_E * x_E, 0) / width + eps)
-    weight_E = gl.load(weight_ptr + e_E, mask=inside_E, other=0.0)
-    y_E = (x_E * inverse).to(total_ptr.dtype.element_ty).to(gl.float32) * weight_E.to(gl.float32)
-    y_E = y_E.to(total_ptr.dtype.element_ty).to(gl.float32)
-    scale = gl.maximum(gl.div_rn(gl.max(gl.abs(y_E), 0), 448.0), _MIN_SCALE)
-    gl.store(scale_ptr + gl.program_id(0), scale)
-    gl.store(h_ptr + row_E, _to_fp8(y_E, scale), mask=inside_E)
-    _count(flags_ptr + (AT + 1))
 
 
 @gluon.jit
@@ -196,7 +158,7 @@ def _activate(act: gl.tuple, flags_ptr: gl.tensor, tiles: gl.tensor, tokens: gl.
     while unit < slices:
         token, column_E = unit // each, unit % each * size + e_E
         inside_E = column_E < width
-        scale = gl.maximum(gl.div_rn(gl.load(most_ptr + token, cache_modifier=".cg"), 448.0), _MIN_SCALE)
+        scale = token_scale(gl.load(most_ptr + token, cache_modifier=".cg"))
         h_E = gl.load(h_ptr + token * width + column_E, mask=inside_E, other=0.0)
         gl.store(a_ptr + token * width + column_E, _to_fp8(h_E.to(gl.float32), scale), mask=inside_E)
         gl.store(scale_ptr + token, scale)
@@ -220,17 +182,17 @@ def _team(
     m, n = _stage(outs[0], ring, gathering, sizes[0], flags_ptr, zero, zero, INDEX, True, o)
     if INDEX == 1:  # noqa: SIM102
         if mine:
-            _normalise(norms[0], flags_ptr, sizes[0][4], 0, chain)
+            normalise(norms[0], flags_ptr, sizes[0][4], 0, chain)
     m, n = _stage(outs[1], ring, gathering, sizes[1], flags_ptr + 2, m, n, INDEX, True, gate_up)
     if INDEX == 1:
         _activate(act, flags_ptr, sizes[1][4], tokens, chain)
     m, n = _stage(outs[2], ring, gathering, sizes[2], flags_ptr + 5, m, n, INDEX, True, down)
     if INDEX == 1:  # noqa: SIM102
         if mine:
-            _normalise(norms[1], flags_ptr, sizes[2][4], 5, chain)
+            normalise(norms[1], flags_ptr, sizes[2][4], 5, chain)
     _stage(outs[3], ring, gathering, sizes[3], flags_ptr, m, n, INDEX, False, qkv)
     if INDEX == 1:
-        _leave(flags_ptr, act[4], tokens, 2 * gl.num_programs(0))
+        _leave(flags_ptr, 2 * gl.num_programs(0), _COUNTS)
 
 
 @gluon.jit
@@ -250,7 +212,7 @@ def _work(
             (_team, (outs, norms, act, ring, gathering, sizes, flags_ptr, 2, chain)),
             (_team, (outs, norms, act, ring, gathering, sizes, flags_ptr, 3, chain)),
             (_weights, (sources, ring, sizes, chain)),
-            (_tokens, (sources, ring, sizes, flags_ptr, act[4], act[6], chain)),
+            (_tokens, (sources, ring, sizes, flags_ptr, act[6], chain)),
         ],
         [4, 4, 4, 1, 1],
         [team, team, team, 24, 24],
@@ -307,6 +269,8 @@ class Int4Chain:
     slice: int  # features of gate and up that are activated at once
     reads: bool = False  # how who waits for a count asks for it
 
+    per_token = True  # inputs have scales of their own
+
 
 def chain_of(
     tokens: int, weights: tuple[Int4Weight, ...], *, shared: bool = True, slots: int = SLOTS, depth: int = 1, reads: bool = False
@@ -341,15 +305,15 @@ def launch_chain(
     parts = residual_TE.new_empty(programs * chain.o.part_size, dtype=torch.float32)
     tiles = [blocks_of(each.form.outputs, chain.o.rows) for each in weights]
     steps = [blocks_of(each.form.blocks, chain.o.pieces) for each in weights]
-    counted = counters(device, max(tiles) * chain.o.teams + _FLAGS + MOST_TOKENS)
+    counted = counters(device, max(tiles) * chain.o.teams + COUNTS)
     inputs = (x.values_TI, h_TE, a_TF, next_h_TE)
     described = [_described(*pair, None, chain.o)[:4] for pair in zip(weights, inputs, strict=True)]
     launch(
         _chain_kernel, (programs,),
         *(each for stage in described for each in stage), x.scale, h_scale_T1, a_scale_T1, next_scale_T1,
         delta_TE, residual_TE, norm.weight_E, total_TE, h_TE, gate_up_TO, h_TF, a_TF,
-        counted[_FLAGS : _FLAGS + MOST_TOKENS].view(torch.float32), down_TE, next_norm.weight_E, next_total_TE, next_h_TE, q_TQ,
-        parts, counted[_FLAGS + MOST_TOKENS :], counted[:_FLAGS], norm.eps, tokens, slices, embed, gates, outputs,
+        counted[FLAGS:COUNTS].view(torch.float32), down_TE, next_norm.weight_E, next_total_TE, next_h_TE, q_TQ,
+        parts, counted[COUNTS :], counted[:COUNTS], norm.eps, tokens, slices, embed, gates, outputs,
         *(size for pair in zip(steps, tiles, strict=True) for size in pair),
         chain=chain, num_warps=4, maxnreg=chain.o.most_registers, **DEPENDENT,
     )  # fmt: skip

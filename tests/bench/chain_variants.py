@@ -46,13 +46,14 @@ class Layer:
     qkv: Linear
 
     @classmethod
-    def random(cls, name: str, device: torch.device) -> Layer:
-        """Return weights of a model's widths, with scales that keep every value well inside FP8."""
+    def made(cls, name: str, device: torch.device, *, drawn: bool = True) -> Layer:
+        """Return weights of a model's widths, with scales that keep every value well inside FP8; not `drawn`, anybody's."""
         embed, feed, outputs = WIDTHS[name]
 
         def linear(rows: int, columns: int, x_scale: float) -> Linear:
             weight_OI = torch.empty(rows, columns, dtype=FP8, device=device)
-            weight_OI.copy_(torch.randn(rows, columns, dtype=torch.bfloat16, device=device))
+            if drawn:
+                weight_OI.copy_(torch.randn(rows, columns, dtype=torch.bfloat16, device=device))
             scale_O1 = torch.full((rows, 1), columns**-0.5, device=device)
             return Linear(weight_OI=weight_OI, scale_O1=scale_O1, x_scale=torch.tensor(x_scale, device=device))
 
@@ -127,8 +128,8 @@ def variants(tokens: int, only: tuple[str, ...] = ()) -> Iterator[tuple[str, boo
 
 def _timed(name: str, tokens: int) -> None:
     device = torch.device("cuda")
-    first = Layer.random(name, device)
-    layers = [first, *(Layer.random(name, device) for _ in range(int(LAYERS_BYTES / first.nbytes(following=True))))]
+    first = Layer.made(name, device)
+    layers = [first, *(Layer.made(name, device) for _ in range(int(LAYERS_BYTES / first.nbytes(following=True))))]
     inputs = _inputs(name, tokens, device)
     for following in (False, True):
         what = f"{name} {tokens} tokens, to {'the next q, k and v' if following else 'down'}"
@@ -163,22 +164,10 @@ def main(counts: tuple[int, ...], only: tuple[str, ...], compiling: bool) -> Non
                     _timed(name, tokens)
             continue
         for name, following, cut in variants(tokens, only):
-            layer = _bare(name)
+            layer = Layer.made(name, torch.device("cpu"), drawn=False)
             layer.chained(*_inputs(name, tokens, torch.device("cpu")), following=following, change=CUTS[cut])
             click.echo(f"{name} {tokens} tokens, {cut}, {'to the next' if following else 'to down':12} {described(made[-1])}")
     click.echo(f"triton {triton.__version__}")
-
-
-def _bare(name: str) -> Layer:
-    """Return weights that nobody wrote."""
-    embed, feed, outputs = WIDTHS[name]
-
-    def linear(rows: int, columns: int) -> Linear:
-        return Linear(weight_OI=torch.empty(rows, columns, dtype=FP8), scale_O1=torch.empty(rows, 1), x_scale=torch.ones(()))
-
-    norm = Norm(weight_E=torch.empty(embed, dtype=torch.bfloat16), eps=1e-5)
-    o, gate_up, down, qkv = linear(embed, embed), linear(2 * feed, embed), linear(embed, feed), linear(outputs, embed)
-    return Layer(o=o, norm=norm, gate_up=gate_up, down=down, next_norm=norm, qkv=qkv)
 
 
 if __name__ == "__main__":

@@ -201,6 +201,15 @@ class Device:
         for error in self.failures[:1]:
             raise error
 
+    def run_behind(
+        self, last: Callable[[], None], kernel: Any, programs: int, arguments: Any, options: Any, **early: int
+    ) -> None:
+        """Run a kernel that starts while the one before it still runs, which does `last` when `end_before` says."""
+        before = threading.Thread(target=self.end_before, args=(last,), kwargs=early, daemon=True)
+        before.start()
+        self.run(kernel, programs, arguments, options)
+        before.join()
+
     def end_before(self, last: Callable[[], None], *, waiting: int, asked: int) -> None:
         """Be the kernel before: do `last` only when so many roles wait for it and so many copies have been asked for."""
         with self.early:

@@ -6,7 +6,6 @@ T tokens, E embed, F feed-forward, Q outputs of q, k and v.
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -85,11 +84,8 @@ def _run(given: Given, programs: int, seed: int, counted: Tensor, *, shared: boo
         kernel: Any, grid: tuple[int], *args: Any, num_warps: int, maxnreg: Any, launch_pdl: bool = False, **options: Any
     ) -> None:
         tile = options["chain"].o
-        early = {"waiting": grid[0] * (tile.teams + 1), "asked": grid[0] * tile.pieces}  # all but who copies weights
-        before = threading.Thread(target=device.end_before, args=(given.arrive,), kwargs=early, daemon=True)
-        before.start()
-        device.run(kernel, grid[0], args, options)
-        before.join()
+        waiting, asked = grid[0] * (tile.teams + 1), grid[0] * tile.pieces  # all but who copies weights
+        device.run_behind(given.arrive, kernel, grid[0], args, options, waiting=waiting, asked=asked)
 
     with pytest.MonkeyPatch.context() as patch:
         for module in (linear_ring, chain_candidate):

@@ -8,7 +8,6 @@ T tokens, E embed, F feed-forward, Q outputs of q, k and v.
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -105,11 +104,8 @@ def _run(given: Given, programs: int, seed: int, counted: Tensor, *, shared: boo
     def launch(
         kernel: Any, grid: tuple[int], *args: Any, num_warps: int, maxnreg: Any, launch_pdl: bool = False, **options: Any
     ) -> None:
-        early = {"waiting": grid[0] * 5, "asked": grid[0] * (options["chain"].o.pieces + 2)}  # codes of a step, scales, zeros
-        before = threading.Thread(target=device.end_before, args=(given.arrive,), kwargs=early, daemon=True)
-        before.start()
-        device.run(kernel, grid[0], args, options)
-        before.join()
+        waiting, asked = grid[0] * 5, grid[0] * (options["chain"].o.pieces + 2)  # codes of a step, scales, zeros
+        device.run_behind(given.arrive, kernel, grid[0], args, options, waiting=waiting, asked=asked)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chain_int4_candidate, "processors", lambda _device: programs)

@@ -5,7 +5,6 @@ T tokens, I input features, O output features.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -127,11 +126,8 @@ def _threads(given: Given, programs: int, seed: int, counted: Tensor) -> Iterato
     ) -> None:
         tile = options["spec"]
         assert grid[0] <= programs
-        early = {"waiting": grid[0] * (tile.teams + 1), "asked": grid[0] * tile.pieces}  # all but who copies weights
-        before = threading.Thread(target=device.end_before, args=(given.arrive,), kwargs=early, daemon=True)
-        before.start()
-        device.run(kernel, grid[0], args, options)
-        before.join()
+        waiting, asked = grid[0] * (tile.teams + 1), grid[0] * tile.pieces  # all but who copies weights
+        device.run_behind(given.arrive, kernel, grid[0], args, options, waiting=waiting, asked=asked)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(linear_ring, "launch", launch)

@@ -154,13 +154,13 @@ class Runner:
     def _launch(self, step: Step) -> Launched:
         self._admit(step.admissions)
         self._slots.grant(step.pages)
-        host = lay_out(step, self._slots)
-        if self._padded is not None and not self._prompt_logprobs.wants(step):
+        host, every_row = lay_out(step, self._slots), self._prompt_logprobs.wants(step)
+        if self._padded is not None and not every_row:
             shape = self._padded.shape_for(host)
             if shape is not None:
                 return self._launch_padded(step, host, shape, self._padded)
         batch = send(host, self._slots, self._last_token_S)
-        if not self._prompt_logprobs.wants(step):
+        if not every_row:
             x_RE = self._forward(batch.token_ids_T, batch.inputs, batch.sampled_T)
             return self._send(step, batch.sample, self._sample(batch.sample, x_RE), {})
         x_TE = self._forward(batch.token_ids_T, batch.inputs)

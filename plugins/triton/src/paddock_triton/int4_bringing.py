@@ -14,7 +14,7 @@ from triton.experimental.gluon.language.nvidia.hopper import tma
 from triton.language.extra.cuda import gdc_wait
 
 from paddock_triton.int4_spec import LATE_GROUPS, LATE_SLOTS
-from paddock_triton.ring import ROWS, STEP, free_slot, place_of, steps_of
+from paddock_triton.ring import ROWS, STEP, free_slot, piece_of, steps_of
 
 
 @gluon.jit
@@ -54,13 +54,12 @@ def _copy_late_weight(
 @gluon.jit
 def weight_copier(sources: gl.tuple, ring: gl.tuple, late: gl.tuple, sizes: gl.tuple, spec: gl.constexpr) -> None:
     """Copy every step's part of the weight as slots become free, the first while the kernel before still runs: one warp."""
-    _tokens, outputs, blocks, span, _tiles, token_tiles = sizes
+    _tokens, outputs, blocks, _span, _tiles, token_tiles = sizes
     first, count = steps_of(sizes, spec)
     lines = (outputs + ROWS - 1) // ROWS * 32  # of a block
     t, m, u = first * 0, first * 0, first * 0
     while t < count:
-        tile, block = place_of(first, t, sizes, spec)
-        taken = gl.minimum(span - block, count - t)
+        tile, block, taken = piece_of(first, t, count, sizes, spec)
         row, line = tile // token_tiles * spec.rows, block * spec.pieces * lines + tile // token_tiles * (spec.rows // 2)
         stop = gl.minimum(block + taken, blocks)
         for step in range(block, stop):
@@ -100,13 +99,12 @@ def _copy_late_tokens(
 @gluon.jit
 def token_copier(sources: gl.tuple, ring: gl.tuple, late: gl.tuple, sizes: gl.tuple, spec: gl.constexpr) -> None:
     """Copy every step's part of x, and late steps' sums, as slots become free: one warp."""
-    tokens, _outputs, blocks, span, _tiles, token_tiles = sizes
+    tokens, _outputs, blocks, _span, _tiles, token_tiles = sizes
     gdc_wait()
     first, count = steps_of(sizes, spec)
     t, m, u = first * 0, first * 0, first * 0
     while t < count:
-        tile, block = place_of(first, t, sizes, spec)
-        taken = gl.minimum(span - block, count - t)
+        tile, block, taken = piece_of(first, t, count, sizes, spec)
         token, stop = tile % token_tiles * spec.tokens, gl.minimum(block + taken, blocks)
         for step in range(block, stop):
             _copy_tokens(sources, ring, m, token, step, spec)

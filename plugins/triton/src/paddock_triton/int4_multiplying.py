@@ -27,7 +27,7 @@ from paddock_triton.int4_codes import (
     zero_bytes,
 )
 from paddock_triton.int4_spec import LATE_SLOTS
-from paddock_triton.ring import place_of, role_barrier, steps_of
+from paddock_triton.ring import piece_of, role_barrier, steps_of
 from paddock_triton.ring_parts import finish, gathered, nothing, store
 
 
@@ -222,13 +222,12 @@ def multiplier(
     outs: gl.tuple, ring: gl.tuple, late: gl.tuple, gathering: gl.tuple, sizes: gl.tuple, INDEX: gl.constexpr, spec: gl.constexpr
 ) -> None:  # fmt: skip
     """Multiply the halves of every tile that are this team's: four warps."""
-    _tokens, _outputs, blocks, span, _tiles, _token_tiles = sizes
+    _tokens, _outputs, blocks, _span, _tiles, _token_tiles = sizes
     gdc_wait()
     first, count = steps_of(sizes, spec)
     t, m, u, n = first * 0, first * 0, first * 0, first * 0
     while t < count:
-        tile, block = place_of(first, t, sizes, spec)
-        taken = gl.minimum(span - block, count - t)
+        tile, block, taken = piece_of(first, t, count, sizes, spec)
         stop = m + gl.maximum(gl.minimum(taken, blocks - block), 0)
         nothing_RN = nothing(spec)
         accs = (nothing_RN, nothing_RN, nothing_RN, nothing_RN)

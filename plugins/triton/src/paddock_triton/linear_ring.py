@@ -37,7 +37,7 @@ from paddock_triton.dependence import DEPENDENT
 from paddock_triton.launch import launch
 from paddock_triton.linear_ring_gated import described_gated, row_of, store_gated
 from paddock_triton.linear_ring_spec import RingTile
-from paddock_triton.ring import ROWS, barriers, free_slot, place_of, role_barrier, steps_of
+from paddock_triton.ring import ROWS, barriers, free_slot, piece_of, role_barrier, steps_of
 from paddock_triton.ring_parts import finish, gathered, gathering_of, nothing, store
 from paddock_triton.rows import ALIGNED, aligned, blocks_of
 
@@ -91,14 +91,13 @@ def _copy(
 @gluon.jit
 def _copier(source: tma.tensor_descriptor, ring: gl.tuple, sizes: gl.tuple, TOKENS: gl.constexpr, spec: gl.constexpr) -> None:
     """Copy every step's weights, the first while the kernel before still runs, or its tokens, after it: one warp."""
-    _tokens, _outputs, _blocks, span, _tiles, token_tiles = sizes
+    _tokens, _outputs, _blocks, _span, _tiles, token_tiles = sizes
     if TOKENS:
         gdc_wait()
     first, count = steps_of(sizes, spec)
     t = first * 0
     while t < count:
-        tile, block = place_of(first, t, sizes, spec)
-        taken = gl.minimum(span - block, count - t)
+        tile, block, taken = piece_of(first, t, count, sizes, spec)
         line = tile % token_tiles * spec.tokens if TOKENS else tile // token_tiles * spec.rows
         for step in range(taken):
             _copy(source, ring, t + step, line, block + step, TOKENS, spec)
@@ -151,13 +150,11 @@ def _multiplier(
     The first team adds up all teams' sums, scales them and writes them or keeps them as a part: what is scaled before parts meet
     need not be after.
     """
-    _tokens, _outputs, _blocks, span, _tiles, _token_tiles = sizes
     gdc_wait()
     first, count = steps_of(sizes, spec)
     t, n = first * 0, first * 0
     while t < count:
-        tile, block = place_of(first, t, sizes, spec)
-        taken = gl.minimum(span - block, count - t)
+        tile, block, taken = piece_of(first, t, count, sizes, spec)
         nothing_RN = nothing(spec)
         if spec.item == 1:
             scale_R = _row_scales(scales, tile, sizes, spec)

@@ -101,10 +101,11 @@ def steps_of(sizes: gl.tuple, spec: gl.constexpr) -> gl.tuple:
 
 
 @gluon.jit
-def place_of(first: gl.tensor, t: gl.tensor, sizes: gl.tuple, spec: gl.constexpr) -> gl.tuple:
-    """Return the tile of this program's step t, and which of the tile's it is."""
+def piece_of(first: gl.tensor, t: gl.tensor, count: gl.tensor, sizes: gl.tuple, spec: gl.constexpr) -> gl.tuple:
+    """Return the tile of this program's step t, of `count`, which of the tile's it is, and how many it takes of it from there."""
     _tokens, _outputs, _blocks, span, _tiles, _token_tiles = sizes
-    return place_in(gl.program_id(0), gl.num_programs(0), first, t, span, spec.shared)
+    tile, block = place_in(gl.program_id(0), gl.num_programs(0), first, t, span, spec.shared)
+    return tile, block, gl.minimum(span - block, count - t)
 
 
 @gluon.jit
