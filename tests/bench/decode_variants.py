@@ -35,7 +35,7 @@ BANDWIDTH = 4.3e12  # bytes a second
 CHECKED = [(0, 1), (70, 1), (63, 1), (64, 1), (300, 1), (1000, 1)]  # (tokens there, new ones)
 TIMED = {step.name: step for step in STEPS if step.decodes and not step.prompts and not step.in_fp8}
 
-PAIRS = Tile(block_m=16, block_n=64, warps=4, stages=3, tma=True, pairs=True)
+PAIRS = Tile(block_m=16, block_n=64, warps=4, stages=4, pairs=True, masked=True)
 WIDE = Tile(block_m=32, block_n=64, warps=2, stages=4, tma=True, pairs=True)
 
 
@@ -65,8 +65,9 @@ class Cut:
 
 LLAMA_70B: dict[str, Cut] = {
     "served": Cut(),
-    "4 stages": Cut(tile=evolve(PAIRS, stages=4)),
-    "2 warps, pointers": Cut(tile=evolve(PAIRS, warps=2, stages=4, tma=False)),
+    "3 stages": Cut(tile=evolve(PAIRS, stages=3)),
+    "2 warps": Cut(tile=evolve(PAIRS, warps=2)),
+    "copy engine, the last tile apart": Cut(tile=evolve(PAIRS, stages=3, tma=True, masked=False)),
     "no pairs": Cut(tile=evolve(PAIRS, pairs=False)),
     "3 programs": Cut(programs=3),
 }

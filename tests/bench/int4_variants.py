@@ -12,7 +12,6 @@ that multiplies.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -63,7 +62,6 @@ class Candidate:
         """Return what the tile is, a star where it is what runs now."""
         tile = self.tile
         marks = "".join(f" {word}" for word in ("shared", "late", "deep") if getattr(tile, word))
-        marks += f" x {tile.depth}" if tile.depth > 1 else ""
         star = "*" if tile in _running(self.fp8) else ""
         kind = "fp8" if self.fp8 else "bf16"
         cut = f"n{tile.tokens} h{tile.halves} t{tile.teams} c{tile.cuts} s{tile.slots} r{tile.registers}"
@@ -84,10 +82,6 @@ def _candidates() -> Iterator[Candidate]:
     few = [ops_linear_int4._FP8[8], ops_linear_int4._FP8[16]]
     for tile in (*few, *(evolve(tile, registers=2048) for tile in few), *deep, evolve(deep[0], registers=2048)):
         yield Candidate(tile=tile, fp8=True, fewest=tile.tokens // 2 + 1 if tile.tokens > 8 else 1, most=tile.tokens)
-    for tile, slots in itertools.product(deep[:4], (3, 4, 5)):
-        deeper = evolve(tile, depth=2, slots=slots)
-        if (tile.tokens, slots) != (16, 5):  # more than shared memory holds
-            yield Candidate(tile=deeper, fp8=True, fewest=1 if tile.tokens == 8 else 9, most=tile.tokens)
     for shared in (True, False):
         yield Candidate(tile=evolve(ops_linear_int4._HALVES[8], shared=shared), fp8=False, fewest=1, most=8)
     yield Candidate(tile=evolve(ops_linear_int4._HALVES[8], deep=False), fp8=False, fewest=1, most=8)

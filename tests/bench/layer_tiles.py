@@ -63,17 +63,17 @@ def candidates(stack: Stack, rows: int) -> Iterator[tuple[str, Patch]]:
         fewer = linear_ring.TILES[tokens].slots - 1
         yield from ((f"ring {each}", _ring(tokens, **each)) for each in ({"registers": other}, {"slots": fewer}))
     elif tokens in ops_linear_int4._FP8_DEEP and stack.plan.fp8_inputs_from is not None:
-        changes = ({"depth": 2, "slots": slots} for slots in {8: (3, 4, 5), 16: (3, 4)}.get(tokens, ()))
-        yield from ((f"int4 {each}", _deep(tokens, **each)) for each in ({"slots": 2}, *changes))
+        yield from ((f"int4 {each}", _deep(tokens, **each)) for each in ({"slots": 2}, {"slots": 3}))
     if stack.plan.kv_cache_dtype == "fp8":
-        yield from ((f"attention {each}", _attention(**each)) for each in ({"stages": 2}, {"warps": 8}))
+        last_apart = {"masked": False, "tma": True, "stages": 3}
+        yield from ((f"attention {each}", _attention(**each)) for each in ({"stages": 3}, last_apart))
     yield served
 
 
 @click.command()
 @click.argument("model")
 @click.option("--rows", type=click.IntRange(1, 64), default=1, show_default=True)
-@click.option("--context", type=int, default=192, show_default=True)
+@click.option("--context", type=int, default=230, show_default=True)
 @click.option("--layers", type=int, help="So many of the model's layers alone.")
 @click.option("--int4-compute", default="auto", show_default=True)
 def main(model: str, rows: int, context: int, layers: int | None, int4_compute: str) -> None:

@@ -30,12 +30,6 @@ _KEPT = {
     "zeros_like": torch.zeros_like,
     "split": lambda values: values.unbind(-1),
     "div_rn": lambda a, b: a / b,
-    "sum": lambda values, axis: values.sum(axis),
-    "rsqrt": torch.rsqrt,
-    "max": lambda values, axis: values.amax(axis),
-    "abs": torch.abs,
-    "maximum": max,
-    "where": lambda condition, values, other: torch.where(condition, values, other),
     "fma": lambda a, b, c: a * b + c,
 }
 _TRITON = SimpleNamespace(
@@ -71,10 +65,6 @@ class Pointer:
     def __add__(self, offset: Any) -> Pointer:
         """Return the places so much further on."""
         return Pointer(self.memory, self.at + offset)
-
-    def to(self, _dtype: object) -> Pointer:
-        """Return the places, which are numbers already."""
-        return self
 
 
 class Shared:
@@ -268,18 +258,12 @@ class Device:
 
             @staticmethod
             def atomic_add(at: Pointer, number: int, sem: str) -> int:
-                assert sem in (("release", "acq_rel") if number else ("acquire",))
+                assert sem == ("release" if number else "acquire")
                 with device.lock:
                     found = int(at.memory[at.at])
                     at.memory[at.at] += number
                 device.hold_on()
                 return found
-
-            @staticmethod
-            def atomic_max(at: Pointer, number: Tensor, sem: str) -> None:
-                assert sem == "relaxed"
-                with device.lock:
-                    at.memory[at.at] = max(at.memory[at.at], number)
 
             @staticmethod
             def warp_specialize(roles: list[Any], warps: list[int], _registers: object) -> None:
@@ -317,9 +301,7 @@ class Device:
         )
 
 
-def _load(at: Pointer, mask: Any = None, other: Any = None, cache_modifier: str = "", volatile: bool = False) -> Tensor:
-    if volatile:
-        time.sleep(0)  # lets others write
+def _load(at: Pointer, mask: Any = None, other: Any = None, cache_modifier: str = "") -> Tensor:
     place = torch.as_tensor(at.at)
     if mask is None:
         return at.memory[place].as_subclass(Sums)

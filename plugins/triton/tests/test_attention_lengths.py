@@ -66,6 +66,17 @@ def test_uneven_and_long_sequences_are_split_and_joined(lens: list[int], dtypes:
             _check(backend.attend(q_THD, kv, prepared, AttentionParams(scale=0.125)), q_THD, kv, inputs, str(dtype))
 
 
+def test_a_decode_of_few_tiles_stays_whole_and_a_longer_one_is_cut(device: torch.device) -> None:
+    """To join pieces takes longer than four tiles do one after the other; what is cut has pieces of three at least."""
+    from paddock_triton.attention_schedule import decode_units
+
+    units = decode_units(_inputs([256, 257, 1, 1000], 1000, device), window=None, wanted=60, tile=64, heads=2)
+    live = [row[:6] for row in units.units_U8.tolist() if row[0] >= 0]
+    assert [row[:4] for row in live[:4]] == [[0, 0, 256, 1], [1, 0, 192, 2], [1, 192, 257, 2], [2, 0, 1, 1]]
+    assert [row[1:3] for row in live[4:]] == [[at, min(at + 192, 1000)] for at in range(0, 1000, 192)]
+    assert {tuple(row[3:]) for row in live[4:]} == {(6, 4, 1000)}
+
+
 def test_a_chunk_without_tokens_is_nobodys_work(device: torch.device) -> None:
     """Its tile would read a page beyond the sequence's last; the others' tiles are what they are without it."""
     from paddock_triton.attention_schedule import prefill_units

@@ -29,7 +29,8 @@ class Tile:
     """Rows of queries and of keys a program holds, and how Triton is to schedule it.
 
     `tma` uses the copy engine where a tile lies within a page. `pairs` reads FP8 values two at a time, as 16-bit words: only
-    those does the tensor core's transposing load know; single bytes cost a load each.
+    those does the tensor core's transposing load know; single bytes cost a load each. A decode's tile that is `masked` masks all
+    tiles of keys alike, so that the last, of fewer keys, is asked for ahead as the others are, and not behind them.
     """
 
     block_m: int
@@ -38,6 +39,7 @@ class Tile:
     stages: int
     tma: bool = False
     pairs: bool = False
+    masked: bool = False
 
 
 @frozen(kw_only=True)
@@ -61,6 +63,8 @@ class Spec:
     window: int
     softcap: float
     in_fp8: bool
+    masked: bool
+    stages: int
 
     @classmethod
     def of(cls, q_THD: Tensor, kv: LayerKV, params: AttentionParams, tile: Tile) -> Spec:
@@ -84,6 +88,8 @@ class Spec:
             window=params.window or 0,
             softcap=params.softcap or 0.0,
             in_fp8=params.in_fp8,
+            masked=tile.masked,
+            stages=tile.stages,
         )
 
     @property
@@ -103,8 +109,20 @@ class Spec:
 
     @property
     def tail_stages(self) -> int:
-        """Return the stages of the masked tiles' loop: few tiles, unless a window masks them all."""
+        """Return the stages of a prompt's masked tiles' loop: few tiles, unless a window masks them all."""
         return 2 if self.window else 1
+
+    @property
+    def decode_tail_stages(self) -> int:
+        """Return the stages of a decode's masked tiles' loop: few tiles, unless all are masked.
+
+        Two stages of 16-bit keys, though the last tile is but one: its keys and its values are asked for together. On an H200, as
+        `python -m tests.bench.layer_stack` measures an 8B model: 3,673 us against 3,710 for one sequence of 200, 7,170 against
+        7,247 for 64 of 1,000.
+        """
+        if self.masked:
+            return self.stages
+        return self.tail_stages if self.fp8 else 2
 
     @property
     def heads(self) -> int:

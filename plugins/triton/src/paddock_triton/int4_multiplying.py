@@ -128,29 +128,6 @@ def _step_fp8(accs: gl.tuple, ring: gl.tuple, m: gl.tensor, INDEX: gl.constexpr,
 
 
 @gluon.jit
-def _step_two(accs: gl.tuple, ring: gl.tuple, m: gl.tensor, INDEX: gl.constexpr, spec: gl.constexpr) -> gl.tuple:
-    """Return the sums after step m of which this team has two groups: products with both are under way at once."""
-    _packed, _scales, _zeros, x_BNK, full_B, free_B = ring
-    acc_RN, b_RN, c_RN, d_RN = accs
-    slot = m % spec.slots
-    first: gl.constexpr = 2 * INDEX
-    second: gl.constexpr = 2 * INDEX + 1
-    x_KN = x_BNK.index(slot * spec.pieces + first).permute((1, 0))
-    more_KN = x_BNK.index(slot * spec.pieces + second).permute((1, 0))
-    mbarrier.wait(full_B.index(slot), m // spec.slots & 1)
-    codes_RK = part_of(codes_fp8(_packed_of(ring, slot, first, spec)), 0, spec)
-    products_RN = _without_zeros(_start(codes_RK, x_KN, 0, spec), x_KN, ring, slot, 0, first, spec)
-    codes_RK = part_of(codes_fp8(_packed_of(ring, slot, second, spec)), 0, spec)
-    more_RN = _without_zeros(_start(codes_RK, more_KN, 0, spec), more_KN, ring, slot, 0, second, spec)
-    scale_R, more_R = _scales_of(ring, slot, 0, first, spec), _scales_of(ring, slot, 0, second, spec)
-    products_RN, more_RN = warpgroup_mma_wait(0, deps=[products_RN, more_RN])
-    acc_RN = _add_fp8(_add_fp8(acc_RN, products_RN, scale_R), more_RN, more_R)
-    role_barrier()
-    mbarrier.arrive(free_B.index(slot))
-    return acc_RN, b_RN, c_RN, d_RN
-
-
-@gluon.jit
 def _step_groups(accs: gl.tuple, ring: gl.tuple, m: gl.tensor, INDEX: gl.constexpr, spec: gl.constexpr) -> gl.tuple:
     """Return the sums after step m: in 16 bits, or in FP8 with several groups a step."""
     _packed, _scales, _zeros, x_BNK, full_B, free_B = ring
@@ -233,9 +210,7 @@ def multiplier(
         accs = (nothing_RN, nothing_RN, nothing_RN, nothing_RN)
         late_stop = u + taken - (stop - m)
         for step in range(m, stop):
-            if spec.depth == 2:
-                accs = _step_two(accs, ring, step, INDEX, spec)
-            elif spec.fp8 and spec.groups == 1:
+            if spec.fp8 and spec.groups == 1:
                 accs = _step_fp8(accs, ring, step, INDEX, spec)
             else:
                 accs = _step_groups(accs, ring, step, INDEX, spec)

@@ -27,7 +27,7 @@ class Int4Tile:
 
     `shared`: programs take equal parts of all steps, so that tiles are shared; else whole tiles. `late`: FP8's zero points are
     taken off after a tile's steps, in a product of their own; else in each step. `deep`: a tile has 64 rows, and each team takes
-    other inputs of a step, `depth` times 128, so that few tiles are shared where outputs are few. A program takes at most
+    other inputs of a step, 128 of them, so that few tiles are shared where outputs are few. A program takes at most
     `registers` of each lane of a multiprocessor, of all its 2,048: what is left is for kernels between the product before and
     this one.
     """
@@ -40,7 +40,6 @@ class Int4Tile:
     shared: bool = True
     late: bool = False
     deep: bool = False
-    depth: int = 1
     registers: int = ALL_REGISTERS
 
 
@@ -61,7 +60,6 @@ class Int4Spec:
         assert tile.late or (tile.halves, tile.cuts) == (1, 1), (tile, "has halves or cuts", self.group)
         assert not tile.late or (self.fp8 and self.group == _STEP and not tile.deep), (tile, "is late", self.group)
         assert not tile.deep or (self.group == _STEP and (tile.halves, tile.cuts) == (1, 1)), (tile, "is deep", self.group)
-        assert tile.depth == 1 or (tile.depth == 2 and tile.deep and self.fp8), (tile, "is too deep")
         assert tile.teams in (2, 4), (tile, "has other roles")
         assert self.rows <= _MOST_ROWS, (tile, "has more rows than are copied at once")
 
@@ -116,14 +114,9 @@ class Int4Spec:
         return self.tile.deep
 
     @property
-    def depth(self) -> int:
-        """Return how many times 128 inputs of a step a team takes of a deep tile."""
-        return self.tile.depth
-
-    @property
     def pieces(self) -> int:
         """Return how many times 128 inputs a step has."""
-        return self.teams * self.tile.depth if self.deep else 1
+        return self.teams if self.deep else 1
 
     @property
     def rows(self) -> int:
