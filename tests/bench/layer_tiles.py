@@ -20,6 +20,7 @@ from attrs import evolve
 
 from paddock.planning import rebuild
 from paddock.plugins import resolve
+from paddock_quant_awq import scheme
 from paddock_triton import attention, attention_tuning, linear_ring, ops_linear, ops_linear_int4
 from paddock_triton.ring import ALL_REGISTERS
 from tests.bench.layer_stack import CUDA, Stack, stack_of
@@ -64,6 +65,7 @@ def candidates(stack: Stack, rows: int) -> Iterator[tuple[str, Patch]]:
         yield from ((f"ring {each}", _ring(tokens, **each)) for each in ({"registers": other}, {"slots": fewer}))
     elif tokens in ops_linear_int4._FP8_DEEP and stack.plan.fp8_inputs_from is not None:
         yield from ((f"int4 {each}", _deep(tokens, **each)) for each in ({"slots": 2}, {"slots": 3}))
+        yield "int4 inputs with a scale for each 128", lambda patch: patch.setattr(scheme, "GROUPS_TO", 16)
     if stack.plan.kv_cache_dtype == "fp8":
         last_apart = {"masked": False, "tma": True, "stages": 3}
         yield from ((f"attention {each}", _attention(**each)) for each in ({"stages": 3}, last_apart))

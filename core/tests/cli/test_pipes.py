@@ -12,8 +12,9 @@ import pytest
 from paddock.cli.errors import guarded
 
 WAITS = """
-import sys, threading, click
+import signal, sys, threading, click
 from paddock.cli import main as shell
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever who runs the tests does with it
 def wait():
     print("ready", flush=True)
     threading.Event().wait()
@@ -53,6 +54,6 @@ def test_an_interrupted_process_exits_with_130() -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate()
+    _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert error.strip() == ""

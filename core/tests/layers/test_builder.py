@@ -63,6 +63,16 @@ class Fp8FromFour(Fp8):
     input_format_from = 4
 
 
+class Fp8FewInGroups(Fp8):
+    """One that takes a scale for each four inputs of up to three tokens."""
+
+    few_input_group, input_groups_to = 4, 3
+
+    def apply(self, layer: LinearLayer, x_TI: Activation) -> torch.Tensor:
+        """Return nothing of worth."""
+        return torch.zeros(1)
+
+
 class Fp8InGroups(Fp8):
     """One whose scales are of four inputs, or of so many as are given."""
 
@@ -219,6 +229,26 @@ def test_a_norm_emits_for_so_many_tokens_what_its_linears_take() -> None:
                 modules["norm"](torch.randn(tokens, 8), None if delta is None else delta[:tokens])[1] for tokens in (3, 4)
             )
             assert [type(few), type(many)] == kinds
+
+
+def test_a_norm_emits_groups_of_few_tokens_where_its_linears_take_such() -> None:
+    """More have a scale a token, and so have all where a linear wants no groups, which is no agreement."""
+    for also, widths in ((Fp8FewInGroups, [2, 1]), (Fp8, None)):
+
+        def method_for(path: str, linear: axes.Linear, also: type[Fp8] = also) -> LinearMethod:
+            return (Fp8FewInGroups if path == "layers.0.up" else also)(linear, axes.FP8_TOKEN, None, None)
+
+        make = builder(method_for=method_for).layer(0)
+        modules = nn.ModuleDict({name: make.linear(name) for name in ("up", "also")})
+        modules["norm"] = make.norm("norm", eps=1e-5)
+        randomise(modules, torch.Generator().manual_seed(0))
+        finalise(modules)
+        for delta in (None, torch.zeros(4, 8)):
+            found = [modules["norm"](torch.randn(count, 8), None if delta is None else delta[:count])[1] for count in (3, 4)]
+            if widths is None:
+                assert all(isinstance(h, torch.Tensor) for h in found)
+            else:
+                assert [h.scale.shape for h in found] == [(3, widths[0]), (4, widths[1])]
 
 
 def test_packing_changes_no_product_and_gives_the_weight_back() -> None:

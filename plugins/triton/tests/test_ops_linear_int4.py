@@ -131,6 +131,26 @@ def test_every_tile_gives_the_same(tile: Int4Tile, device: torch.device) -> None
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("zeros", [True, False], ids=["zeros", "none"])
+@pytest.mark.parametrize(
+    "shape", [(2048, 8192, 128), (57344, 1024, 128), (192, 640, 128), (96, 192, 32), (320, 1024, 256)], ids=str
+)
+def test_inputs_may_have_a_scale_for_each_128_of_them(shape: tuple[int, int, int], zeros: bool, device: torch.device) -> None:
+    """Of any number, in tiles that are whole, shared, deep or not; inputs of very different sizes each count by their own."""
+    weight = _weight(shape, device, zeros=zeros, dtype=BF16)
+    blocks = -(-shape[1] // 128)
+    size_I = torch.logspace(-2, 2, blocks, device=device).repeat_interleave(128)[: shape[1]]
+    for tokens in (1, 3, 9, 17, 33, 70, 300):
+        xq = reference.quantize_fp8_token(_tokens(tokens, shape[1], device, BF16) * size_I, None, 128)
+        assert xq.scale.shape == (tokens, blocks)
+        for _ in range(2):
+            with poisoned():
+                found = linear_int4_fp8(xq.values_TI, xq.scale, weight, BF16)
+            expected = reference.linear_int4_fp8(xq.values_TI, xq.scale, weight, torch.float32)
+            assert_close(found, expected, op="linear_int4_fp8", dtype=BF16, at=f"T{tokens}")
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("group", [64, 128])
 def test_more_tokens_than_a_grid_has_on_its_second_side(group: int, device: torch.device) -> None:
     """70,001 tokens, of a prompt or of several, give what the first and the last of them give alone."""

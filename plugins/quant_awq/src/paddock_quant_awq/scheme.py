@@ -22,6 +22,9 @@ PAIRS = "modelopt"  # weight: two outputs to a byte
 WORD = 8
 # A rank may begin inside a group, at a multiple of this: the matrix unit's shortest step along the inputs (FP8).
 SLICE = 32
+# Tokens of a step up to which inputs rounded to FP8 have a scale for each 128 of them, not one a token: attention can give such
+# without a kernel that sees all heads, and SiLU without one that sees all features. 0, never, until a GPU has timed it.
+GROUPS_TO = 0
 # What is kept of every packing is filled up to whole tiles of the matrix unit: `paddock.layers.int4`, which needs torch.
 OUTPUTS, BLOCK = 64, 128
 _OUT, _IN = TensorAxis("out", fill=OUTPUTS), TensorAxis("in", fill=BLOCK)
@@ -79,6 +82,11 @@ class Int4Scheme:
     def input_format(self) -> str:
         """Return the activation its linears take best, from `fp8_inputs_from` tokens on."""
         return PLAIN if self.fp8_inputs_from is None else FP8_TOKEN
+
+    @property
+    def groups_to(self) -> int:
+        """Return the tokens up to which FP8 inputs have a scale for each 128 of them: 0 where the format wants one a token."""
+        return 0 if self.fp8_inputs else GROUPS_TO
 
     @property
     def scale_name(self) -> str:

@@ -52,6 +52,7 @@ class Int4Spec:
     zeros: bool
     group: int  # inputs: 32, 64 or a multiple of 128
     scale_bytes: int  # of a group's scale: 2, or 4 in float32, as ModelOpt's are
+    blocks: int = 0  # of 128 inputs: x has a scale for each token and each of so many, or none but the token's
 
     def __attrs_post_init__(self) -> None:
         """Hold the tile to what the kernel can do: it would leave out halves or cuts, or groups' zero points."""
@@ -60,6 +61,7 @@ class Int4Spec:
         assert tile.late or (tile.halves, tile.cuts) == (1, 1), (tile, "has halves or cuts", self.group)
         assert not tile.late or (self.fp8 and self.group == _STEP and not tile.deep), (tile, "is late", self.group)
         assert not tile.deep or (self.group == _STEP and (tile.halves, tile.cuts) == (1, 1)), (tile, "is deep", self.group)
+        assert not self.blocks or (self.fp8 and not tile.late), (tile, "is late or no FP8 tile", self.blocks)
         assert tile.teams in (2, 4), (tile, "has other roles")
         assert self.rows <= _MOST_ROWS, (tile, "has more rows than are copied at once")
 
@@ -71,7 +73,7 @@ class Int4Spec:
     @property
     def token_scales(self) -> bool:
         """Return whether a tile's sums are multiplied by a scale a token as they are written."""
-        return self.fp8
+        return self.fp8 and not self.blocks
 
     @property
     def columns(self) -> int:
