@@ -54,6 +54,7 @@ class Int4Scheme:
     `reorders`: inputs belong to groups in an order of their own (`g_idx`). `fp8_inputs`: the format rounds
     activations to FP8, a scale a token; `fp8_inputs_from` says from how many tokens a step on that is done, None for never,
     and is 1 or None unless planning chooses otherwise; `fp8_weights_from` likewise of weights, which then have a scale an output.
+    Of up to `groups_to` tokens activations in FP8 have a scale for each 128 inputs, unless the format rounds them.
     `signed_scales`: a scale may be negative, as AutoRound's are. `scale_dtype` is what scales are kept in, and, unless planning
     finds another in the checkpoint's files, stored in.
     """
@@ -73,6 +74,11 @@ class Int4Scheme:
     kv_cache_dtype: str | None = None
     fp8_inputs_from: int | None = field()
     fp8_weights_from: int | None = None
+    groups_to: int = field()
+
+    @groups_to.default
+    def _unless_asked_for_one_a_token(self) -> int:
+        return 0 if self.fp8_inputs else GROUPS_TO
 
     @fp8_inputs_from.default
     def _as_made_for(self) -> int | None:
@@ -82,11 +88,6 @@ class Int4Scheme:
     def input_format(self) -> str:
         """Return the activation its linears take best, from `fp8_inputs_from` tokens on."""
         return PLAIN if self.fp8_inputs_from is None else FP8_TOKEN
-
-    @property
-    def groups_to(self) -> int:
-        """Return the tokens up to which FP8 inputs have a scale for each 128 of them: 0 where the format wants one a token."""
-        return 0 if self.fp8_inputs else GROUPS_TO
 
     @property
     def scale_name(self) -> str:
