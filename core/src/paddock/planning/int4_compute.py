@@ -23,8 +23,8 @@ W4A8_FROM = 16
 # product runs at 1,300 TFLOP/s and w4a8 at 950.
 W8A8_FROM = 1024
 FP8_UNITS = (8, 9)  # the first compute capability with FP8
-COST_OF_WEIGHTS = "rounding the weights of every step too raised a small model's by 0.95 %"
-COST = "rounding tokens to FP8 raised the perplexity of two small models by 0.55 and 1.26 % (docs/benchmarks/quality.md)"
+COST_OF_WEIGHTS = "rounding the weights of every step too raised two small models' by 0.97 and 1.53 %"
+COST = "rounding tokens to FP8 raised the perplexity of two small models by 0.54 and 1.19 % (docs/benchmarks/quality.md)"
 
 
 @frozen(kw_only=True)
