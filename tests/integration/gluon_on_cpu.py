@@ -31,6 +31,9 @@ _KEPT = {
     "split": lambda values: values.unbind(-1),
     "div_rn": lambda a, b: a / b,
     "fma": lambda a, b, c: a * b + c,
+    "where": lambda condition, values, other: torch.where(condition, values, other),
+    "min": lambda values, axis: values.amin(axis),
+    "int32": torch.int32,
 }
 _TRITON = SimpleNamespace(
     exp2=torch.exp2,
@@ -49,6 +52,10 @@ class Sums(torch.Tensor):
     def __iadd__(self, other: Any) -> Any:  # type: ignore[misc]
         """Return the sum."""
         return self + other
+
+    def to(self, dtype: Any, *, bitcast: bool = False) -> Any:  # type: ignore[override]
+        """Return the values, or with `bitcast` their bits, in another type."""
+        return self.view(dtype) if bitcast else super().to(dtype)
 
     def __imul__(self, other: Any) -> Any:  # type: ignore[misc]
         """Return the product."""
@@ -301,7 +308,9 @@ class Device:
         )
 
 
-def _load(at: Pointer, mask: Any = None, other: Any = None, cache_modifier: str = "") -> Tensor:
+def _load(at: Pointer, mask: Any = None, other: Any = None, cache_modifier: str = "", volatile: bool = False) -> Tensor:
+    if volatile:
+        time.sleep(0)  # lets others write
     place = torch.as_tensor(at.at)
     if mask is None:
         return at.memory[place].as_subclass(Sums)

@@ -21,7 +21,7 @@ from paddock.layers.reference import FP8
 from paddock.testing.oracle import relative_rms
 from paddock_triton import linear_ring, linear_ring_gated, ops_activation, ring, ring_parts
 from paddock_triton.linear_ring import TILES, launch_ring, launch_ring_gated, launch_ring_plain, serves, tile_for
-from paddock_triton.linear_ring_spec import RingTile
+from paddock_triton.linear_ring_spec import MOST_TELLING, RingTile
 from paddock_triton.rows import blocks_of
 from tests.integration.gluon_on_cpu import Device
 
@@ -33,8 +33,11 @@ WEIGHTS = (
 )
 
 
+CUTS += [evolve(tile, telling=True) for tile in CUTS if tile.shared and tile.tokens <= MOST_TELLING]
+
+
 def _name(tile: RingTile) -> str:
-    return f"{tile.tokens} tokens, {'shared' if tile.shared else 'whole'}"
+    return f"{tile.tokens} tokens, {'shared' if tile.shared else 'whole'}{', telling' * tile.telling}"
 
 
 @pytest.fixture
@@ -152,7 +155,7 @@ def test_roles_give_the_product_in_whatever_order_they_run(tile: RingTile) -> No
 
     There are more steps than slots. Twice over, on counters that each launch leaves at zero.
     """
-    counted = torch.zeros(64, dtype=torch.int32)
+    counted = torch.zeros(1 << 14, dtype=torch.int32)
     for programs, outputs, per_token in ((7, 328, True), (2, 600, False)):
         given = Given(tile.tokens - 3, outputs, 2064, per_token=per_token)
         found = [_product(given, programs, seed, tile, counted) for seed in range(2)]
@@ -164,7 +167,7 @@ def test_roles_give_the_product_in_whatever_order_they_run(tile: RingTile) -> No
 @pytest.mark.parametrize("tile", CUTS, ids=_name)
 def test_a_product_ends_in_its_activation(tile: RingTile) -> None:
     """Gates and ups that fill no tile, in parts of tiles too: what the twin gives, but for a value that a sum's order tips."""
-    counted, scale = torch.zeros(64, dtype=torch.int32), torch.tensor(3.0)
+    counted, scale = torch.zeros(1 << 12, dtype=torch.int32), torch.tensor(3.0)
     given = Given(tile.tokens - 3, 656, 2064, per_token=True)
     out = QuantizedActivation(torch.full((len(given.x_TI), 328), torch.nan), scale)
     with _threads(given, 3, 0, counted):
@@ -179,7 +182,7 @@ def test_a_product_ends_in_its_activation(tile: RingTile) -> None:
 @pytest.mark.parametrize("tile", [cut for cut in CUTS if cut.tokens in (8, 64)], ids=_name)
 def test_sixteen_bits_are_multiplied_without_scales(tile: RingTile) -> None:
     """Half as many inputs a step, in parts of tiles and whole ones, that fill none."""
-    counted, given = torch.zeros(64, dtype=torch.int32), Given(tile.tokens - 3, 200, 1040, per_token=True)
+    counted, given = torch.zeros(1 << 12, dtype=torch.int32), Given(tile.tokens - 3, 200, 1040, per_token=True)
     weight_OI = torch.randn(200, 1040, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
     given.x_TI = torch.randn(given.x_TI.shape, generator=torch.Generator().manual_seed(2)).to(torch.bfloat16)
     given.late_TI, out_TO = torch.full_like(given.x_TI, torch.nan), torch.full((len(given.x_TI), 200), torch.nan)

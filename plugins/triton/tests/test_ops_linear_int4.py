@@ -44,6 +44,7 @@ WEIGHTS = [
 TILES = [
     *ops_linear_int4._FP8.values(),
     *(evolve(tile, shared=shared) for tile in ops_linear_int4._FP8_DEEP.values() for shared in (False, True)),
+    *(evolve(ops_linear_int4._FP8_DEEP[tokens], shared=True, telling=True) for tokens in (8, 16)),
     *(evolve(tile, shared=False) for tile in (ops_linear_int4._FP8_MANY, ops_linear_int4._FP8_MANY_NARROW)),
     ops_linear_int4._FP8_MANY_NARROW,
     Int4Tile(tokens=64, teams=2, halves=2, slots=6, late=True),

@@ -10,6 +10,7 @@ from typing import Any
 from attrs import frozen
 from triton.experimental.gluon import language as gl
 
+from paddock_triton.linear_ring_spec import MOST_TELLING
 from paddock_triton.ring import ALL_REGISTERS, ROWS, STEP, launch_registers, team_registers
 
 _STEP: int = STEP.value
@@ -29,7 +30,7 @@ class Int4Tile:
     taken off after a tile's steps, in a product of their own; else in each step. `deep`: a tile has 64 rows, and each team takes
     other inputs of a step, 128 of them, so that few tiles are shared where outputs are few. A program takes at most
     `registers` of each lane of a multiprocessor, of all its 2,048: what is left is for kernels between the product before and
-    this one.
+    this one. `telling`: parts of deep tiles of few tokens themselves say that they are there.
     """
 
     tokens: int
@@ -41,6 +42,7 @@ class Int4Tile:
     late: bool = False
     deep: bool = False
     registers: int = ALL_REGISTERS
+    telling: bool = False
 
 
 @frozen(kw_only=True)
@@ -62,6 +64,7 @@ class Int4Spec:
         assert not tile.late or (self.fp8 and self.group == _STEP and not tile.deep), (tile, "is late", self.group)
         assert not tile.deep or (self.group == _STEP and (tile.halves, tile.cuts) == (1, 1)), (tile, "is deep", self.group)
         assert not self.blocks or (self.fp8 and not tile.late), (tile, "is late or no FP8 tile", self.blocks)
+        assert not tile.telling or (tile.deep and tile.tokens <= MOST_TELLING), (tile, "is too wide to tell")
         assert tile.teams in (2, 4), (tile, "has other roles")
         assert self.rows <= _MOST_ROWS, (tile, "has more rows than are copied at once")
 
@@ -114,6 +117,11 @@ class Int4Spec:
     def deep(self) -> bool:
         """Return whether teams take other inputs, not other rows."""
         return self.tile.deep
+
+    @property
+    def telling(self) -> bool:
+        """Return whether parts of tiles themselves say that they are there."""
+        return self.tile.telling
 
     @property
     def pieces(self) -> int:

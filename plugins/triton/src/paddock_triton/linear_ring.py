@@ -266,7 +266,10 @@ def _launch(
     token_tiles, span = blocks_of(tokens, tile.tokens), blocks_of(inputs, tile.pieces * tile.inputs)
     count = token_tiles * blocks_of(outputs, tile.rows)
     programs = min(processors(values_TI.device), count * (span if tile.shared else 1))
-    parts = values_TI.new_empty(programs * tile.part_size if tile.shared else 1, dtype=torch.float32)
+    if tile.shared and tile.telling:
+        parts = counters(values_TI.device, programs * tile.part_size)
+    else:
+        parts = values_TI.new_empty(programs * tile.part_size if tile.shared else 1, dtype=torch.float32)
     weight = _described(weight_OI, tile.rows, tile) if tile.gated is None else described_gated(weight_OI, tile)
     launch(
         _ring_kernel, (programs,),

@@ -175,7 +175,10 @@ def launch_int4(out_TO: Tensor, x_TI: Tensor, scale_TB: Tensor | None, weight: I
     steps = blocks_of(form.blocks, spec.pieces)
     span = steps + (blocks_of(form.group_rows, LATE_GROUPS.value) if spec.late else 0)
     programs = min(processors(x_TI.device), tiles * (span if spec.shared else 1))
-    parts = x_TI.new_empty(programs * spec.part_size if spec.shared else 1, dtype=torch.float32)
+    if spec.shared and spec.telling:
+        parts = counters(x_TI.device, programs * spec.part_size)
+    else:
+        parts = x_TI.new_empty(programs * spec.part_size if spec.shared else 1, dtype=torch.float32)
     if spec.wide:
         x_TI = _turned(x_TI)
     sums = _sums(x_TI, form.blocks) if spec.late else None

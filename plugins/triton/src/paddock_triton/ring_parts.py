@@ -4,6 +4,8 @@ Where programs share tiles, parts of one are added up in the order of their prog
 time. That part is the last of a program's work, what others go on with the first of theirs, so that it has mostly been kept by
 then; if not, the program waits. It may: a launch has no more programs than multiprocessors have places, so that it keeps none of
 those it waits for from starting; kernels before it end by themselves, and none behind it starts before all of its programs have.
+Parts are counted once they are written, or, of tiles that are `telling`, each number says itself that it is there: it is not +0,
+which memory holds between launches. That saves who keeps a part a barrier and a fence, and who waits for it a second look.
 R rows of a half, 64; N tokens of a cut.
 """
 
@@ -14,6 +16,8 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from paddock_triton.ring import ROWS, barriers, program_of, role_barrier
+
+_MINUS_ZERO = gl.constexpr(-(1 << 31))  # its bits
 
 
 @gluon.jit
@@ -122,7 +126,30 @@ def _keep(accs: gl.tuple, parts_ptr: gl.tensor, INDEX: gl.constexpr, spec: gl.co
         for cut in gl.static_range(cuts):
             sum_F = _by_thread(accs[which * 2 + cut], spec)
             piece = (INDEX * spec.halves + which) * spec.cuts + cut
-            gl.store(_part_at(parts_ptr, gl.program_id(0), piece, sum_F, spec), sum_F)
+            at_F = _part_at(parts_ptr, gl.program_id(0), piece, sum_F, spec)
+            if spec.telling:
+                bits_F = sum_F.to(gl.int32, bitcast=True)
+                gl.store(at_F, gl.where(bits_F == 0, _MINUS_ZERO, bits_F))
+            else:
+                gl.store(at_F, sum_F)
+
+
+@gluon.jit
+def _told(at_F: gl.tensor, more: gl.tensor, most: gl.tensor, spec: gl.constexpr) -> gl.tuple:
+    """Return three parts, from that at `at_F` on, once all their numbers are there, and forget them; zeros for unwanted ones."""
+    second_F, third_F = at_F + spec.part_size, at_F + 2 * spec.part_size
+    a_F = gl.load(at_F, volatile=True)
+    b_F = gl.load(second_F, mask=more, other=_MINUS_ZERO, volatile=True)
+    c_F = gl.load(third_F, mask=most, other=_MINUS_ZERO, volatile=True)
+    while gl.min(((a_F != 0) & (b_F != 0) & (c_F != 0)).to(gl.int32), 0) == 0:
+        a_F = gl.load(at_F, volatile=True)
+        b_F = gl.load(second_F, mask=more, other=_MINUS_ZERO, volatile=True)
+        c_F = gl.load(third_F, mask=most, other=_MINUS_ZERO, volatile=True)
+    nothing_F = a_F * 0
+    gl.store(at_F, nothing_F)
+    gl.store(second_F, nothing_F, mask=more)
+    gl.store(third_F, nothing_F, mask=most)
+    return a_F.to(gl.float32, bitcast=True), b_F.to(gl.float32, bitcast=True), c_F.to(gl.float32, bitcast=True)
 
 
 @gluon.jit
@@ -134,8 +161,13 @@ def _with_parts(sum_RN: gl.tensor, parts_ptr: gl.tensor, last: gl.tensor, piece:
     sum_F = _by_thread(sum_RN, spec)
     for program in range(gl.program_id(0) + 1, last + 1, spec.parts_at_once):
         at_F = _part_at(parts_ptr, program, piece, sum_F, spec)
-        part_F = gl.load(at_F, cache_modifier=".cg")
-        if spec.parts_at_once == 3:
+        if spec.telling:
+            part_F, second_F, third_F = _told(at_F, program + 1 <= last, program + 2 <= last, spec)
+        else:
+            part_F = gl.load(at_F, cache_modifier=".cg")
+        if spec.telling:
+            sum_F = sum_F + part_F + second_F + third_F
+        elif spec.parts_at_once == 3:
             second_F = gl.load(at_F + spec.part_size, mask=program + 1 <= last, other=0.0, cache_modifier=".cg")
             third_F = gl.load(at_F + 2 * spec.part_size, mask=program + 2 <= last, other=0.0, cache_modifier=".cg")
             sum_F = sum_F + part_F + second_F + third_F
@@ -182,9 +214,11 @@ def finish(
         _store_all(accs, outs, tile, sizes, INDEX, STORE, spec)
     elif block > 0:
         _keep(accs, parts_ptr, INDEX, spec)
-        role_barrier()
-        gl.atomic_add(done_ptr + tile * spec.teams + INDEX, 1, sem="release")
+        if not spec.telling:
+            role_barrier()
+            gl.atomic_add(done_ptr + tile * spec.teams + INDEX, 1, sem="release")
     else:
         last = program_of(tile * span + span - 1, gl.num_programs(0), tiles * span)
-        _wait_for(done_ptr + tile * spec.teams + INDEX, last - gl.program_id(0))
+        if not spec.telling:
+            _wait_for(done_ptr + tile * spec.teams + INDEX, last - gl.program_id(0))
         _join(accs, outs, tile, last, sizes, INDEX, STORE, spec)
