@@ -6,7 +6,7 @@ waits leaves memory to the next one's weights. So the layers are captured whole,
 and keys are random; the model is a folder with config.json. Runs the ops and the attention that planning chooses; needs a GPU.
 Of a model in FP8 the ops that emit it are left out; SiLU, which a product of few tokens may end in, is run behind it first, and
 then left out there. `--layers` takes a part of a model's: a figure of it says so. Contexts that are no whole tiles of 64 keys,
-nearly all, take attention longer than those that are.
+nearly all, take attention in 16 bits longer than those that are.
 """
 
 from __future__ import annotations

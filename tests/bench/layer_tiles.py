@@ -26,6 +26,7 @@ from paddock_triton.linear_ring_spec import MOST_TELLING
 from paddock_triton.ring import ALL_REGISTERS
 from tests.bench.layer_stack import CUDA, Stack, stack_of
 
+MOST_BY_BLOCK = 8  # tokens: tiles of more spill with a scale for each 128 inputs
 Patch = Callable[[pytest.MonkeyPatch], None]
 
 
@@ -54,7 +55,7 @@ def _met_in(seconds: float) -> Patch:
 
 
 def _by_block(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(scheme, "GROUPS_TO", 16)
+    patch.setattr(scheme, "GROUPS_TO", MOST_BY_BLOCK)
 
 
 def _both(first: Patch, second: Patch) -> Patch:
@@ -84,9 +85,10 @@ def candidates(stack: Stack, rows: int) -> Iterator[tuple[str, Patch]]:
             yield from ((f"ring telling, met in {at}", _both(_ring(tokens, telling=True), _met_in(at))) for at in (3e-6, 1.5e-6))
     elif tokens in ops_linear_int4._FP8_DEEP and stack.plan.fp8_inputs_from is not None:
         yield from ((f"int4 {each}", _deep(tokens, **each)) for each in ({"slots": 2}, {"slots": 3}))
-        yield "int4 inputs with a scale for each 128", _by_block
         if tokens <= MOST_TELLING:
             yield "int4 telling", _deep(tokens, telling=True)
+        if tokens <= MOST_BY_BLOCK:
+            yield "int4 inputs with a scale for each 128", _by_block
             yield "int4 telling, inputs with a scale for each 128", _both(_deep(tokens, telling=True), _by_block)
     if stack.plan.kv_cache_dtype == "fp8":
         last_apart = {"masked": False, "tma": True, "stages": 3}

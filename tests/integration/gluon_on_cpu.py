@@ -254,7 +254,15 @@ class Device:
             arange = staticmethod(lambda start, stop, _layout=None: torch.arange(start, stop))
             zeros = staticmethod(lambda shape, dtype, _layout: torch.zeros(shape, dtype=dtype).as_subclass(Sums))
             convert_layout = staticmethod(lambda values, *_, **__: values)
-            load, store = staticmethod(_load), staticmethod(_store)
+            store = staticmethod(_store)
+
+            @staticmethod
+            def load(
+                at: Pointer, mask: Any = None, other: Any = None, cache_modifier: str = "", volatile: bool = False
+            ) -> Tensor:
+                if volatile:
+                    device.look_again()
+                return _load(at, mask, other)
 
             @staticmethod
             def allocate_shared_memory(dtype: torch.dtype, shape: list[int], _layout: object) -> Any:
@@ -279,6 +287,12 @@ class Device:
                 device.together(works, (device.here.program, device.here.programs))
 
         return Language()
+
+    def look_again(self) -> None:
+        """Let others write what a role looks for, until one has failed or nobody has for longer than a kernel could take."""
+        self.hold_on()
+        since = self.here.__dict__.setdefault("since", time.monotonic())
+        assert time.monotonic() - since < PATIENCE, "nobody writes what a role looks for"
 
     def hold_on(self) -> None:
         """Let others run, unless one of them failed: what it would have done never comes."""
@@ -308,9 +322,7 @@ class Device:
         )
 
 
-def _load(at: Pointer, mask: Any = None, other: Any = None, cache_modifier: str = "", volatile: bool = False) -> Tensor:
-    if volatile:
-        time.sleep(0)  # lets others write
+def _load(at: Pointer, mask: Any, other: Any) -> Tensor:
     place = torch.as_tensor(at.at)
     if mask is None:
         return at.memory[place].as_subclass(Sums)

@@ -23,7 +23,7 @@ def test_each_candidate_is_another_tile_and_is_gone_after_it(rows: int, kind: st
 
     def there() -> list[Any]:
         tiles = [*linear_ring.TILES.values(), *ops_linear_int4._FP8.values(), *ops_linear_int4._FP8_DEEP.values()]
-        return [*tiles, vars(attention)["decode_tile"], vars(ops_linear)["serves"], scheme.GROUPS_TO]
+        return [*tiles, vars(attention)["decode_tile"], vars(ops_linear)["serves"], scheme.GROUPS_TO, linear_ring._MEETING]
 
     served, names = there(), []
     for name, put in layer_tiles.candidates(given, rows):

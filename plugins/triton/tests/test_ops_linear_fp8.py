@@ -63,7 +63,7 @@ def test_tokens_meet_every_edge_of_a_weight(shape: tuple[int, int], static: bool
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", [pytest.param((200, 2064), marks=pytest.mark.memcheck), (64, 30000), (4096, 14336)], ids=str)
 def test_parts_that_say_themselves_that_they_are_there_give_the_same(shape: tuple[int, int], device: torch.device) -> None:
-    """The bits of parts that are counted, over and over, weights of zeros among them; what parts lie in is zeros behind each."""
+    """The numbers of parts that are counted, over and over, zeros among them; what parts lie in is zeros again behind each."""
     for tokens in (8, 16):
         values_TI, x_scale, weight_OI, scale_O1 = _given(tokens - 1, shape, device, static=True)
         weight_OI[: shape[0] // 2] = torch.zeros((), device=device).to(FP8)

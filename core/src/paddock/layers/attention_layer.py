@@ -75,6 +75,7 @@ class Attention(nn.Module):
             q_THD = self.ops.rope_and_cache(q_THD, k_TKD, v_TKD, self.cos_sin_LD, inputs.positions_T, kv, inputs.slots_T, *scales)
         out = self.backend.attend(q_THD, kv, inputs, self._params(q_THD))
         if isinstance(out, QuantizedActivation):
+            assert self.emits.group is not None, "the backend returns scales where nobody asked for them"
             return evolve(out, values_TI=out.values_TI.flatten(1))
         out_TI = out.flatten(1)
         if out_TI.dtype != FP8:
@@ -83,13 +84,17 @@ class Attention(nn.Module):
         return QuantizedActivation(out_TI, self.emits.scale)
 
     def _params(self, q_THD: Tensor) -> AttentionParams:
-        """Return the parameters, with how the linear behind takes FP8: by a static scale, or by groups of so many tokens."""
+        """Return the parameters, with how the linear behind takes FP8: by a static scale, or by groups if it does of few tokens.
+
+        Where it takes groups of any number of tokens, as blocks do, that has not been timed, and is not asked for.
+        """
         if not self.emits.is_fp8(q_THD):
             return self.params
         scale, bound, group = self.emits.scaling(q_THD)
         if scale is not None:
             return evolve(self.params, out_scale=scale)
-        return self.params if group is None or bound is not None else evolve(self.params, out_group=group)
+        asks = group is not None and bound is None and self.emits.groups_to is not None
+        return evolve(self.params, out_group=group) if asks else self.params
 
     def _scales(self) -> dict[str, nn.Parameter]:
         """Return the scales that a checkpoint may hold, by what they are of."""

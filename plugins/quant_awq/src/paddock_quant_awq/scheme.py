@@ -23,7 +23,7 @@ WORD = 8
 # A rank may begin inside a group, at a multiple of this: the matrix unit's shortest step along the inputs (FP8).
 SLICE = 32
 # Tokens of a step up to which inputs rounded to FP8 have a scale for each 128 of them, not one a token: attention can give such
-# without a kernel that sees all heads, and SiLU without one that sees all features. 0, never, until a GPU has timed it.
+# without a kernel that sees all heads, and SiLU without one that sees all features. 0, never: decision 68 says what was timed.
 GROUPS_TO = 0
 # What is kept of every packing is filled up to whole tiles of the matrix unit: `paddock.layers.int4`, which needs torch.
 OUTPUTS, BLOCK = 64, 128
@@ -79,6 +79,10 @@ class Int4Scheme:
     @groups_to.default
     def _unless_asked_for_one_a_token(self) -> int:
         return 0 if self.fp8_inputs else GROUPS_TO
+
+    def __attrs_post_init__(self) -> None:
+        """Hold steps whose weights are rounded too to one scale a token: their product takes no other."""
+        assert self.fp8_weights_from is None or self.fp8_weights_from > self.groups_to, (self.fp8_weights_from, self.groups_to)
 
     @fp8_inputs_from.default
     def _as_made_for(self) -> int | None:

@@ -43,7 +43,7 @@ class Units:
 
 @named("decode_units", fix=OTHER_ATTENTION)
 def decode_units(inputs: AttentionInputs, *, window: int | None, wanted: int, tile: int, heads: int) -> Units:
-    """Return pieces of key ranges, about `wanted` in all, of equal length in whole tiles; none is longer than another.
+    """Return pieces of key ranges, about `wanted` in all, of equal length in whole tiles; a sequence of up to four tiles is one.
 
     With C = total / wanted rounded up, the sum of ceil(length / C) is at most `wanted` + S.
     """

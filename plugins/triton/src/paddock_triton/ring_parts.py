@@ -206,7 +206,7 @@ def finish(
 ) -> None:  # fmt: skip
     """Write a piece's outputs, as STORE writes a half's of a cut.
 
-    Who begins a tile adds up its parts; who goes on with one keeps a part, and counts it.
+    Who begins a tile adds up its parts; who goes on with one keeps a part, and counts it unless it tells.
     """
     _out_ptr, _x_scale_ptr, parts_ptr, done_ptr = outs
     _tokens, _outputs, _blocks, span, tiles, _token_tiles = sizes
