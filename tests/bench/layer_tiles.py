@@ -22,8 +22,7 @@ from paddock.planning import rebuild
 from paddock.plugins import resolve
 from paddock_quant_awq import scheme
 from paddock_triton import attention, attention_tuning, linear_ring, ops_linear, ops_linear_int4
-from paddock_triton.linear_ring_spec import MOST_TELLING
-from paddock_triton.ring import ALL_REGISTERS
+from paddock_triton.ring import ALL_REGISTERS, MOST_TELLING
 from tests.bench.layer_stack import CUDA, Stack, stack_of
 
 MOST_BY_BLOCK = 8  # tokens: tiles of more spill with a scale for each 128 inputs

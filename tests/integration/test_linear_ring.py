@@ -21,19 +21,18 @@ from paddock.layers.reference import FP8
 from paddock.testing.oracle import relative_rms
 from paddock_triton import linear_ring, linear_ring_gated, ops_activation, ring, ring_parts
 from paddock_triton.linear_ring import TILES, launch_ring, launch_ring_gated, launch_ring_plain, serves, tile_for
-from paddock_triton.linear_ring_spec import MOST_TELLING, RingTile
+from paddock_triton.linear_ring_spec import RingTile
+from paddock_triton.ring import MOST_TELLING
 from paddock_triton.rows import blocks_of
 from tests.integration.gluon_on_cpu import Device
 
 CUTS = [evolve(tile, shared=shared) for tile in TILES.values() for shared in (True, False)]
+TELLING = [evolve(tile, telling=True) for tile in CUTS if tile.shared and tile.tokens <= MOST_TELLING]
 # Outputs and inputs of the products of Llama-3.1-70B's layers, and of 8B's.
 WEIGHTS = (
     *((10240, 8192), (8192, 8192), (57344, 8192), (8192, 28672)),
     *((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)),
 )
-
-
-TELLING = [evolve(tile, telling=True) for tile in CUTS if tile.shared and tile.tokens <= MOST_TELLING]
 
 
 def _name(tile: RingTile) -> str:
@@ -135,7 +134,8 @@ def _threads(given: Given, programs: int, seed: int, counted: Tensor) -> Iterato
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(linear_ring, "launch", launch)
         patch.setattr(linear_ring, "processors", lambda _device: programs)
-        patch.setattr(linear_ring, "counters", lambda _device, count: counted[:count])
+        for module in (linear_ring, ring_parts):
+            patch.setattr(module, "counters", lambda _device, count: counted[:count])
         patch.setattr(linear_ring, "_DTYPES", {torch.bfloat16: torch.bfloat16})
         device.pretend(patch, [linear_ring, linear_ring_gated, ring, ring_parts, ops_activation])
         yield

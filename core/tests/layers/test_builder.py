@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -194,20 +195,28 @@ def test_a_norm_emits_what_all_its_linears_take(
     assert isinstance(taker.method.seen[0], expected)
 
 
+def norm_feeding(up: Callable[[axes.Linear], LinearMethod], also: Callable[[axes.Linear], LinearMethod]) -> nn.Module:
+    """Return a norm, ready to run, that feeds two linears by methods so made."""
+    made = {"layers.0.up": up, "layers.0.also": also}
+    make = builder(method_for=lambda path, linear: made[path](linear)).layer(0)
+    modules = nn.ModuleDict({name: make.linear(name) for name in ("up", "also")})
+    modules["norm"] = make.norm("norm", eps=1e-5)
+    randomise(modules, torch.Generator().manual_seed(0))
+    finalise(modules)
+    return modules["norm"]
+
+
+def taking_tokens(kind: type[Fp8]) -> Callable[[axes.Linear], LinearMethod]:
+    """Return what makes a method of inputs with a scale a token."""
+    return lambda linear: kind(linear, axes.FP8_TOKEN, None, None)
+
+
 def test_a_norm_emits_scales_of_the_groups_its_linears_take() -> None:
     """Where they agree on how wide groups are, with a residual or without; else they are given a plain tensor."""
     for also, kind in ((4, QuantizedActivation), (2, torch.Tensor)):
-
-        def method_for(path: str, linear: axes.Linear, also: int = also) -> LinearMethod:
-            return Fp8InGroups(linear, 4 if path == "layers.0.up" else also)
-
-        make = builder(method_for=method_for).layer(0)
-        modules = nn.ModuleDict({name: make.linear(name) for name in ("up", "also")})
-        modules["norm"] = make.norm("norm", eps=1e-5)
-        randomise(modules, torch.Generator().manual_seed(0))
-        finalise(modules)
+        norm = norm_feeding(partial(Fp8InGroups, input_group=4), partial(Fp8InGroups, input_group=also))
         for delta in (None, torch.ones(3, 8)):
-            _, h = modules["norm"](torch.randn(3, 8), delta)
+            _, h = norm(torch.randn(3, 8), delta)
             assert isinstance(h, kind)
             assert isinstance(h, torch.Tensor) or h.scale.shape == (3, 2)
 
@@ -215,36 +224,18 @@ def test_a_norm_emits_scales_of_the_groups_its_linears_take() -> None:
 def test_a_norm_emits_for_so_many_tokens_what_its_linears_take() -> None:
     """Fewer than the linear's border stay plain; one that takes FP8 of any number does not agree with it."""
     for also, kinds in ((Fp8FromFour, [torch.Tensor, QuantizedActivation]), (Fp8, [torch.Tensor, torch.Tensor])):
-
-        def method_for(path: str, linear: axes.Linear, also: type[Fp8] = also) -> LinearMethod:
-            return (Fp8FromFour if path == "layers.0.up" else also)(linear, axes.FP8_TOKEN, None, None)
-
-        make = builder(method_for=method_for).layer(0)
-        modules = nn.ModuleDict({name: make.linear(name) for name in ("up", "also")})
-        modules["norm"] = make.norm("norm", eps=1e-5)
-        randomise(modules, torch.Generator().manual_seed(0))
-        finalise(modules)
+        norm = norm_feeding(taking_tokens(Fp8FromFour), taking_tokens(also))
         for delta in (None, torch.zeros(4, 8)):
-            few, many = (
-                modules["norm"](torch.randn(tokens, 8), None if delta is None else delta[:tokens])[1] for tokens in (3, 4)
-            )
+            few, many = (norm(torch.randn(tokens, 8), None if delta is None else delta[:tokens])[1] for tokens in (3, 4))
             assert [type(few), type(many)] == kinds
 
 
 def test_a_norm_emits_groups_of_few_tokens_where_its_linears_take_such() -> None:
-    """More have a scale a token, and so have all where a linear wants no groups, which is no agreement."""
+    """More have a scale a token; one that wants no groups does not agree with it, and both are given a plain tensor."""
     for also, widths in ((Fp8FewInGroups, [2, 1]), (Fp8, None)):
-
-        def method_for(path: str, linear: axes.Linear, also: type[Fp8] = also) -> LinearMethod:
-            return (Fp8FewInGroups if path == "layers.0.up" else also)(linear, axes.FP8_TOKEN, None, None)
-
-        make = builder(method_for=method_for).layer(0)
-        modules = nn.ModuleDict({name: make.linear(name) for name in ("up", "also")})
-        modules["norm"] = make.norm("norm", eps=1e-5)
-        randomise(modules, torch.Generator().manual_seed(0))
-        finalise(modules)
+        norm = norm_feeding(taking_tokens(Fp8FewInGroups), taking_tokens(also))
         for delta in (None, torch.zeros(4, 8)):
-            found = [modules["norm"](torch.randn(count, 8), None if delta is None else delta[:count])[1] for count in (3, 4)]
+            found = [norm(torch.randn(tokens, 8), None if delta is None else delta[:tokens])[1] for tokens in (3, 4)]
             if widths is None:
                 assert all(isinstance(h, torch.Tensor) for h in found)
             else:

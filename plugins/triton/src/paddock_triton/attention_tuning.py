@@ -9,11 +9,13 @@ Decode, 64 sequences, 64 heads on 8, D 128, pages of 64, 2k / 8k keys, a tile of
     Warps that take keys of their own, 8 rows (3 barriers a tile of 64 keys in what is compiled, not 10, 16 products, not 32, 121
     registers, not 127), beside what is served: 8k 90 to 92 %, 92 to 93; 2k 84, 87 to 88; one of 131k 75 to 77, 79 to 80; G 29,
     D 64 44, 68 to 69; so left out (commit 984ba6c).
-    All tiles masked alike, by pointers, in 4 stages, for the copy engine and a last tile apart (microseconds of a layer of 8B in
-    FP8 among its products): one sequence of 230, 380, 1,000, 2,040 keys 66.3, 66.6, 67.1, 68.8 for 69.1, 69.9, 67.7, 70.6; 16 of
-    500 76.1, 76.3; 64 of 230 and 2,040 87.8, 150.7 for 89.8, 152.5. In 3 stages 67.3, 66.9, 67.4, 69.7; 75.8; 86.7, 149.8. Masked
-    as the copy engine brings them 67.0 to 70.1, 157.2 for 64 of 2,040. Of bfloat16 no gain: 118.7 for 118.4, 265.6 for 265.6.
-    Alone, on one more card (`python -m tests.bench.decode_variants --only served`): 64 of 8k 93 %, of 2k 86, one of 131k 77.
+    All tiles masked alike, by pointers, in 4 stages, for the copy engine and a last tile apart (microseconds of a layer of 8B
+    in FP8 among its products, 8 of its layers; `python -m tests.bench.layer_tiles` has the first, in 3 stages, and the last
+    tile apart; the others came of a script that is not kept): one sequence of 230, 380, 1,000, 2,040 keys 66.3, 66.6, 67.1,
+    68.8 for 69.1, 69.9, 67.7, 70.6; 16 of 500 76.1, 76.3; 64 of 230 and 2,040 87.8, 150.7 for 89.8, 152.5. In 3 stages 67.3,
+    66.9, 67.4, 69.7; 75.8; 86.7, 149.8. Masked as the copy engine brings them 67.0 to 70.1, 157.2 for 64 of 2,040. Of bfloat16
+    no gain: 118.7 for 118.4, 265.6 for 265.6. Alone, on one more card (`python -m tests.bench.decode_variants --only served`):
+    64 of 8k 93 %, of 2k 86, one of 131k 77.
   FP8 byte by byte: 84 / 51 % at best. Pages of 128 with 128 keys: bfloat16 98 / 100 %, FP8 88 / 91 %. Pages of 16: 83 %.
   G 29, D 64, 2k: bfloat16 64 rows 79 %, 32 rows 74 %; FP8 32 rows, 2 warps 62 %, with
   the copy engine 70 %, 4 warps 38 %. D 256, 4k: 32 keys 98 %.

@@ -10,8 +10,7 @@ from typing import Any
 from attrs import frozen
 from triton.experimental.gluon import language as gl
 
-from paddock_triton.linear_ring_spec import MOST_TELLING
-from paddock_triton.ring import ALL_REGISTERS, ROWS, STEP, launch_registers, team_registers
+from paddock_triton.ring import ALL_REGISTERS, MOST_TELLING, ROWS, STEP, launch_registers, team_registers
 
 _STEP: int = STEP.value
 _ROWS: int = ROWS.value

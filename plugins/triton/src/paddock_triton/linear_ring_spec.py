@@ -10,12 +10,11 @@ from typing import Any
 from attrs import frozen
 from triton.experimental.gluon import language as gl
 
-from paddock_triton.ring import ALL_REGISTERS, ROWS, launch_registers, team_registers
+from paddock_triton.ring import ALL_REGISTERS, MOST_TELLING, ROWS, launch_registers, team_registers
 
 _HALF: int = ROWS.value
 _LINE = 128  # bytes of a row that lie together in shared memory
 EIGHT = 8  # rows between a feature's gate and its up: the matrix unit gives a thread both of them
-MOST_TELLING = 16  # tokens: each program's parts are kept in memory for good
 _WIDE_PART = 32  # tokens above which one part of a tile is asked for at a time, as registers go
 
 
@@ -35,7 +34,7 @@ class RingTile:
     shared: bool = True
     registers: int = ALL_REGISTERS
     item: int = 1
-    telling: bool = False  # parts of tiles themselves say that they are there; of no more than 16 tokens
+    telling: bool = False  # parts of tiles themselves say that they are there
     gated: Any = None  # what gate and up are rounded to, Gluon's dtype, where a product ends in silu(gate) * up in FP8
 
     rows = _HALF  # of a tile

@@ -35,7 +35,7 @@ from paddock_triton.int4_spec import LATE_GROUPS, LATE_SLOTS, Int4Spec, Int4Tile
 from paddock_triton.launch import launch, launches_nothing
 from paddock_triton.plugin import INT4_GROUPS
 from paddock_triton.ring import ROWS, STEP, barriers
-from paddock_triton.ring_parts import gathering_of
+from paddock_triton.ring_parts import gathering_of, memory_of_parts
 from paddock_triton.rows import aligned, blocks_of
 
 _JOIN_BYTES = 8e6  # of codes that are read while parts of a tile meet: 2 us
@@ -175,10 +175,7 @@ def launch_int4(out_TO: Tensor, x_TI: Tensor, scale_TB: Tensor | None, weight: I
     steps = blocks_of(form.blocks, spec.pieces)
     span = steps + (blocks_of(form.group_rows, LATE_GROUPS.value) if spec.late else 0)
     programs = min(processors(x_TI.device), tiles * (span if spec.shared else 1))
-    if spec.shared and spec.telling:
-        parts = counters(x_TI.device, programs * spec.part_size)
-    else:
-        parts = x_TI.new_empty(programs * spec.part_size if spec.shared else 1, dtype=torch.float32)
+    parts = memory_of_parts(x_TI, programs, spec)
     if spec.wide:
         x_TI = _turned(x_TI)
     sums = _sums(x_TI, form.blocks) if spec.late else None

@@ -11,13 +11,25 @@ R rows of a half, 64; N tokens of a cut.
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
+from paddock_triton.counters import counters
 from paddock_triton.ring import ROWS, barriers, program_of, role_barrier
 
 _MINUS_ZERO = gl.constexpr(-(1 << 31))  # its bits
+
+
+def memory_of_parts(x_TI: Tensor, programs: int, spec: Any) -> Tensor:
+    """Return where so many programs keep their parts of tiles: zeros that each launch leaves so where tiles are telling."""
+    if spec.shared and spec.telling:
+        return counters(x_TI.device, programs * spec.part_size)
+    return x_TI.new_empty(programs * spec.part_size if spec.shared else 1, dtype=torch.float32)
 
 
 @gluon.jit
@@ -135,20 +147,24 @@ def _keep(accs: gl.tuple, parts_ptr: gl.tensor, INDEX: gl.constexpr, spec: gl.co
 
 
 @gluon.jit
+def _bits_now(at_F: gl.tensor, more: gl.tensor, most: gl.tensor, spec: gl.constexpr) -> gl.tuple:
+    """Return the bits of three parts, from that at `at_F` on, as they are by now; those of -0 for unwanted ones."""
+    a_F = gl.load(at_F, volatile=True)
+    b_F = gl.load(at_F + spec.part_size, mask=more, other=_MINUS_ZERO, volatile=True)
+    c_F = gl.load(at_F + 2 * spec.part_size, mask=most, other=_MINUS_ZERO, volatile=True)
+    return a_F, b_F, c_F
+
+
+@gluon.jit
 def _told(at_F: gl.tensor, more: gl.tensor, most: gl.tensor, spec: gl.constexpr) -> gl.tuple:
     """Return three parts, from that at `at_F` on, once all their numbers are there, and forget them; zeros for unwanted ones."""
-    second_F, third_F = at_F + spec.part_size, at_F + 2 * spec.part_size
-    a_F = gl.load(at_F, volatile=True)
-    b_F = gl.load(second_F, mask=more, other=_MINUS_ZERO, volatile=True)
-    c_F = gl.load(third_F, mask=most, other=_MINUS_ZERO, volatile=True)
+    a_F, b_F, c_F = _bits_now(at_F, more, most, spec)
     while gl.min(((a_F != 0) & (b_F != 0) & (c_F != 0)).to(gl.int32), 0) == 0:
-        a_F = gl.load(at_F, volatile=True)
-        b_F = gl.load(second_F, mask=more, other=_MINUS_ZERO, volatile=True)
-        c_F = gl.load(third_F, mask=most, other=_MINUS_ZERO, volatile=True)
+        a_F, b_F, c_F = _bits_now(at_F, more, most, spec)
     nothing_F = a_F * 0
     gl.store(at_F, nothing_F)
-    gl.store(second_F, nothing_F, mask=more)
-    gl.store(third_F, nothing_F, mask=most)
+    gl.store(at_F + spec.part_size, nothing_F, mask=more)
+    gl.store(at_F + 2 * spec.part_size, nothing_F, mask=most)
     return a_F.to(gl.float32, bitcast=True), b_F.to(gl.float32, bitcast=True), c_F.to(gl.float32, bitcast=True)
 
 
@@ -163,16 +179,14 @@ def _with_parts(sum_RN: gl.tensor, parts_ptr: gl.tensor, last: gl.tensor, piece:
         at_F = _part_at(parts_ptr, program, piece, sum_F, spec)
         if spec.telling:
             part_F, second_F, third_F = _told(at_F, program + 1 <= last, program + 2 <= last, spec)
-        else:
-            part_F = gl.load(at_F, cache_modifier=".cg")
-        if spec.telling:
             sum_F = sum_F + part_F + second_F + third_F
         elif spec.parts_at_once == 3:
+            part_F = gl.load(at_F, cache_modifier=".cg")
             second_F = gl.load(at_F + spec.part_size, mask=program + 1 <= last, other=0.0, cache_modifier=".cg")
             third_F = gl.load(at_F + 2 * spec.part_size, mask=program + 2 <= last, other=0.0, cache_modifier=".cg")
             sum_F = sum_F + part_F + second_F + third_F
         else:
-            sum_F += part_F
+            sum_F += gl.load(at_F, cache_modifier=".cg")
     return _by_row(sum_F, spec)
 
 
