@@ -2,11 +2,11 @@
 
     python -m tests.bench.int4_quality MODEL --group N [--text FILE] [--windows N] [--window TOKENS]
 
-Every linear of the layers is rounded to the nearest of 16 values between the least and the largest weight of a group of N
-inputs (no calibration) and saved as AutoAWQ saves it, in a temporary folder. The plain model, w4a16, w4a8, w4a8 with a scale
-for each 128 inputs, and w8a8 then run through Paddock in float32 over the same windows; the last two do so in steps of any
-size. Printed are perplexities, their growth over the one that a row is held against, the relative RMS error of all logits, the
-share of tokens with the same first choice and the mean KL divergence.
+Every linear of the layers is rounded to the nearest of 16 values between the least and the largest weight of a group of N inputs
+(no calibration) and saved as AutoAWQ saves it, in a temporary folder. The plain model, w4a16, w4a8 and w8a8 then run through
+Paddock in float32 over the same windows; w8a8 rounds the weights of every step, not of large ones alone. Printed are
+perplexities, their growth over the one that a row is held against, the relative RMS error of all logits, the share of tokens with
+the same first choice and the mean KL divergence.
 
 `--text` is a UTF-8 file, or `generated`: each window sampled from the plain model at temperature 1, seeded with its number.
 """
@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import pytest
 import torch
 from attrs import define, frozen
 from safetensors.torch import load_file, save_file
@@ -35,15 +34,12 @@ from paddock.evaluation.texts import token_ids, windows
 from paddock.planning import int4_compute
 from paddock.quantize.text import read_text
 from paddock.testing.oracle import relative_rms
-from paddock_quant_awq import scheme
 from paddock_quant_awq.words import AWQ_ORDER, pack
 from tests.bench.fp8_quality import GENERATED, Settings, generated, opened
 
-FINER = "w4a8 by 128"
-COMPUTES = ("w4a16", "w4a8", FINER, "w8a8")
 PAIRS = (
-    *(("plain", compute) for compute in COMPUTES),
-    *(("w4a16", compute) for compute in COMPUTES[1:]),
+    *(("plain", compute) for compute in ("w4a16", "w4a8", "w8a8")),
+    *(("w4a16", compute) for compute in ("w4a8", "w8a8")),
 )  # what is held against what
 
 
@@ -144,10 +140,8 @@ def measured(model: Path, settings: Settings, group: int) -> dict[tuple[str, str
         save_rounded(model, Path(scratch) / "int4", group)
         plain = stack.enter_context(opened(model, settings))
         engines = {"plain": plain}
-        for compute in COMPUTES:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(scheme, "GROUPS_TO", sys.maxsize if compute == FINER else 0)
-                llm = opened(Path(scratch) / "int4", settings, int4_compute=compute.split()[0])
+        for compute in ("w4a16", "w4a8", "w8a8"):
+            llm = opened(Path(scratch) / "int4", settings, int4_compute=compute)
             engines[compute] = stack.enter_context(llm)
         if settings.text == GENERATED:
             cut = generated(plain, settings)

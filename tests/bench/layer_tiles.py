@@ -20,12 +20,10 @@ from attrs import evolve
 
 from paddock.planning import rebuild
 from paddock.plugins import resolve
-from paddock_quant_awq import scheme
 from paddock_triton import attention, attention_tuning, linear_ring, ops_linear, ops_linear_int4
-from paddock_triton.ring import ALL_REGISTERS, MOST_TELLING
+from paddock_triton.ring import ALL_REGISTERS
 from tests.bench.layer_stack import CUDA, Stack, stack_of
 
-MOST_BY_BLOCK = 8  # tokens: tiles of more spill with a scale for each 128 inputs
 Patch = Callable[[pytest.MonkeyPatch], None]
 
 
@@ -49,22 +47,6 @@ def _attention(**changes: Any) -> Patch:
     return lambda patch: patch.setattr(attention, "decode_tile", lambda q_THD, kv: evolve(served(q_THD, kv), **changes))
 
 
-def _met_in(seconds: float) -> Patch:
-    return lambda patch: patch.setattr(linear_ring, "_MEETING", seconds)
-
-
-def _by_block(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(scheme, "GROUPS_TO", MOST_BY_BLOCK)
-
-
-def _both(first: Patch, second: Patch) -> Patch:
-    def put(patch: pytest.MonkeyPatch) -> None:
-        first(patch)
-        second(patch)
-
-    return put
-
-
 def _in_blocks(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ops_linear, "serves", lambda x_TI, weight_OI: False)
 
@@ -80,15 +62,8 @@ def candidates(stack: Stack, rows: int) -> Iterator[tuple[str, Patch]]:
         other = linear_ring._SPARING if linear_ring.TILES[tokens].registers == ALL_REGISTERS else ALL_REGISTERS
         fewer = linear_ring.TILES[tokens].slots - 1
         yield from ((f"ring {each}", _ring(tokens, **each)) for each in ({"registers": other}, {"slots": fewer}))
-        if tokens <= MOST_TELLING:
-            yield from ((f"ring telling, met in {at}", _both(_ring(tokens, telling=True), _met_in(at))) for at in (3e-6, 1.5e-6))
     elif tokens in ops_linear_int4._FP8_DEEP and stack.plan.fp8_inputs_from is not None:
         yield from ((f"int4 {each}", _deep(tokens, **each)) for each in ({"slots": 2}, {"slots": 3}))
-        if tokens <= MOST_TELLING:
-            yield "int4 telling", _deep(tokens, telling=True)
-        if tokens <= MOST_BY_BLOCK:
-            yield "int4 inputs with a scale for each 128", _by_block
-            yield "int4 telling, inputs with a scale for each 128", _both(_deep(tokens, telling=True), _by_block)
     if stack.plan.kv_cache_dtype == "fp8":
         last_apart = {"masked": False, "tma": True, "stages": 3}
         yield from ((f"attention {each}", _attention(**each)) for each in ({"stages": 3}, last_apart))

@@ -31,9 +31,6 @@ _KEPT = {
     "split": lambda values: values.unbind(-1),
     "div_rn": lambda a, b: a / b,
     "fma": lambda a, b, c: a * b + c,
-    "where": lambda condition, values, other: torch.where(condition, values, other),
-    "min": lambda values, axis: values.amin(axis),
-    "int32": torch.int32,
 }
 _TRITON = SimpleNamespace(
     exp2=torch.exp2,
@@ -52,10 +49,6 @@ class Sums(torch.Tensor):
     def __iadd__(self, other: Any) -> Any:  # type: ignore[misc]
         """Return the sum."""
         return self + other
-
-    def to(self, dtype: Any, *, bitcast: bool = False) -> Any:  # type: ignore[override]
-        """Return the values, or with `bitcast` their bits, in another type."""
-        return self.view(dtype) if bitcast else super().to(dtype)
 
     def __imul__(self, other: Any) -> Any:  # type: ignore[misc]
         """Return the product."""
@@ -254,15 +247,7 @@ class Device:
             arange = staticmethod(lambda start, stop, _layout=None: torch.arange(start, stop))
             zeros = staticmethod(lambda shape, dtype, _layout: torch.zeros(shape, dtype=dtype).as_subclass(Sums))
             convert_layout = staticmethod(lambda values, *_, **__: values)
-            store = staticmethod(_store)
-
-            @staticmethod
-            def load(
-                at: Pointer, mask: Any = None, other: Any = None, cache_modifier: str = "", volatile: bool = False
-            ) -> Tensor:
-                if volatile:
-                    device.look_again()
-                return _load(at, mask, other)
+            load, store = staticmethod(_load), staticmethod(_store)
 
             @staticmethod
             def allocate_shared_memory(dtype: torch.dtype, shape: list[int], _layout: object) -> Any:
@@ -287,12 +272,6 @@ class Device:
                 device.together(works, (device.here.program, device.here.programs))
 
         return Language()
-
-    def look_again(self) -> None:
-        """Let others write what a role looks for, until one has failed or nobody has for longer than a kernel could take."""
-        self.hold_on()
-        since = self.here.__dict__.setdefault("since", time.monotonic())
-        assert time.monotonic() - since < PATIENCE, "nobody writes what a role looks for"
 
     def hold_on(self) -> None:
         """Let others run, unless one of them failed: what it would have done never comes."""
@@ -322,7 +301,7 @@ class Device:
         )
 
 
-def _load(at: Pointer, mask: Any, other: Any) -> Tensor:
+def _load(at: Pointer, mask: Any = None, other: Any = None, cache_modifier: str = "") -> Tensor:
     place = torch.as_tensor(at.at)
     if mask is None:
         return at.memory[place].as_subclass(Sums)

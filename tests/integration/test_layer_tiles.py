@@ -9,7 +9,6 @@ import pytest
 
 pytest.importorskip("triton")
 
-from paddock_quant_awq import scheme
 from paddock_triton import attention, linear_ring, ops_linear, ops_linear_int4
 from tests.bench import layer_tiles
 
@@ -23,7 +22,7 @@ def test_each_candidate_is_another_tile_and_is_gone_after_it(rows: int, kind: st
 
     def there() -> list[Any]:
         tiles = [*linear_ring.TILES.values(), *ops_linear_int4._FP8.values(), *ops_linear_int4._FP8_DEEP.values()]
-        return [*tiles, vars(attention)["decode_tile"], vars(ops_linear)["serves"], scheme.GROUPS_TO, linear_ring._MEETING]
+        return [*tiles, vars(attention)["decode_tile"], vars(ops_linear)["serves"]]
 
     served, names = there(), []
     for name, put in layer_tiles.candidates(given, rows):

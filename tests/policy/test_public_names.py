@@ -32,8 +32,8 @@ PUBLIC = {
     "paddock.execution.sampling_reference": "draw draw_filtered most_likely",
     "paddock.layers": """
         Activation AttentionBackend AttentionInputs AttentionParams Builder Communicator FusesSiluMul HEADS_APART LayerKV
-        LinearLayer LinearMethod Model OP_NAMES Ops PlainMethod QuantisesRows QuantizedActivation TWO_DELTAS TakesFewInGroups
-        TakesFewPlain TakesGroups allocate finalise part_spans randomise takes targets torch_dtype""",
+        LinearLayer LinearMethod Model OP_NAMES Ops PlainMethod QuantisesRows QuantizedActivation TWO_DELTAS TakesFewPlain
+        TakesGroups allocate finalise part_spans randomise takes targets torch_dtype""",
     "paddock.layers.fp8_attention": "LARGEST_EXPONENT attend_in_fp8",
     "paddock.layers.int4": """
         BLOCK FP8_MAX Int4Form Int4Weight MIDDLE MOST OUTPUTS PIECE_BYTES SLAB SLAB_BYTES fill_groups int4_weight pack

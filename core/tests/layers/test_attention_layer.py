@@ -13,7 +13,7 @@ from attrs import evolve
 from torch import Tensor
 
 from paddock.errors import CheckpointError
-from paddock.layers import Activation, AttentionInputs, AttentionParams, LayerKV, Ops, QuantizedActivation, reference
+from paddock.layers import AttentionInputs, AttentionParams, LayerKV, Ops, QuantizedActivation, reference
 from paddock.layers.attention_layer import Attention
 from paddock.layers.formats import InputFormat
 
@@ -52,33 +52,23 @@ class Backend:
     def __init__(self, *, fp8: bool) -> None:
         self.fp8 = fp8
         self.scales: list[Tensor | None] = []
-        self.groups: list[int | None] = []
 
     def prepare(self, inputs: AttentionInputs) -> None:
         """Prepare nothing."""
 
-    def attend(self, q_THD: Tensor, kv: LayerKV, inputs: AttentionInputs, params: AttentionParams) -> Activation:
+    def attend(self, q_THD: Tensor, kv: LayerKV, inputs: AttentionInputs, params: AttentionParams) -> Tensor:
         """Return the constant."""
         self.scales.append(params.out_scale)
-        self.groups.append(params.out_group)
-        if self.fp8 and params.out_group is not None:
-            found = reference.quantize_fp8_token(OUT_THD.flatten(1), None, params.out_group)
-            return evolve(found, values_TI=found.values_TI.view(OUT_THD.shape))
         if self.fp8 and params.out_scale is not None:
             return reference.quantize_fp8_static(OUT_THD, params.out_scale).values_TI
         return OUT_THD
 
 
-def attended(backend: Backend, *, scale: float | None = None, groups_to: int | None = None) -> Any:
-    """Return what attention emits for three tokens where the linear behind takes a plain input, or FP8.
-
-    By a static scale, or, of no more tokens than `groups_to`, by one for each pair of features, else one a token.
-    """
+def attended(backend: Backend, *, scale: float | None) -> Any:
+    """Return what attention emits where the linear behind takes FP8 by a static scale, or a plain input."""
     emits = InputFormat(Ops())
     if scale is not None:
         emits.name, emits.scale = "fp8_static", torch.tensor(scale)
-    if groups_to is not None:
-        emits.name, emits.group, emits.groups_to = "fp8_token", 2, groups_to
     params, device = AttentionParams(scale=1.0), torch.device("cpu")
     layer = Attention(params, head_dim=2, backend=backend, ops=Ops(), emits=emits, device=device)
     kv, slots_T = LayerKV(torch.zeros(1, 4, 1, 2), torch.zeros(1, 4, 1, 2)), torch.arange(3)
@@ -96,20 +86,6 @@ def test_a_backend_may_quantise_by_the_static_scale(fp8: bool) -> None:
     assert torch.equal(found.values_TI.float(), expected.values_TI.float())
     assert torch.equal(found.scale, expected.scale)
     assert backend.scales == [torch.tensor(0.01)]
-
-
-@pytest.mark.parametrize("fp8", [True, False])
-@pytest.mark.parametrize("groups_to", [2, 3])
-def test_a_backend_may_quantise_few_tokens_by_groups(fp8: bool, groups_to: int) -> None:
-    """It is told the group where the step is small enough; who quantises changes nothing of what the linear is given."""
-    backend = Backend(fp8=fp8)
-    found = attended(backend, groups_to=groups_to)
-    group = 2 if groups_to == 3 else None
-    expected = reference.quantize_fp8_token(OUT_THD.flatten(1), None, group)
-    assert isinstance(found, QuantizedActivation)
-    assert torch.equal(found.values_TI.float(), expected.values_TI.float())
-    assert torch.equal(found.scale, expected.scale)
-    assert (backend.scales, backend.groups) == ([None], [group])
 
 
 @pytest.mark.parametrize("name", ["q_scale", "q_proj.q_scale", "attn.q_scale", "q_proj.output_scale"])

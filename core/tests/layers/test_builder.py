@@ -64,16 +64,6 @@ class Fp8FromFour(Fp8):
     input_format_from = 4
 
 
-class Fp8FewInGroups(Fp8):
-    """One that takes a scale for each four inputs of up to three tokens."""
-
-    few_input_group, input_groups_to = 4, 3
-
-    def apply(self, layer: LinearLayer, x_TI: Activation) -> torch.Tensor:
-        """Return nothing of worth."""
-        return torch.zeros(1)
-
-
 class Fp8InGroups(Fp8):
     """One whose scales are of four inputs, or of so many as are given."""
 
@@ -228,18 +218,6 @@ def test_a_norm_emits_for_so_many_tokens_what_its_linears_take() -> None:
         for delta in (None, torch.zeros(4, 8)):
             few, many = (norm(torch.randn(tokens, 8), None if delta is None else delta[:tokens])[1] for tokens in (3, 4))
             assert [type(few), type(many)] == kinds
-
-
-def test_a_norm_emits_groups_of_few_tokens_where_its_linears_take_such() -> None:
-    """More have a scale a token; one that wants no groups does not agree with it, and both are given a plain tensor."""
-    for also, widths in ((Fp8FewInGroups, [2, 1]), (Fp8, None)):
-        norm = norm_feeding(taking_tokens(Fp8FewInGroups), taking_tokens(also))
-        for delta in (None, torch.zeros(4, 8)):
-            found = [norm(torch.randn(tokens, 8), None if delta is None else delta[:tokens])[1] for tokens in (3, 4)]
-            if widths is None:
-                assert all(isinstance(h, torch.Tensor) for h in found)
-            else:
-                assert [h.scale.shape for h in found] == [(3, widths[0]), (4, widths[1])]
 
 
 def test_packing_changes_no_product_and_gives_the_weight_back() -> None:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 from plugins.quant_awq.tests.made import CPU, empty, linear, load, made, named, scheme_of, weight
 from plugins.quant_awq.tests.written import FORMATS
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from paddock.axes import EMBED, FP8_TOKEN, PLAIN, VOCAB, Linear, Part
 from paddock.errors import CheckpointError
-from paddock.layers import LinearLayer, Ops, TakesFewInGroups, TakesFewPlain, int4, reference
+from paddock.layers import LinearLayer, Ops, TakesFewPlain, int4, reference
 from paddock.layers.int4 import Int4Weight, unpack
 from paddock.testing.oracle import assert_close, relative_rms
 from paddock_quant_awq import scheme as schemes
@@ -70,7 +69,7 @@ def test_products_are_the_ops_bound_to_the_layer(name: str, op: str) -> None:
 
     layer, x = random(name, 32, 64, 32), torch.randn(3, 64, generator=torch.Generator().manual_seed(6))
     expected, doubled = layer(x), layer(2 * x)
-    layer.ops = Ops.bind({op: bound, "quantize_fp8_token": lambda x, *how: reference.quantize_fp8_token(2 * x, *how)})
+    layer.ops = Ops.bind({op: bound, "quantize_fp8_token": lambda x, limit: reference.quantize_fp8_token(2 * x, limit)})
     assert torch.equal(layer(x), doubled if op == "linear_int4_fp8" else expected)
     (weight,) = calls
     assert weight.packed is layer.get_parameter("packed")
@@ -94,36 +93,6 @@ def test_few_tokens_are_taken_plain_and_many_rounded(name: str) -> None:
         assert layer.method.input_format == (PLAIN if border is None else FP8_TOKEN)
         assert isinstance(layer.method, TakesFewPlain)
         assert layer.method.input_format_from == (border or 1)
-
-
-@pytest.mark.parametrize("name", ["awq", "gptq", "packed-w4a8"])
-def test_few_tokens_have_a_scale_for_each_128_inputs_where_the_format_asks_for_no_other(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What the layer asks its producers for is what it makes of plain inputs; the finer scales lose less."""
-    monkeypatch.setattr(schemes, "GROUPS_TO", 3)
-    layer = empty(scheme_of(FORMATS[name].entry(32)).with_fp8_from(1, None), linear(32, 320))
-    layer.randomise(torch.Generator().manual_seed(1))
-    layer.finalise()
-    given: list[Any] = []
-
-    def bound(values_TI: Tensor, scale_TB: Tensor, *rest: Any) -> Tensor:
-        given.append(scale_TB)
-        return reference.linear_int4_fp8(values_TI, scale_TB, *rest)
-
-    layer.ops = Ops.bind({"linear_int4_fp8": bound})
-    assert isinstance(layer.method, TakesFewInGroups)
-    border, group = layer.method.input_groups_to, layer.method.few_input_group
-    size_I = torch.tensor([1.0, 9.0, 0.1]).repeat_interleave(128)[:320]
-    x_TI = torch.randn(4, 320, generator=torch.Generator().manual_seed(2)) * size_I
-    plain = reference.linear_int4(x_TI, cast(Int4Method, layer.method)._weight(layer))
-    for tokens in (1, 3, 4):
-        found = layer(x_TI[:tokens])
-        asked = reference.quantize_fp8_token(x_TI[:tokens], None, group if tokens <= border else None)
-        assert torch.equal(layer(asked), found)
-        assert relative_rms(found, plain[:tokens]) < 0.05
-    wide = 3 if name != "packed-w4a8" else 1
-    assert [tuple(scale_TB.shape) for scale_TB in given] == [(1, wide)] * 2 + [(3, wide)] * 2 + [(4, 1)] * 2
 
 
 def rounding_weights(name: str) -> LinearLayer:

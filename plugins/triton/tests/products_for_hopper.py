@@ -25,7 +25,6 @@ from paddock_triton.int4_spec import Int4Tile
 from paddock_triton.ops_linear_fp8 import linear_fp8
 from paddock_triton.ops_linear_fp8_gated import linear_silu_mul_fp8
 
-FEW_BY_BLOCK = 8  # tokens of tiles whose inputs may have a scale for each 128
 # Gate and up of Llama-3.1-70B, and a weight of which no tile is whole.
 GATED: tuple[tuple[int, int], ...] = ((57344, 8192), (144, 1008))
 
@@ -50,7 +49,6 @@ def _int4_cuts(*, every: bool) -> list[tuple[Int4Tile, torch.dtype, int, torch.d
     """
     op, wide = ops_linear_int4, torch.float32
     least = [
-        (evolve(op._FP8_DEEP[8], shared=True, telling=True), FP8, 128, HALF),
         *((tile, FP8, 128, HALF) for tile in (op._FP8[8], op._FP8[64], op._FP8[128], op._FP8_MANY, op._FP8_DEEP[16])),
         *((tile, FP8, 128, wide) for tile in (op._FP8_MANY, op._FP8_DEEP[64])),
         (op._FP8_OTHER_GROUPS, FP8, 32, wide),
@@ -58,7 +56,7 @@ def _int4_cuts(*, every: bool) -> list[tuple[Int4Tile, torch.dtype, int, torch.d
         (evolve(op._HALVES[128], deep=False), HALF, 32, wide),
         (op._HALVES[8], torch.float16, 128, HALF),
     ]
-    shared = [evolve(op._FP8_DEEP[most], shared=True, telling=telling) for most in (8, 16) for telling in (False, True)]
+    shared = [evolve(op._FP8_DEEP[most], shared=True) for most in (8, 16)]
     whole = [evolve(tile, shared=False) for tile in (op._FP8_MANY, op._FP8_MANY_NARROW)]
     others = [
         *((tile, FP8, 128, HALF) for tile in (*op._FP8.values(), op._FP8_MANY_NARROW, *op._FP8_DEEP.values(), *shared, *whole)),
@@ -78,16 +76,13 @@ def _int4(*, every: bool = False) -> list[dict[str, Any]]:
     for tile, dtype, group, scale_dtype in _int4_cuts(every=every):
         groups_GO = torch.zeros(1024 // group, 512, dtype=torch.uint8)
         weight = int4_weight(codes_OI, groups_GO.to(scale_dtype), groups_GO)
-        x_TI = torch.zeros(TOKENS, 1024, dtype=dtype)
-        by_block = dtype == FP8 and tile.deep and tile.tokens == FEW_BY_BLOCK  # inputs may have a scale for each 128, too
-        for scales in (1, 8) if by_block else (1,):
-            scale_TB = torch.ones(TOKENS, scales) if dtype == FP8 else None
-            ops_linear_int4.launch_int4(torch.zeros(TOKENS, 512, dtype=HALF), x_TI, scale_TB, weight, tile)
-            kernel, cut = made[-1], {"tile": str(tile), "group": group, "scales": str(scale_dtype), "inputs": str(dtype)}
-            found.append(cut | {"sums": tile.tokens * tile.halves // 2, "columns": tile.tokens // tile.cuts})
-            products = re.findall(r"\b((?:wgmma\.mma_async|mma\.sync)\S+) \{[^}]*\}, (\{?)", kernel.asm["ptx"])
-            found[-1]["products"] = sorted({(name, "registers" if brace else "shared") for name, brace in products})
-            found[-1] |= resources(kernel.asm["cubin"]) | {"shared": kernel.metadata.shared}
+        x_TI, scale_T1 = torch.zeros(TOKENS, 1024, dtype=dtype), torch.ones(TOKENS, 1) if dtype == FP8 else None
+        ops_linear_int4.launch_int4(torch.zeros(TOKENS, 512, dtype=HALF), x_TI, scale_T1, weight, tile)
+        kernel, cut = made[-1], {"tile": str(tile), "group": group, "scales": str(scale_dtype), "inputs": str(dtype)}
+        found.append(cut | {"sums": tile.tokens * tile.halves // 2, "columns": tile.tokens // tile.cuts})
+        products = re.findall(r"\b((?:wgmma\.mma_async|mma\.sync)\S+) \{[^}]*\}, (\{?)", kernel.asm["ptx"])
+        found[-1]["products"] = sorted({(name, "registers" if brace else "shared") for name, brace in products})
+        found[-1] |= resources(kernel.asm["cubin"]) | {"shared": kernel.metadata.shared}
     return found
 
 

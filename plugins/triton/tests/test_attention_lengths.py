@@ -9,7 +9,7 @@ import pytest
 import torch
 from attrs import evolve
 
-from paddock.layers import AttentionBackend, AttentionInputs, AttentionParams, LayerKV
+from paddock.layers import AttentionInputs, AttentionParams, LayerKV
 from paddock.plugins import AttentionNeeds
 from paddock.testing.oracle import assert_close, dense_attention
 
@@ -43,13 +43,6 @@ def _kv(inputs: AttentionInputs, num_kv_heads: int, head: int, dtype: torch.dtyp
     return LayerKV(*(torch.randn(shape, device=device).to(dtype) for _ in range(2)))
 
 
-def attend(backend: AttentionBackend, q_THD: torch.Tensor, kv: LayerKV, inputs: AttentionInputs) -> torch.Tensor:
-    """Return what the backend gives by a scale of 1/8, in the queries' dtype."""
-    out_THD = backend.attend(q_THD, kv, inputs, AttentionParams(scale=0.125))
-    assert isinstance(out_THD, torch.Tensor)
-    return out_THD
-
-
 def _check(out_THD: torch.Tensor, q_THD: torch.Tensor, kv: LayerKV, inputs: AttentionInputs, at: str) -> None:
     for s, length in enumerate(inputs.seq_lens_S.tolist()):
         rows = [x[inputs.block_tables_SM[s].long()].flatten(0, 1)[:length] for x in (kv.k_pages_NPKD, kv.v_pages_NPKD)]
@@ -70,7 +63,7 @@ def test_uneven_and_long_sequences_are_split_and_joined(lens: list[int], dtypes:
         q_THD = torch.randn(len(lens), 8, 64, device=device).to(dtype)
         prepared = evolve(inputs, prepared=backend.prepare(inputs))
         for _ in range(2):  # the second finds the counters as the first left them
-            _check(attend(backend, q_THD, kv, prepared), q_THD, kv, inputs, str(dtype))
+            _check(backend.attend(q_THD, kv, prepared, AttentionParams(scale=0.125)), q_THD, kv, inputs, str(dtype))
 
 
 def test_a_decode_of_few_tiles_stays_whole_and_a_longer_one_is_cut(device: torch.device) -> None:
@@ -131,7 +124,7 @@ def test_a_graph_replays_with_other_lengths(device: torch.device) -> None:
 
     def run() -> torch.Tensor:
         prepared = evolve(inputs, prepared=backend.prepare(inputs))
-        return attend(backend, q_THD, kv, prepared)
+        return backend.attend(q_THD, kv, prepared, AttentionParams(scale=0.125))
 
     run()
     graph = torch.cuda.CUDAGraph()

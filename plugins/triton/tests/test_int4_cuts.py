@@ -58,7 +58,7 @@ def test_a_step_waits_for_as_many_bytes_as_are_copied(
     """Fewer, and it would begin before they are there; more, and it would wait for ever."""
     weight = _weight(192, 1024, group, zeros=zeros, dtype=scale_dtype)
     x_TI = torch.zeros(3, 1024, dtype=FP8 if fp8 else BF16)
-    spec = ops_linear_int4._spec(tile, weight, torch.ones(3, 1) if fp8 else None)
+    spec = ops_linear_int4._spec(tile, weight, fp8=fp8)
     sums = torch.zeros(16, 16, dtype=BF16) if spec.late else None
     described = ops_linear_int4._described(weight, x_TI, sums, spec)
     packed, scales, zeros_of, x, sums_of, late_scales = (math.prod(d.block_shape) * d.base.element_size() for d in described)
@@ -161,7 +161,7 @@ def test_every_tile_that_is_picked_is_one_that_the_kernel_can_take(group: int, m
         for tokens in (1, 8, 9, 16, 17, 32, 33, 64, 65, 128, 129, 256, 257, 300, 4096, 131_072):
             for pick, fp8 in ((ops_linear_int4._fp8_tile, True), (ops_linear_int4._halves_tile, False)):
                 tile = pick(tokens, weight)
-                ops_linear_int4._spec(tile, weight, torch.ones(tokens, 1) if fp8 else None)
+                ops_linear_int4._spec(tile, weight, fp8=fp8)
                 assert (evolve(tile, shared=True), fp8) in known, (tokens, outputs)
 
 

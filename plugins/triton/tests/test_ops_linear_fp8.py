@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from attrs import evolve
 from torch import Tensor
 
 pytest.importorskip("triton")
@@ -19,7 +18,6 @@ from paddock.layers import reference
 from paddock.layers.reference import FP8
 from paddock.testing.oracle import assert_close, poisoned
 from paddock_triton import linear_ring, ops_linear_fp8
-from paddock_triton.counters import counters
 from paddock_triton.launch import compile_ahead
 from paddock_triton.ops_linear_fp8 import linear_fp8, linear_fp8_fast
 
@@ -58,22 +56,6 @@ def test_tokens_meet_every_edge_of_a_weight(shape: tuple[int, int], static: bool
         assert (found.dtype, found.shape) == (dtype, (tokens, shape[0]))
         expected = reference.linear_fp8(*given, torch.float32)
         assert_close(found, expected, op="linear_fp8", dtype=dtype, at=f"T{tokens}")
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("shape", [pytest.param((200, 2064), marks=pytest.mark.memcheck), (64, 30000), (4096, 14336)], ids=str)
-def test_parts_that_say_themselves_that_they_are_there_give_the_same(shape: tuple[int, int], device: torch.device) -> None:
-    """The numbers of parts that are counted, over and over, zeros among them; what parts lie in is zeros again behind each."""
-    for tokens in (8, 16):
-        values_TI, x_scale, weight_OI, scale_O1 = _given(tokens - 1, shape, device, static=True)
-        weight_OI[: shape[0] // 2] = torch.zeros((), device=device).to(FP8)
-        tile = evolve(linear_ring.TILES[tokens], shared=True)
-        found = [torch.full((tokens - 1, shape[0]), torch.nan, dtype=torch.bfloat16, device=device) for _ in range(9)]
-        linear_ring.launch_ring(found[0], values_TI, x_scale, weight_OI, scale_O1, tile)
-        for each in found[1:]:
-            linear_ring.launch_ring(each, values_TI, x_scale, weight_OI, scale_O1, evolve(tile, telling=True))
-        assert all(torch.equal(each, found[0]) for each in found[1:])
-        assert not counters(device, 1).any()
 
 
 @pytest.mark.skipif(ON_GPU, reason="the matrix unit keeps 14 bits")

@@ -44,7 +44,6 @@ WEIGHTS = [
 TILES = [
     *ops_linear_int4._FP8.values(),
     *(evolve(tile, shared=shared) for tile in ops_linear_int4._FP8_DEEP.values() for shared in (False, True)),
-    *(evolve(ops_linear_int4._FP8_DEEP[tokens], shared=True, telling=True) for tokens in (8, 16)),
     *(evolve(tile, shared=False) for tile in (ops_linear_int4._FP8_MANY, ops_linear_int4._FP8_MANY_NARROW)),
     ops_linear_int4._FP8_MANY_NARROW,
     Int4Tile(tokens=64, teams=2, halves=2, slots=6, late=True),
@@ -129,26 +128,6 @@ def test_every_tile_gives_the_same(tile: Int4Tile, device: torch.device) -> None
                     found = torch.empty(tokens, shape[0], dtype=BF16, device=device)
                 launch_int4(found, xq.values_TI, xq.scale, weight, tile)
                 assert_close(found, expected, op="linear_int4_fp8", dtype=BF16, at=f"T{tokens}")
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("zeros", [True, False], ids=["zeros", "none"])
-@pytest.mark.parametrize(
-    "shape", [(2048, 8192, 128), (57344, 1024, 128), (192, 640, 128), (96, 192, 32), (320, 1024, 256)], ids=str
-)
-def test_inputs_may_have_a_scale_for_each_128_of_them(shape: tuple[int, int, int], zeros: bool, device: torch.device) -> None:
-    """Of any number, in tiles that are whole, shared, deep or not; inputs of very different sizes each count by their own."""
-    weight = _weight(shape, device, zeros=zeros, dtype=BF16)
-    blocks = -(-shape[1] // 128)
-    size_I = torch.logspace(-2, 2, blocks, device=device).repeat_interleave(128)[: shape[1]]
-    for tokens in (1, 3, 9, 17, 33, 70, 300):
-        xq = reference.quantize_fp8_token(_tokens(tokens, shape[1], device, BF16) * size_I, None, 128)
-        assert xq.scale.shape == (tokens, blocks)
-        for _ in range(2):
-            with poisoned():
-                found = linear_int4_fp8(xq.values_TI, xq.scale, weight, BF16)
-            expected = reference.linear_int4_fp8(xq.values_TI, xq.scale, weight, torch.float32)
-            assert_close(found, expected, op="linear_int4_fp8", dtype=BF16, at=f"T{tokens}")
 
 
 @pytest.mark.gpu

@@ -6,15 +6,7 @@ weights.
 
 from paddock.layers.attention import AttentionBackend, AttentionInputs, AttentionParams, LayerKV, Model
 from paddock.layers.builder import Builder
-from paddock.layers.linear import (
-    FusesSiluMul,
-    LinearLayer,
-    LinearMethod,
-    QuantisesRows,
-    TakesFewInGroups,
-    TakesFewPlain,
-    TakesGroups,
-)
+from paddock.layers.linear import FusesSiluMul, LinearLayer, LinearMethod, QuantisesRows, TakesFewPlain, TakesGroups
 from paddock.layers.op_marks import HEADS_APART, TWO_DELTAS, takes
 from paddock.layers.ops import OP_NAMES, Ops
 from paddock.layers.parallel import Communicator
@@ -41,7 +33,6 @@ __all__ = [
     "PlainMethod",
     "QuantisesRows",
     "QuantizedActivation",
-    "TakesFewInGroups",
     "TakesFewPlain",
     "TakesGroups",
     "allocate",

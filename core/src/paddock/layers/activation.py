@@ -53,7 +53,7 @@ class ActivationLayer(nn.Module):
     def forward(self, x_TF: Tensor) -> Activation:
         """Return the activation in the format the next linear takes."""
         if self.emits.is_fp8(x_TF) and self.scales is None:
-            return self._activate_fp8(x_TF, *self.emits.scaling(x_TF))
+            return self._activate_fp8(x_TF, *self.emits.scaling)
         y_TF = self._activate(x_TF)
         return self.emits(y_TF if self.scales is None else (y_TF / self.scales).to(y_TF.dtype))
 
@@ -65,7 +65,7 @@ class ActivationLayer(nn.Module):
         """
         fused = linear.fuses_silu_mul if self._gated and self.scales is None else None
         if fused is not None and isinstance(x_TI, QuantizedActivation) and self.emits.is_fp8(x_TI.values_TI):
-            scale = self.emits.scale
+            scale, _, _ = self.emits.scaling
             if scale is not None:
                 return fused.apply_silu_mul(linear, x_TI, scale)
         activated: Activation = self(linear(x_TI))

@@ -80,7 +80,7 @@ class AttentionParams:
     stored * scale. `in_fp8`: queries and probabilities are rounded to FP8 e4m3 before they meet FP8 keys and values, as
     `layers.fp8_attention` defines; `q_scale` float32 scalar is the queries' scale then, None for one a token and head, its
     largest magnitude at 448. `out_scale` float32 scalar; where it is given, the linear behind takes FP8 divided by it, and a
-    backend may return that. `out_group` likewise: the linear takes FP8 with a scale for each token and so many features.
+    backend may return that.
     """
 
     scale: float
@@ -92,7 +92,6 @@ class AttentionParams:
     in_fp8: bool = False
     q_scale: Tensor | None = None
     out_scale: Tensor | None = None
-    out_group: int | None = None
 
 
 class AttentionBackend(Protocol):
@@ -101,11 +100,10 @@ class AttentionBackend(Protocol):
     def prepare(self, inputs: AttentionInputs) -> Any:
         """Return what the backend wants to know once a step, before any layer runs (kept in `inputs.prepared`)."""
 
-    def attend(self, q_THD: Tensor, kv: LayerKV, inputs: AttentionInputs, params: AttentionParams) -> Activation:
+    def attend(self, q_THD: Tensor, kv: LayerKV, inputs: AttentionInputs, params: AttentionParams) -> Tensor:
         """Return the attention output [T, H, D] in q's dtype; this step's K and V are already in the pages.
 
-        With `params.out_scale` it may be FP8 e4m3: the output rounded to q's dtype, divided by the scale, saturated at 448. With
-        `params.out_group` it may be what `quantize_fp8_token` makes of it by such groups, values [T, H, D] and scales [T, G].
+        With `params.out_scale` it may be FP8 e4m3: the output rounded to q's dtype, divided by the scale, saturated at 448.
         """
 
 

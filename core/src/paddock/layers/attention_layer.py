@@ -73,28 +73,16 @@ class Attention(nn.Module):
             q_THD = side_by_side(q_THD)
         else:
             q_THD = self.ops.rope_and_cache(q_THD, k_TKD, v_TKD, self.cos_sin_LD, inputs.positions_T, kv, inputs.slots_T, *scales)
-        out = self.backend.attend(q_THD, kv, inputs, self._params(q_THD))
-        if isinstance(out, QuantizedActivation):
-            assert self.emits.group is not None, "the backend returns scales where nobody asked for them"
-            return evolve(out, values_TI=out.values_TI.flatten(1))
-        out_TI = out.flatten(1)
+        out_TI = self.backend.attend(q_THD, kv, inputs, self._params).flatten(1)
         if out_TI.dtype != FP8:
             return self.emits(out_TI)
         assert self.emits.scale is not None, "the backend returns FP8 where nobody asked for it"
         return QuantizedActivation(out_TI, self.emits.scale)
 
-    def _params(self, q_THD: Tensor) -> AttentionParams:
-        """Return the parameters, with how the linear behind takes FP8: by a static scale, or by groups if it does of few tokens.
-
-        Where it takes groups of any number of tokens, as blocks do, that has not been timed, and is not asked for.
-        """
-        if not self.emits.is_fp8(q_THD):
-            return self.params
-        scale, bound, group = self.emits.scaling(q_THD)
-        if scale is not None:
-            return evolve(self.params, out_scale=scale)
-        asks = group is not None and bound is None and self.emits.groups_to is not None
-        return evolve(self.params, out_group=group) if asks else self.params
+    @property
+    def _params(self) -> AttentionParams:
+        """Return the parameters, with the scale of the output where the linear behind takes it in FP8 by a static one."""
+        return self.params if self.emits.scale is None else evolve(self.params, out_scale=self.emits.scale)
 
     def _scales(self) -> dict[str, nn.Parameter]:
         """Return the scales that a checkpoint may hold, by what they are of."""

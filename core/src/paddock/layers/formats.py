@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from paddock import axes
-from paddock.layers.linear import LinearLayer, LinearMethod, TakesFewInGroups, TakesFewPlain, TakesGroups
+from paddock.layers.linear import LinearLayer, LinearMethod, TakesFewPlain, TakesGroups
 from paddock.layers.ops import Ops
 from paddock.layers.quantized import Activation
 
@@ -18,8 +18,7 @@ class InputFormat:
     """What the linears fed by one producer take, and how to make it of a plain tensor.
 
     The linears are known when the model is built, static scales only after loading: until `settle`, everything is plain. Steps of
-    fewer than `from_tokens` tokens stay plain too, and those of more than `groups_to` (None: none is too large) have a scale a
-    token where smaller ones have one a group: a step's size is fixed where it is captured as a graph.
+    fewer than `from_tokens` tokens stay plain too: a step's size is fixed where it is captured as a graph.
     """
 
     def __init__(self, ops: Ops) -> None:
@@ -31,15 +30,15 @@ class InputFormat:
         self.scale: Tensor | None = None
         self.bound: float | None = None
         self.group: int | None = None
-        self.groups_to: int | None = None
 
     def is_fp8(self, x_TI: Tensor) -> bool:
-        """Return whether the ops named `_fp8` make the format of so many tokens, by its `scaling`."""
+        """Return whether the ops named `_fp8` make the format of so many tokens, by `scale`, `bound` and `group`."""
         return self.name != axes.PLAIN and len(x_TI) >= self.from_tokens
 
-    def scaling(self, x_TI: Tensor) -> tuple[Tensor | None, float | None, int | None]:
-        """Return what the ops named `_fp8` are told of so many tokens: scale, bound and group."""
-        return self.scale, self.bound, self.group if self.groups_to is None or len(x_TI) <= self.groups_to else None
+    @property
+    def scaling(self) -> tuple[Tensor | None, float | None, int | None]:
+        """Return what the ops named `_fp8` are told: scale, bound and group."""
+        return self.scale, self.bound, self.group
 
     def feed(self, consumer: LinearLayer) -> None:
         """Note a linear that takes the producer's output."""
@@ -53,11 +52,10 @@ class InputFormat:
         names, bounds = {m.input_format for m in methods}, {m.input_bound for m in methods}
         scales = [layer.method.input_scale(layer) for layer in self._consumers]
         borders = {m.input_format_from if isinstance(m, TakesFewPlain) else 1 for m in methods}
-        groups = {_groups(m) for m in methods}
+        groups = {_group(m) for m in methods}
         if any(len(found) != 1 for found in (names, bounds, borders, groups)) or not _same(scales):
             return
-        (self.name,), (self.bound,), (self.from_tokens,), self.scale = names, bounds, borders, scales[0]
-        ((self.group, self.groups_to),) = groups
+        (self.name,), (self.bound,), (self.from_tokens,), (self.group,), self.scale = names, bounds, borders, groups, scales[0]
         assert (self.scale is not None) == (self.name == axes.FP8_STATIC), self.name
 
     def __call__(self, x_TI: Tensor) -> Activation:
@@ -65,19 +63,16 @@ class InputFormat:
         if not self.is_fp8(x_TI):
             return x_TI
         if self.scale is None:
-            _, bound, group = self.scaling(x_TI)
-            return self._ops.quantize_fp8_token(x_TI, bound, group)
+            return self._ops.quantize_fp8_token(x_TI, self.bound, self.group)
         return self._ops.quantize_fp8_static(x_TI, self.scale)
 
 
-def _groups(method: LinearMethod) -> tuple[int | None, int | None]:
-    """Return the inputs that share a token's scale, None for all of them, and up to how many tokens, None for any number."""
-    if method.input_format == axes.FP8_TOKEN and isinstance(method, TakesFewInGroups) and method.input_groups_to:
-        return method.few_input_group, method.input_groups_to
+def _group(method: LinearMethod) -> int | None:
+    """Return the inputs that share a token's scale, None for all of them."""
     if method.input_format != axes.FP8_GROUP:
-        return None, None
+        return None
     assert isinstance(method, TakesGroups), f"{type(method).__name__} takes groups of inputs and does not say how wide"
-    return method.input_group, None
+    return method.input_group
 
 
 def _same(scales: list[Tensor | None]) -> bool:

@@ -86,19 +86,6 @@ class TakesGroups(Protocol):
 
 
 @runtime_checkable
-class TakesFewInGroups(Protocol):
-    """A `LinearMethod` that takes a scale a token (`FP8_TOKEN`) best in large steps alone, and one a group too in small ones."""
-
-    @property
-    def few_input_group(self) -> int:
-        """Return the inputs that share a token's scale in small steps."""
-
-    @property
-    def input_groups_to(self) -> int:
-        """Return the tokens of the largest such step, 0 for none."""
-
-
-@runtime_checkable
 class FusesSiluMul(Protocol):
     """A `LinearMethod` whose product can end in silu(gate) * up in FP8, its outputs being gates and then as many ups."""
 

@@ -62,7 +62,7 @@ class RMSNorm(_Scaled):
     def forward(self, x_TE: Tensor, delta_TE: Tensor | None = None) -> tuple[Tensor, Activation]:
         """Return (x + delta, its norm in the format the next linear takes)."""
         if self.emits.is_fp8(x_TE):
-            return self.ops.rms_norm_fp8(x_TE, delta_TE, self.weight, self.eps, *self.emits.scaling(x_TE))
+            return self.ops.rms_norm_fp8(x_TE, delta_TE, self.weight, self.eps, *self.emits.scaling)
         if delta_TE is None:
             return x_TE, self.emits(self.ops.rms_norm(x_TE, self.weight, self.eps))
         sum_TE, h_TE = self.ops.add_rms_norm(x_TE, delta_TE, self.weight, self.eps)
@@ -80,7 +80,7 @@ class LayerNorm(_Scaled):
         assert more_TE is None or delta_TE is not None, "a second delta without a first"
         vectors = self.weight, self.bias, self.eps
         if self.emits.is_fp8(x_TE):
-            return self.ops.layer_norm_fp8(x_TE, delta_TE, *vectors, *self.emits.scaling(x_TE), more_TE=more_TE)
+            return self.ops.layer_norm_fp8(x_TE, delta_TE, *vectors, *self.emits.scaling, more_TE=more_TE)
         if delta_TE is None:
             return x_TE, self.emits(self.ops.layer_norm(x_TE, *vectors))
         sum_TE, h_TE = self.ops.add_layer_norm(x_TE, delta_TE, *vectors, more_TE=more_TE)

@@ -163,7 +163,7 @@ class Ops:
     gelu(x_TF) -> [T, F]; quantize_fp8_static(x_TI, scale); quantize_fp8_token(x_TI, bound or None, group or None);
     linear_fp8(values_TI, x_scale [] or [T, 1], weight_OI, weight_scale_O1, dtype) -> y_TO; linear_fp8_fast
     likewise, whose sums may keep fewer bits than float32; linear_fp8_blocks(values_TI, scale_TG, weight_OI, weight_scale_QG,
-    block, dtype) -> y_TO; linear_int4(x_TI, weight) -> y_TO; linear_int4_fp8(values_TI, scale [T, 1] or, of 128 inputs, [T, B],
+    block, dtype) -> y_TO; linear_int4(x_TI, weight) -> y_TO; linear_int4_fp8(values_TI, scale_T1,
     weight, dtype) -> y_TO; int4_to_fp8(weight, row_scale_O1) -> values_OI; `silu_mul_fp8`, `gelu_fp8`, `rms_norm_fp8` and
     `layer_norm_fp8` quantise what the plain op returns, by a static scale, one a token, or one a token and group;
     linear_silu_mul_fp8(values_TI, x_scale, weight_OI, weight_scale_O1, dtype, scale) is `linear_fp8` and then `silu_mul_fp8` by

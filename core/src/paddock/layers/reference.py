@@ -12,7 +12,7 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from paddock.layers.attention import LayerKV
-from paddock.layers.int4 import BLOCK, PIECE_BYTES, Int4Weight
+from paddock.layers.int4 import PIECE_BYTES, Int4Weight
 from paddock.layers.op_marks import HEADS_APART, TWO_DELTAS, takes
 from paddock.layers.quantized import QuantizedActivation
 
@@ -87,17 +87,13 @@ def linear_int4(x_TI: Tensor, weight: Int4Weight) -> Tensor:
     return y_TO
 
 
-def linear_int4_fp8(values_TI: Tensor, scale_TB: Tensor, weight: Int4Weight, dtype: torch.dtype) -> Tensor:
-    """Return x W^T [T, O] in `dtype` for x in FP8 e4m3 with a float32 scale a token: scale_T1 * sum over groups of scale * s.
+def linear_int4_fp8(values_TI: Tensor, scale_T1: Tensor, weight: Int4Weight, dtype: torch.dtype) -> Tensor:
+    """Return x W^T [T, O] in `dtype` for x in FP8 e4m3 with a float32 scale a token: scale_T * sum over groups of scale * s.
 
-    s is a group's sum of values * (code - zero), whose factors are exact in FP8; both sums are float32, rounded once. Where x has
-    a scale for each token and 128 inputs [T, B], values count times theirs.
+    s is a group's sum of values * (code - zero), whose factors are exact in FP8; both sums are float32, rounded once.
     """
     form, y_TO = weight.form, values_TI.new_empty((len(values_TI), weight.form.outputs), dtype=dtype)
-    x32_TI, by_block = values_TI.float(), scale_TB.shape[1] > 1
-    if by_block:
-        x32_TI = x32_TI * scale_TB.repeat_interleave(BLOCK, dim=1)[:, : form.inputs]
-    x_DTQ = x32_TI.reshape(-1, form.groups, form.group).transpose(0, 1)
+    x_DTQ = values_TI.float().reshape(-1, form.groups, form.group).transpose(0, 1)
     for rows in weight.pieces():
         numbers_DQR, scales_D1R = weight.numbers(rows).permute(1, 2, 0), weight.group_scales(rows).T.unsqueeze(1)
         sum_TR = x_DTQ.new_zeros((len(values_TI), numbers_DQR.shape[-1]))
@@ -105,7 +101,7 @@ def linear_int4_fp8(values_TI: Tensor, scale_TB: Tensor, weight: Int4Weight, dty
         for start in range(0, form.groups, step):
             some = slice(start, start + step)
             sum_TR += (x_DTQ[some] @ numbers_DQR[some] * scales_D1R[some]).sum(0)
-        y_TO[:, rows] = (sum_TR if by_block else sum_TR * scale_TB).to(dtype)
+        y_TO[:, rows] = (sum_TR * scale_T1).to(dtype)
     return y_TO
 
 

@@ -20,7 +20,7 @@ from paddock.layers import (
     allocate,
     torch_dtype,
 )
-from paddock.layers.int4 import BLOCK, SLAB, SLAB_BYTES, Int4Form, Int4Weight, fill_groups, pack, pack_zeros, pieces
+from paddock.layers.int4 import SLAB, SLAB_BYTES, Int4Form, Int4Weight, fill_groups, pack, pack_zeros, pieces
 from paddock_quant_awq.dummy import randomise
 from paddock_quant_awq.scheme import Int4Scheme
 from paddock_quant_awq.stored import Stored, fill_absent
@@ -61,16 +61,6 @@ class Int4Method:
         """Return the tokens from which the input format holds; fewer are taken plain."""
         return self.scheme.fp8_inputs_from or 1
 
-    @property
-    def few_input_group(self) -> int:
-        """Return the inputs that share a token's scale in small steps."""
-        return BLOCK
-
-    @property
-    def input_groups_to(self) -> int:
-        """Return the tokens of the largest small step, 0 for none."""
-        return self.scheme.groups_to
-
     def create(self, linear: axes.Linear, device: torch.device) -> dict[str, Tensor]:
         """Return the parameters by tensor name, uninitialised but for those a checkpoint may lack."""
         parameters = allocate(linear, self.tensors, device)
@@ -104,7 +94,7 @@ class Int4Method:
         return None
 
     def apply(self, layer: LinearLayer, x_TI: Activation) -> Tensor:
-        """Return x W^T [T, O]: by `linear_int4`, or by `linear_int4_fp8` with each token rounded to FP8 by its own scales.
+        """Return x W^T [T, O]: by `linear_int4`, or by `linear_int4_fp8` with each token rounded to FP8 by its own scale.
 
         Which of the two is the scheme's choice, by the number of tokens; from another number on the weight is rounded to FP8 as
         well, a scale an output, and the product is `linear_fp8`.
@@ -114,7 +104,7 @@ class Int4Method:
             x_TI = _prepared(layer, x_TI)
             if self.scheme.fp8_inputs_from is None or len(x_TI) < self.scheme.fp8_inputs_from:
                 return layer.ops.linear_int4(x_TI, weight)
-            x_TI = layer.ops.quantize_fp8_token(x_TI, None, self.few_input_group if len(x_TI) <= self.input_groups_to else None)
+            x_TI = layer.ops.quantize_fp8_token(x_TI, None)
         border = self.scheme.fp8_weights_from
         if border is not None and len(x_TI.values_TI) >= border:
             scale_O1 = layer.get_parameter("row_scale")

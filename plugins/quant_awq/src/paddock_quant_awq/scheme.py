@@ -22,9 +22,6 @@ PAIRS = "modelopt"  # weight: two outputs to a byte
 WORD = 8
 # A rank may begin inside a group, at a multiple of this: the matrix unit's shortest step along the inputs (FP8).
 SLICE = 32
-# Tokens of a step up to which inputs rounded to FP8 have a scale for each 128 of them, not one a token: attention can give such
-# without a kernel that sees all heads, and SiLU without one that sees all features. 0, never: decision 68 says what was timed.
-GROUPS_TO = 0
 # What is kept of every packing is filled up to whole tiles of the matrix unit: `paddock.layers.int4`, which needs torch.
 OUTPUTS, BLOCK = 64, 128
 _OUT, _IN = TensorAxis("out", fill=OUTPUTS), TensorAxis("in", fill=BLOCK)
@@ -54,7 +51,6 @@ class Int4Scheme:
     `reorders`: inputs belong to groups in an order of their own (`g_idx`). `fp8_inputs`: the format rounds
     activations to FP8, a scale a token; `fp8_inputs_from` says from how many tokens a step on that is done, None for never,
     and is 1 or None unless planning chooses otherwise; `fp8_weights_from` likewise of weights, which then have a scale an output.
-    Of up to `groups_to` tokens activations in FP8 have a scale for each 128 inputs, unless the format rounds them.
     `signed_scales`: a scale may be negative, as AutoRound's are. `scale_dtype` is what scales are kept in, and, unless planning
     finds another in the checkpoint's files, stored in.
     """
@@ -74,15 +70,6 @@ class Int4Scheme:
     kv_cache_dtype: str | None = None
     fp8_inputs_from: int | None = field()
     fp8_weights_from: int | None = None
-    groups_to: int = field()
-
-    @groups_to.default
-    def _unless_asked_for_one_a_token(self) -> int:
-        return 0 if self.fp8_inputs else GROUPS_TO
-
-    def __attrs_post_init__(self) -> None:
-        """Hold steps whose weights are rounded too to one scale a token: their product takes no other."""
-        assert self.fp8_weights_from is None or self.fp8_weights_from > self.groups_to, (self.fp8_weights_from, self.groups_to)
 
     @fp8_inputs_from.default
     def _as_made_for(self) -> int | None:

@@ -6,11 +6,10 @@ T tokens, S sequences, H query heads, K KV heads, D head size, P tokens a page.
 from __future__ import annotations
 
 import torch
-import triton
 from attrs import field, frozen
 from torch import Tensor
 
-from paddock.layers import Activation, AttentionInputs, AttentionParams, LayerKV, QuantizedActivation
+from paddock.layers import AttentionInputs, AttentionParams, LayerKV
 from paddock.layers.reference import FP8
 from paddock.plugins import AttentionNeeds
 from paddock_triton.attention_async import UNIT_ROWS, prefill_async, runs_on, serves
@@ -46,25 +45,18 @@ class TritonAttention:
         """Return an empty schedule: what a layer's heads and window ask for is not known yet."""
         return _Prepared()
 
-    def attend(self, q_THD: Tensor, kv: LayerKV, inputs: AttentionInputs, params: AttentionParams) -> Activation:
-        """Return the attention output [T, H, D], in q's dtype unless the step is of decodes alone.
-
-        Then in FP8 where that is asked for: by `params.out_scale`, or by a scale for each token and head where a head is a group.
-        """
+    def attend(self, q_THD: Tensor, kv: LayerKV, inputs: AttentionInputs, params: AttentionParams) -> Tensor:
+        """Return the attention output [T, H, D]: in FP8 by `params.out_scale` for a step of decodes alone, else in q's dtype."""
         assert isinstance(inputs.prepared, _Prepared), "prepare the inputs before the first layer"
-        q_THD, (tokens, heads, head) = q_THD.contiguous(), q_THD.shape
-        alone, scale_TH = tokens == inputs.num_decodes, None
-        if alone and params.out_group == head == triton.next_power_of_2(head):
-            scale_TH = q_THD.new_empty((tokens, heads), dtype=torch.float32)
-        in_fp8 = scale_TH is not None or (alone and params.out_scale is not None)
+        q_THD = q_THD.contiguous()
+        in_fp8 = params.out_scale is not None and q_THD.shape[0] == inputs.num_decodes
         out_THD = torch.empty_like(q_THD, dtype=FP8 if in_fp8 else q_THD.dtype)
         if inputs.num_decodes:
             tile = decode_tile(q_THD, kv)
-            units = self._decodes(q_THD, kv, inputs, params, tile)
-            decode(out_THD, q_THD, kv, inputs.block_tables_SM, units, params, tile, scale_TH)
-        if not alone:
+            decode(out_THD, q_THD, kv, inputs.block_tables_SM, self._decodes(q_THD, kv, inputs, params, tile), params, tile)
+        if q_THD.shape[0] > inputs.num_decodes:
             self._prefill(out_THD, q_THD, kv, inputs, params)
-        return out_THD if scale_TH is None else QuantizedActivation(out_THD, scale_TH)
+        return out_THD
 
     def _prefill(self, out_THD: Tensor, q_THD: Tensor, kv: LayerKV, inputs: AttentionInputs, params: AttentionParams) -> None:
         if self._asynchronous and serves(q_THD, kv, params):

@@ -27,19 +27,15 @@ from paddock_triton.attention_tile import (
 )
 from paddock_triton.dependence import DEPENDENT, start_next, wait
 from paddock_triton.failures import OTHER_ATTENTION, named
-from paddock_triton.fp8 import emitted, to_fp8, token_scale
+from paddock_triton.fp8 import emitted
 from paddock_triton.launch import launch
 
 
 @named("decode", fix=OTHER_ATTENTION)
 def decode(
-    out_THD: Tensor, q_THD: Tensor, kv: LayerKV, tables_SM: Tensor, units: Units, params: AttentionParams, tile: Tile,
-    scale_TH: Tensor | None = None,
-) -> None:  # fmt: skip
-    """Write the attention of the decodes, which are the first tokens, into `out_THD`.
-
-    An FP8 one by `params.out_scale`, or, with `scale_TH`, by a scale for each token and head, which is written too.
-    """
+    out_THD: Tensor, q_THD: Tensor, kv: LayerKV, tables_SM: Tensor, units: Units, params: AttentionParams, tile: Tile
+) -> None:
+    """Write the attention of the decodes, which are the first tokens, into `out_THD`, an FP8 one by `params.out_scale`."""
     spec = Spec.of(q_THD, kv, params, tile)
     blocks = triton.cdiv(spec.group, tile.block_m)
     found_UHD = torch.empty((units.count, spec.heads, spec.head), dtype=torch.float32, device=q_THD.device)
@@ -60,7 +56,6 @@ def decode(
         params.v_scale,
         params.alibi_slopes_H,
         params.out_scale if out_THD.dtype == FP8 else None,
-        scale_TH,
         tables_SM.stride(0),
         BLOCKS=blocks,
         spec=spec,
@@ -74,8 +69,8 @@ def decode(
 def _decode(
     out_ptr: tl.tensor, q_ptr: tl.tensor, k_source: tl.tensor, v_source: tl.tensor, tables_ptr: tl.tensor,
     units_ptr: tl.tensor, counters_ptr: tl.tensor, found_ptr: tl.tensor, weight_ptr: tl.tensor, q_scale_ptr: tl.tensor,
-    k_scale_ptr: tl.tensor, v_scale_ptr: tl.tensor, slopes_ptr: tl.tensor, out_scale_ptr: tl.tensor, head_scale_ptr: tl.tensor,
-    table_stride: tl.tensor, BLOCKS: tl.constexpr, spec: tl.constexpr,
+    k_scale_ptr: tl.tensor, v_scale_ptr: tl.tensor, slopes_ptr: tl.tensor, out_scale_ptr: tl.tensor, table_stride: tl.tensor,
+    BLOCKS: tl.constexpr, spec: tl.constexpr,
 ) -> None:  # fmt: skip
     start_next()
     block, unit = tl.program_id(0), tl.program_id(1)
@@ -111,9 +106,8 @@ def _decode(
         q_MD, k_source, v_source, table_ptr, page, begin, end, length, kv_head, slope_M, k_scale, spec
     )  # fmt: skip
     found_MD = acc_MD * (v_scale / tl.where(sum_M > 0, sum_M, 1.0))[:, None]
-    dtype: tl.constexpr = q_ptr.dtype.element_ty
     if pieces == 1:
-        _emit(found_MD, out_ptr, out_scale_ptr, head_scale_ptr, seq, head_M, used_M, dtype, spec)
+        tl.store(out_ptr + at_MD, emitted(found_MD, q_ptr.dtype.element_ty, out_scale_ptr), mask=used_MD)
     else:
         found_at_MD = (unit.to(tl.int64) * spec.heads + head_M)[:, None] * spec.head + d_D[None, :]
         tl.store(found_ptr + found_at_MD, found_MD, mask=used_MD)
@@ -121,8 +115,8 @@ def _decode(
         tl.debug_barrier()  # all of this program's stores come before it counts itself
         counter_ptr = counters_ptr + seq * tl.num_programs(0) + block
         if tl.atomic_add(counter_ptr, 1) == pieces - 1:
-            outs = out_ptr, out_scale_ptr, head_scale_ptr
-            _join(outs, found_ptr, weight_ptr, seq, first_unit, pieces, kv_head, first_row, dtype, spec)
+            dtype: tl.constexpr = q_ptr.dtype.element_ty
+            _join(out_ptr, found_ptr, weight_ptr, out_scale_ptr, seq, first_unit, pieces, kv_head, first_row, dtype, spec)
             tl.store(counter_ptr, 0)
 
 
@@ -154,27 +148,9 @@ def _gather(
 
 
 @triton.jit
-def _emit(
-    found_XD: tl.tensor, out_ptr: tl.tensor, out_scale_ptr: tl.tensor, head_scale_ptr: tl.tensor, seq: tl.tensor,
-    head_X: tl.tensor, used_X: tl.tensor, DTYPE: tl.constexpr, spec: tl.constexpr,
-) -> None:  # fmt: skip
-    """Write some heads of a sequence: rounded to DTYPE, then in FP8 by a static scale where there is one, or each by its own."""
-    d_D = tl.arange(0, spec.pad)
-    if head_scale_ptr is not None:
-        y_XD = found_XD.to(DTYPE).to(tl.float32)
-        scale_X = token_scale(tl.max(tl.abs(y_XD), 1), None)
-        tl.store(head_scale_ptr + seq * spec.heads + head_X, scale_X, mask=used_X)
-        y_XD = to_fp8(y_XD, scale_X[:, None])
-    else:
-        y_XD = emitted(found_XD, DTYPE, out_scale_ptr)
-    at_XD = (seq.to(tl.int64) * spec.heads + head_X)[:, None] * spec.head + d_D[None, :]
-    tl.store(out_ptr + at_XD, y_XD, mask=used_X[:, None] & (d_D < spec.head)[None, :])
-
-
-@triton.jit
 def _join(
-    outs: tl.tuple, found_ptr: tl.tensor, weight_ptr: tl.tensor, seq: tl.tensor, first_unit: tl.tensor, pieces: tl.tensor,
-    kv_head: tl.tensor, first_row: tl.tensor, DTYPE: tl.constexpr, spec: tl.constexpr,
+    out_ptr: tl.tensor, found_ptr: tl.tensor, weight_ptr: tl.tensor, out_scale_ptr: tl.tensor, seq: tl.tensor,
+    first_unit: tl.tensor, pieces: tl.tensor, kv_head: tl.tensor, first_row: tl.tensor, DTYPE: tl.constexpr, spec: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write the mean of a sequence's pieces, each weighted by the sum it has seen. Loads of some pieces are under way at once."""
     at_once: tl.constexpr = spec.join
@@ -196,4 +172,5 @@ def _join(
             alpha_G, weight_G = tl.exp2(max_G - shift_G), tl.exp2(weight_G - shift_G)
             acc_GD = acc_GD * alpha_G[:, None] + found_GD * weight_G[:, None]
             sum_G, max_G = sum_G * alpha_G + weight_G, new_max_G
-    _emit(acc_GD / sum_G[:, None], outs[0], outs[1], outs[2], seq, head_G, used_G, DTYPE, spec)
+    out_at_GD = (seq.to(tl.int64) * spec.heads + head_G)[:, None] * spec.head + d_D[None, :]
+    tl.store(out_ptr + out_at_GD, emitted(acc_GD / sum_G[:, None], DTYPE, out_scale_ptr), mask=used_GD)

@@ -1,11 +1,11 @@
-"""Zeros by which programs of a kernel that wait for others count, or in whose place they put parts of sums: products do."""
+"""Zeros by which programs of a kernel that wait for others count: those of 4-bit products do."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-_COUNTERS = 1 << 18  # parts of 16 tokens of each of an H200's programs, and more
+_COUNTERS = 1 << 16
 _counters_of: dict[torch.device, Tensor] = {}
 
 

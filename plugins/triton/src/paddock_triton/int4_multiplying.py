@@ -70,31 +70,6 @@ def _add_fp8(acc_RN: gl.tensor, products_RN: gl.tensor, scale_R: gl.tensor) -> g
 
 
 @gluon.jit
-def _block_scales(
-    outs: gl.tuple, tile: gl.tensor, step: gl.tensor, sizes: gl.tuple, INDEX: gl.constexpr, spec: gl.constexpr
-) -> gl.tensor:  # fmt: skip
-    """Return the scales of a tile's tokens for this team's 128 inputs of a step [N], zeros beyond both; anything without such."""
-    token_N = gl.arange(0, spec.columns, gl.SliceLayout(0, spec.mma))
-    scale_N = token_N.to(gl.float32)
-    if spec.blocks:
-        _out_ptr, x_scale_ptr, _parts_ptr, _done_ptr = outs
-        tokens, _outputs, _blocks, _span, _tiles, token_tiles = sizes
-        block = step * spec.pieces + (INDEX if spec.deep else 0)
-        token_N += tile % token_tiles * spec.tokens
-        inside_N = (token_N < tokens) & (block < spec.blocks)
-        scale_N = gl.load(x_scale_ptr + token_N * spec.blocks + block, mask=inside_N, other=0.0)
-    return scale_N
-
-
-@gluon.jit
-def _scaled(products_RN: gl.tensor, scale_N: gl.tensor, spec: gl.constexpr) -> gl.tensor:
-    """Return products times the scales of their inputs, where a step's have some."""
-    if spec.blocks:
-        products_RN = products_RN * scale_N[None, :]
-    return products_RN
-
-
-@gluon.jit
 def _start(codes_RK: gl.tensor, x_KN: gl.shared_memory_descriptor, cut: gl.constexpr, spec: gl.constexpr) -> gl.tensor:
     """Start the products of codes with a cut of the tokens."""
     cut_KN = x_KN.slice(cut * spec.columns, spec.columns, dim=1)
@@ -115,9 +90,7 @@ def _without_zeros(
 
 
 @gluon.jit
-def _step_fp8(
-    accs: gl.tuple, ring: gl.tuple, m: gl.tensor, scale_N: gl.tensor, INDEX: gl.constexpr, spec: gl.constexpr
-) -> gl.tuple:
+def _step_fp8(accs: gl.tuple, ring: gl.tuple, m: gl.tensor, INDEX: gl.constexpr, spec: gl.constexpr) -> gl.tuple:
     """Return the sums after step m, whose inputs are of one group."""
     _packed, _scales, _zeros, x_BNK, full_B, free_B = ring
     slot = m % spec.slots
@@ -136,7 +109,7 @@ def _step_fp8(
         more_RN = warpgroup_mma_wait(0, deps=[more_RN])
         b_RN = _add_fp8(b_RN, more_RN, scale_R)
     else:
-        a_RN = _add_fp8(a_RN, _scaled(products_RN, scale_N, spec), scale_R)
+        a_RN = _add_fp8(a_RN, products_RN, scale_R)
     if spec.halves == 2:
         codes_RK = part_of(codes_fp8(_packed_of(ring, slot, half + 1, spec)), 0, spec)
         products_RN = _start(codes_RK, x_KN, 0, spec)
@@ -155,9 +128,7 @@ def _step_fp8(
 
 
 @gluon.jit
-def _step_groups(
-    accs: gl.tuple, ring: gl.tuple, m: gl.tensor, scale_N: gl.tensor, INDEX: gl.constexpr, spec: gl.constexpr
-) -> gl.tuple:
+def _step_groups(accs: gl.tuple, ring: gl.tuple, m: gl.tensor, INDEX: gl.constexpr, spec: gl.constexpr) -> gl.tuple:
     """Return the sums after step m: in 16 bits, or in FP8 with several groups a step."""
     _packed, _scales, _zeros, x_BNK, full_B, free_B = ring
     slot = m % spec.slots
@@ -171,7 +142,7 @@ def _step_groups(
             products_RN = _start(part_of(codes_fp8(packed_CJ), group, spec), x_KN, 0, spec)
             products_RN = _without_zeros(products_RN, x_KN, ring, slot, group, INDEX, spec)
             products_RN = warpgroup_mma_wait(0, deps=[products_RN])
-            acc_RN = _add_fp8(acc_RN, _scaled(products_RN, scale_N, spec), _scales_of(ring, slot, group, INDEX, spec))
+            acc_RN = _add_fp8(acc_RN, products_RN, _scales_of(ring, slot, group, INDEX, spec))
         else:
             zero_C = _zeros_of(ring, slot, group, INDEX, spec)
             if spec.wide:
@@ -239,11 +210,10 @@ def multiplier(
         accs = (nothing_RN, nothing_RN, nothing_RN, nothing_RN)
         late_stop = u + taken - (stop - m)
         for step in range(m, stop):
-            scale_N = _block_scales(outs, tile, block + step - m, sizes, INDEX, spec)  # asked for ahead of what it is for
             if spec.fp8 and spec.groups == 1:
-                accs = _step_fp8(accs, ring, step, scale_N, INDEX, spec)
+                accs = _step_fp8(accs, ring, step, INDEX, spec)
             else:
-                accs = _step_groups(accs, ring, step, scale_N, INDEX, spec)
+                accs = _step_groups(accs, ring, step, INDEX, spec)
         if spec.late:
             for step in range(u, late_stop):
                 accs = _step_late(accs, late, step, INDEX, spec)

@@ -10,7 +10,7 @@ from typing import Any
 from attrs import frozen
 from triton.experimental.gluon import language as gl
 
-from paddock_triton.ring import ALL_REGISTERS, MOST_TELLING, ROWS, STEP, launch_registers, team_registers
+from paddock_triton.ring import ALL_REGISTERS, ROWS, STEP, launch_registers, team_registers
 
 _STEP: int = STEP.value
 _ROWS: int = ROWS.value
@@ -29,7 +29,7 @@ class Int4Tile:
     taken off after a tile's steps, in a product of their own; else in each step. `deep`: a tile has 64 rows, and each team takes
     other inputs of a step, 128 of them, so that few tiles are shared where outputs are few. A program takes at most
     `registers` of each lane of a multiprocessor, of all its 2,048: what is left is for kernels between the product before and
-    this one. `telling`: parts of deep tiles of few tokens themselves say that they are there.
+    this one.
     """
 
     tokens: int
@@ -41,7 +41,6 @@ class Int4Tile:
     late: bool = False
     deep: bool = False
     registers: int = ALL_REGISTERS
-    telling: bool = False
 
 
 @frozen(kw_only=True)
@@ -53,7 +52,6 @@ class Int4Spec:
     zeros: bool
     group: int  # inputs: 32, 64 or a multiple of 128
     scale_bytes: int  # of a group's scale: 2, or 4 in float32, as ModelOpt's are
-    blocks: int = 0  # of 128 inputs: x has a scale for each token and each of so many, or none but the token's
 
     def __attrs_post_init__(self) -> None:
         """Hold the tile to what the kernel can do: it would leave out halves or cuts, or groups' zero points."""
@@ -62,8 +60,6 @@ class Int4Spec:
         assert tile.late or (tile.halves, tile.cuts) == (1, 1), (tile, "has halves or cuts", self.group)
         assert not tile.late or (self.fp8 and self.group == _STEP and not tile.deep), (tile, "is late", self.group)
         assert not tile.deep or (self.group == _STEP and (tile.halves, tile.cuts) == (1, 1)), (tile, "is deep", self.group)
-        assert not self.blocks or (self.fp8 and not tile.late), (tile, "is late or no FP8 tile", self.blocks)
-        assert not tile.telling or (tile.deep and tile.tokens <= MOST_TELLING), (tile, "is too wide to tell")
         assert tile.teams in (2, 4), (tile, "has other roles")
         assert self.rows <= _MOST_ROWS, (tile, "has more rows than are copied at once")
 
@@ -75,7 +71,7 @@ class Int4Spec:
     @property
     def token_scales(self) -> bool:
         """Return whether a tile's sums are multiplied by a scale a token as they are written."""
-        return self.fp8 and not self.blocks
+        return self.fp8
 
     @property
     def columns(self) -> int:
@@ -116,11 +112,6 @@ class Int4Spec:
     def deep(self) -> bool:
         """Return whether teams take other inputs, not other rows."""
         return self.tile.deep
-
-    @property
-    def telling(self) -> bool:
-        """Return whether parts of tiles themselves say that they are there."""
-        return self.tile.telling
 
     @property
     def pieces(self) -> int:

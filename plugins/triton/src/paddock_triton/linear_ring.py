@@ -38,7 +38,7 @@ from paddock_triton.launch import launch
 from paddock_triton.linear_ring_gated import described_gated, row_of, store_gated
 from paddock_triton.linear_ring_spec import RingTile
 from paddock_triton.ring import ROWS, barriers, free_slot, piece_of, role_barrier, steps_of
-from paddock_triton.ring_parts import finish, gathered, gathering_of, memory_of_parts, nothing, store
+from paddock_triton.ring_parts import finish, gathered, gathering_of, nothing, store
 from paddock_triton.rows import ALIGNED, aligned, blocks_of
 
 _DTYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
@@ -266,7 +266,7 @@ def _launch(
     token_tiles, span = blocks_of(tokens, tile.tokens), blocks_of(inputs, tile.pieces * tile.inputs)
     count = token_tiles * blocks_of(outputs, tile.rows)
     programs = min(processors(values_TI.device), count * (span if tile.shared else 1))
-    parts = memory_of_parts(values_TI, programs, tile)
+    parts = values_TI.new_empty(programs * tile.part_size if tile.shared else 1, dtype=torch.float32)
     weight = _described(weight_OI, tile.rows, tile) if tile.gated is None else described_gated(weight_OI, tile)
     launch(
         _ring_kernel, (programs,),

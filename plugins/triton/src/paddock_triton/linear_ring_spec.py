@@ -10,7 +10,7 @@ from typing import Any
 from attrs import frozen
 from triton.experimental.gluon import language as gl
 
-from paddock_triton.ring import ALL_REGISTERS, MOST_TELLING, ROWS, launch_registers, team_registers
+from paddock_triton.ring import ALL_REGISTERS, ROWS, launch_registers, team_registers
 
 _HALF: int = ROWS.value
 _LINE = 128  # bytes of a row that lie together in shared memory
@@ -34,7 +34,6 @@ class RingTile:
     shared: bool = True
     registers: int = ALL_REGISTERS
     item: int = 1
-    telling: bool = False  # parts of tiles themselves say that they are there
     gated: Any = None  # what gate and up are rounded to, Gluon's dtype, where a product ends in silu(gate) * up in FP8
 
     rows = _HALF  # of a tile
@@ -46,7 +45,6 @@ class RingTile:
     def __attrs_post_init__(self) -> None:
         """Hold the tile to what the kernel can do."""
         assert self.teams in (2, 4), (self, "has other roles")
-        assert not self.telling or self.tokens <= MOST_TELLING, (self, "is too wide to tell")
 
     @property
     def pieces(self) -> int:

@@ -35,7 +35,7 @@ from paddock_triton.int4_spec import LATE_GROUPS, LATE_SLOTS, Int4Spec, Int4Tile
 from paddock_triton.launch import launch, launches_nothing
 from paddock_triton.plugin import INT4_GROUPS
 from paddock_triton.ring import ROWS, STEP, barriers
-from paddock_triton.ring_parts import gathering_of, memory_of_parts
+from paddock_triton.ring_parts import gathering_of
 from paddock_triton.rows import aligned, blocks_of
 
 _JOIN_BYTES = 8e6  # of codes that are read while parts of a tile meet: 2 us
@@ -97,19 +97,17 @@ def linear_int4(x_TI: Tensor, weight: Int4Weight) -> Tensor:
 
 
 @named("linear_int4_fp8")
-def linear_int4_fp8(values_TI: Tensor, scale_TB: Tensor, weight: Int4Weight, dtype: torch.dtype) -> Tensor:
-    """Return x W^T [T, O] in `dtype` for x in FP8 e4m3 with a float32 scale a token: scale_T1 * sum over groups of scale * s.
+def linear_int4_fp8(values_TI: Tensor, scale_T1: Tensor, weight: Int4Weight, dtype: torch.dtype) -> Tensor:
+    """Return x W^T [T, O] in `dtype` for x in FP8 e4m3 with a float32 scale a token: scale_T * sum over groups of scale * s.
 
-    s is a group's sum of values * (code - zero), of products in FP8, added up in float32; where x has a scale for each token and
-    128 inputs [T, B], a step's products are multiplied by theirs first.
+    s is a group's sum of values * (code - zero), of products in FP8, added up in float32.
     """
     tokens = values_TI.shape[0]
     out_TO = values_TI.new_empty((tokens, weight.form.outputs), dtype=dtype)
     if not _serves(values_TI, weight):
-        return out_TO if launches_nothing() else reference.linear_int4_fp8(values_TI, scale_TB, weight, dtype)
+        return out_TO if launches_nothing() else reference.linear_int4_fp8(values_TI, scale_T1, weight, dtype)
     if tokens:
-        tile = _fp8_tile(tokens, weight) if scale_TB.shape[1] == 1 else _blocks_tile(tokens, weight)
-        launch_int4(out_TO, values_TI, scale_TB.contiguous(), weight, tile)
+        launch_int4(out_TO, values_TI, scale_T1.contiguous(), weight, _fp8_tile(tokens, weight))
     return out_TO
 
 
@@ -145,12 +143,6 @@ def _fp8_tile(tokens: int, weight: Int4Weight) -> Int4Tile:
     return _FP8[most]
 
 
-def _blocks_tile(tokens: int, weight: Int4Weight) -> Int4Tile:
-    """Return the tile for FP8 inputs with a scale for each token and 128 of them: of few tokens what it is with one a token."""
-    tile = _fp8_tile(min(tokens, _FP8_OTHER_GROUPS.tokens), weight)
-    return _FP8_OTHER_GROUPS if tile.late else tile
-
-
 def _whole_tiles_are_quicker(weight: Int4Weight) -> bool:
     """Return whether programs that take whole deep tiles of few tokens idle for less than it takes parts of tiles to meet."""
     return _idle(_FP8_DEEP[8], 1, weight) * weight.packed.nbytes <= _JOIN_BYTES
@@ -163,36 +155,32 @@ def _idle(tile: Int4Tile, tokens: int, weight: Int4Weight) -> float:
     return blocks_of(tiles, programs) * programs / tiles - 1
 
 
-def launch_int4(out_TO: Tensor, x_TI: Tensor, scale_TB: Tensor | None, weight: Int4Weight, tile: Int4Tile) -> None:
-    """Multiply, cut as `tile` says; with `scale_TB`, whose scales lie side by side, x is FP8."""
+def launch_int4(out_TO: Tensor, x_TI: Tensor, scale_T1: Tensor | None, weight: Int4Weight, tile: Int4Tile) -> None:
+    """Multiply, cut as `tile` says; with `scale_T1`, whose scales lie side by side, x is FP8."""
     form, x_TI = weight.form, aligned(x_TI)
     assert x_TI.shape[1] == form.inputs, (x_TI.shape, form)
-    assert x_TI.element_size() == (2 if scale_TB is None else 1), x_TI.dtype
-    assert scale_TB is None or scale_TB.shape in ((len(x_TI), 1), (len(x_TI), form.blocks)), (scale_TB.shape, form)
-    spec = _spec(tile, weight, scale_TB)
+    assert x_TI.element_size() == (2 if scale_T1 is None else 1), x_TI.dtype
+    spec = _spec(tile, weight, fp8=scale_T1 is not None)
     tokens, token_tiles = len(x_TI), blocks_of(len(x_TI), spec.tokens)
     tiles = token_tiles * blocks_of(form.outputs, spec.rows)
     steps = blocks_of(form.blocks, spec.pieces)
     span = steps + (blocks_of(form.group_rows, LATE_GROUPS.value) if spec.late else 0)
     programs = min(processors(x_TI.device), tiles * (span if spec.shared else 1))
-    parts = memory_of_parts(x_TI, programs, spec)
+    parts = x_TI.new_empty(programs * spec.part_size if spec.shared else 1, dtype=torch.float32)
     if spec.wide:
         x_TI = _turned(x_TI)
     sums = _sums(x_TI, form.blocks) if spec.late else None
     launch(
         _int4_kernel, (programs,),
-        out_TO, *_described(weight, x_TI, sums, spec), out_TO if scale_TB is None else scale_TB, parts,
+        out_TO, *_described(weight, x_TI, sums, spec), out_TO if scale_T1 is None else scale_T1, parts,
         counters(x_TI.device, tiles * spec.teams if spec.shared else 1), tokens, form.outputs, steps, span, tiles,
         token_tiles, spec=spec, num_warps=4, maxnreg=spec.most_registers, **DEPENDENT,
     )  # fmt: skip
 
 
-def _spec(tile: Int4Tile, weight: Int4Weight, scale_TB: Tensor | None) -> Int4Spec:
+def _spec(tile: Int4Tile, weight: Int4Weight, *, fp8: bool) -> Int4Spec:
     zeros, scale_bytes = weight.zeros is not None, weight.scales.element_size()
-    blocks = 0 if scale_TB is None or scale_TB.shape[1] == 1 else scale_TB.shape[1]
-    return Int4Spec(
-        tile=tile, fp8=scale_TB is not None, zeros=zeros, group=weight.form.group, scale_bytes=scale_bytes, blocks=blocks
-    )
+    return Int4Spec(tile=tile, fp8=fp8, zeros=zeros, group=weight.form.group, scale_bytes=scale_bytes)
 
 
 def _described(weight: Int4Weight, x_TI: Tensor, sums: Tensor | None, spec: Int4Spec) -> tuple[TensorDescriptor, ...]:

@@ -19,7 +19,6 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 STEP = gl.constexpr(128)  # inputs
 ROWS = gl.constexpr(64)  # outputs that a team's unit multiplies at once, a half of a team's rows where it has two
 ALL_REGISTERS = 2048  # of each lane of a multiprocessor
-MOST_TELLING = 16  # tokens of tiles whose parts say themselves that they are there: they are kept in memory for good
 _TEAM_WARPS, _COPIER_REGISTERS = 4, 24
 role_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # of a role's warps: Triton 3.7's name and 3.6's
 

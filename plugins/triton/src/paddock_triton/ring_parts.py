@@ -4,32 +4,16 @@ Where programs share tiles, parts of one are added up in the order of their prog
 time. That part is the last of a program's work, what others go on with the first of theirs, so that it has mostly been kept by
 then; if not, the program waits. It may: a launch has no more programs than multiprocessors have places, so that it keeps none of
 those it waits for from starting; kernels before it end by themselves, and none behind it starts before all of its programs have.
-Parts are counted once they are written, or, of tiles that are `telling`, each number says itself that it is there: it is not +0,
-which memory holds between launches. That saves who keeps a part a barrier and a fence, and who waits for it a second look.
 R rows of a half, 64; N tokens of a cut.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-from paddock_triton.counters import counters
 from paddock_triton.ring import ROWS, barriers, program_of, role_barrier
-
-_MINUS_ZERO = gl.constexpr(-(1 << 31))  # its bits
-
-
-def memory_of_parts(x_TI: Tensor, programs: int, spec: Any) -> Tensor:
-    """Return where so many programs keep their parts of tiles: zeros that each launch leaves so where tiles are telling."""
-    if spec.shared and spec.telling:
-        return counters(x_TI.device, programs * spec.part_size)
-    return x_TI.new_empty(programs * spec.part_size if spec.shared else 1, dtype=torch.float32)
 
 
 @gluon.jit
@@ -138,34 +122,7 @@ def _keep(accs: gl.tuple, parts_ptr: gl.tensor, INDEX: gl.constexpr, spec: gl.co
         for cut in gl.static_range(cuts):
             sum_F = _by_thread(accs[which * 2 + cut], spec)
             piece = (INDEX * spec.halves + which) * spec.cuts + cut
-            at_F = _part_at(parts_ptr, gl.program_id(0), piece, sum_F, spec)
-            if spec.telling:
-                bits_F = sum_F.to(gl.int32, bitcast=True)
-                gl.store(at_F, gl.where(bits_F == 0, _MINUS_ZERO, bits_F))
-            else:
-                gl.store(at_F, sum_F)
-
-
-@gluon.jit
-def _bits_now(at_F: gl.tensor, more: gl.tensor, most: gl.tensor, spec: gl.constexpr) -> gl.tuple:
-    """Return the bits of three parts, from that at `at_F` on, as they are by now; those of -0 for unwanted ones."""
-    a_F = gl.load(at_F, volatile=True)
-    b_F = gl.load(at_F + spec.part_size, mask=more, other=_MINUS_ZERO, volatile=True)
-    c_F = gl.load(at_F + 2 * spec.part_size, mask=most, other=_MINUS_ZERO, volatile=True)
-    return a_F, b_F, c_F
-
-
-@gluon.jit
-def _told(at_F: gl.tensor, more: gl.tensor, most: gl.tensor, spec: gl.constexpr) -> gl.tuple:
-    """Return three parts, from that at `at_F` on, once all their numbers are there, and forget them; zeros for unwanted ones."""
-    a_F, b_F, c_F = _bits_now(at_F, more, most, spec)
-    while gl.min(((a_F != 0) & (b_F != 0) & (c_F != 0)).to(gl.int32), 0) == 0:
-        a_F, b_F, c_F = _bits_now(at_F, more, most, spec)
-    nothing_F = a_F * 0
-    gl.store(at_F, nothing_F)
-    gl.store(at_F + spec.part_size, nothing_F, mask=more)
-    gl.store(at_F + 2 * spec.part_size, nothing_F, mask=most)
-    return a_F.to(gl.float32, bitcast=True), b_F.to(gl.float32, bitcast=True), c_F.to(gl.float32, bitcast=True)
+            gl.store(_part_at(parts_ptr, gl.program_id(0), piece, sum_F, spec), sum_F)
 
 
 @gluon.jit
@@ -177,16 +134,13 @@ def _with_parts(sum_RN: gl.tensor, parts_ptr: gl.tensor, last: gl.tensor, piece:
     sum_F = _by_thread(sum_RN, spec)
     for program in range(gl.program_id(0) + 1, last + 1, spec.parts_at_once):
         at_F = _part_at(parts_ptr, program, piece, sum_F, spec)
-        if spec.telling:
-            part_F, second_F, third_F = _told(at_F, program + 1 <= last, program + 2 <= last, spec)
-            sum_F = sum_F + part_F + second_F + third_F
-        elif spec.parts_at_once == 3:
-            part_F = gl.load(at_F, cache_modifier=".cg")
+        part_F = gl.load(at_F, cache_modifier=".cg")
+        if spec.parts_at_once == 3:
             second_F = gl.load(at_F + spec.part_size, mask=program + 1 <= last, other=0.0, cache_modifier=".cg")
             third_F = gl.load(at_F + 2 * spec.part_size, mask=program + 2 <= last, other=0.0, cache_modifier=".cg")
             sum_F = sum_F + part_F + second_F + third_F
         else:
-            sum_F += gl.load(at_F, cache_modifier=".cg")
+            sum_F += part_F
     return _by_row(sum_F, spec)
 
 
@@ -220,7 +174,7 @@ def finish(
 ) -> None:  # fmt: skip
     """Write a piece's outputs, as STORE writes a half's of a cut.
 
-    Who begins a tile adds up its parts; who goes on with one keeps a part, and counts it unless it tells.
+    Who begins a tile adds up its parts; who goes on with one keeps a part, and counts it.
     """
     _out_ptr, _x_scale_ptr, parts_ptr, done_ptr = outs
     _tokens, _outputs, _blocks, span, tiles, _token_tiles = sizes
@@ -228,11 +182,9 @@ def finish(
         _store_all(accs, outs, tile, sizes, INDEX, STORE, spec)
     elif block > 0:
         _keep(accs, parts_ptr, INDEX, spec)
-        if not spec.telling:
-            role_barrier()
-            gl.atomic_add(done_ptr + tile * spec.teams + INDEX, 1, sem="release")
+        role_barrier()
+        gl.atomic_add(done_ptr + tile * spec.teams + INDEX, 1, sem="release")
     else:
         last = program_of(tile * span + span - 1, gl.num_programs(0), tiles * span)
-        if not spec.telling:
-            _wait_for(done_ptr + tile * spec.teams + INDEX, last - gl.program_id(0))
+        _wait_for(done_ptr + tile * spec.teams + INDEX, last - gl.program_id(0))
         _join(accs, outs, tile, last, sizes, INDEX, STORE, spec)
