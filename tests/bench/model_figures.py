@@ -25,6 +25,7 @@ from core.tests.planning.made import published
 from tests.bench.recipe_ratio import Shape
 
 FP8_KV = ("--kv-cache-dtype", "fp8")
+KEPT = ("--keep-fp8-weights",)
 FAST = ("--fp8-accumulation", "fast")
 STARTUP_LENGTH = 2048  # positions a request may have: the engine of a start-up is built for them
 
@@ -92,8 +93,12 @@ ROWS = (
     throughput("70b-awq-1x128", "llama-3.1-70b-awq", "1x128/128", *_int4("w4a8")),
     throughput("70b-awq-1x2048", "llama-3.1-70b-awq", "1x2048/128", *_int4("w8a8")),
     throughput("70b-awq-1x2048-fast", "llama-3.1-70b-awq", "1x2048/128", *_int4("w8a8"), *FAST),
+    throughput("70b-awq-1x2048-kept", "llama-3.1-70b-awq", "1x2048/128", *_int4("w8a8"), *KEPT, "--ledger"),
+    throughput("70b-awq-1x2048-kept-fast", "llama-3.1-70b-awq", "1x2048/128", *_int4("w8a8"), *KEPT, *FAST),
     throughput("70b-awq-64x2048", "llama-3.1-70b-awq", "64x2048/128", *_int4("w8a8")),
     throughput("70b-awq-64x2048-fast", "llama-3.1-70b-awq", "64x2048/128", *_int4("w8a8"), *FAST),
+    throughput("70b-awq-64x2048-kept", "llama-3.1-70b-awq", "64x2048/128", *_int4("w8a8"), *KEPT),
+    throughput("70b-awq-64x2048-kept-fast", "llama-3.1-70b-awq", "64x2048/128", *_int4("w8a8"), *KEPT, *FAST),
     throughput("falcon-1x128", "falcon-180b-awq", "1x128/128", *_int4("w4a8")),
     throughput("falcon-64x128", "falcon-180b-awq", "64x128/128", *_int4("w8a8")),
     throughput("falcon-64x128-fast", "falcon-180b-awq", "64x128/128", *_int4("w8a8"), *FAST),

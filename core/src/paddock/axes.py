@@ -237,8 +237,11 @@ class RoundsInputs(Protocol):
     def fp8_inputs_from(self) -> int | None:
         """Return from how many tokens a step on inputs are rounded, None for never; as detected, what it was made for."""
 
-    def with_fp8_from(self, inputs: int | None, weights: int | None) -> Scheme:
-        """Return the same scheme with inputs rounded from so many tokens a step on, and weights to FP8 rows from so many on."""
+    def with_fp8_from(self, inputs: int | None, weights: int | None, *, keep: bool = False) -> Scheme:
+        """Return the same scheme with inputs rounded from so many tokens a step on, and weights to FP8 rows from so many on.
+
+        With `keep` those rows are made once and stay beside the 4-bit weights; else each such step makes them.
+        """
 
 
 @runtime_checkable

@@ -58,11 +58,11 @@ class EngineConfig:
     """Everything a user can set about an engine. Names follow vLLM's where one exists.
 
     `prefer` resolves a name two plugins own (`{"LlamaForCausalLM": "my-plugin"}`); `ops` picks the plugin that implements an
-    op; `int4_compute` says whether products with 4-bit weights take inputs as they are or round each token to FP8, and
-    perhaps the weights of large steps; `attention_compute` whether attention over FP8 pages multiplies in the dtype of
-    activations or in FP8; `fp8_accumulation` whether sums of large FP8 products are exact, or the matrix unit's own, which keep
-    fewer bits and are quicker;
-    `ignore_config_keys` lets config.json keys pass that the model plugin does not know. Memory is in bytes. None, like `auto`,
+    op; `int4_compute` says whether products with 4-bit weights take inputs as they are or round each token to FP8, and perhaps
+    the weights of large steps, which `keep_fp8_weights` keeps beside the 4-bit ones; `attention_compute` whether attention over
+    FP8 pages multiplies in the dtype of activations or in FP8; `fp8_accumulation` whether sums of large FP8 products are exact,
+    or the matrix unit's own, which keep fewer bits and are quicker; `ignore_config_keys` lets config.json keys pass that the
+    model plugin does not know. Memory is in bytes. None, like `auto`,
     leaves the choice to planning.
     Raises OptionError for a value out of range.
     """
@@ -76,6 +76,7 @@ class EngineConfig:
     quantization: str = "auto"
     kv_cache_dtype: str = field(default="auto", validator=_one_of(KV_CACHE_DTYPES))
     int4_compute: str = field(default=AUTO, validator=_one_of(INT4_COMPUTES))
+    keep_fp8_weights: bool = False
     attention_compute: str = field(default=PLAIN_ATTENTION, validator=_one_of(ATTENTION_COMPUTES))
     fp8_accumulation: str = field(default=EXACT_SUMS, validator=_one_of(FP8_ACCUMULATIONS))
     attention_backend: str = "auto"

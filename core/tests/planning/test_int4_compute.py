@@ -11,6 +11,7 @@ from core.tests.planning.made import HEAD, LAYERS, MLP, NUM_KV, WIDTH, Grouped, 
 from paddock.axes import Scheme
 from paddock.errors import OptionError, PlanError
 from paddock.planning import rebuild
+from paddock.planning.hardware import GIB
 from paddock.planning.int4_compute import W4A8_FROM, W8A8_FROM
 from paddock.planning.padding import Padding, StepShape
 from paddock.planning.serial import fingerprint, from_json, to_json
@@ -27,10 +28,11 @@ class Rounding(Grouped):
     name: str = "rounding"
     fp8_inputs_from: int | None = None
     fp8_weights_from: int | None = None
+    keeps: bool = False
 
-    def with_fp8_from(self, inputs: int | None, weights: int | None) -> Scheme:
+    def with_fp8_from(self, inputs: int | None, weights: int | None, *, keep: bool = False) -> Scheme:
         """Return the scheme with other numbers."""
-        return evolve(self, fp8_inputs_from=inputs, fp8_weights_from=weights)
+        return evolve(self, fp8_inputs_from=inputs, fp8_weights_from=weights, keeps=keep)
 
 
 def detect(facts: CheckpointFacts) -> Rounding | None:
@@ -139,6 +141,54 @@ def test_weights_of_large_steps_may_be_rounded_where_that_is_asked_for() -> None
     small = chosen(int4_compute="w8a8", max_num_batched_tokens=W8A8_FROM - 1)
     assert small.ledgers[0].workspace.weights == 0
     assert getattr(rebuild.scheme(from_json(to_json(plan))), "fp8_weights_from", 0) == W8A8_FROM
+
+
+def test_rounded_weights_may_be_kept_where_that_is_asked_for() -> None:
+    """The plan says so and counts a byte a weight, in all layers, and no weight beside the step; a worker is told."""
+    made, plan = chosen(int4_compute="w8a8"), chosen(int4_compute="w8a8", keep_fp8_weights=True)
+    assert [each.value for each in made.choice("int4_compute").rejected] == ["keep_fp8_weights"]
+    assert plan.choice("int4_compute").value == f"{made.choice('int4_compute').value}, and kept"
+    weights = LAYERS * (2 * WIDTH * WIDTH + 2 * NUM_KV * HEAD * WIDTH + 2 * MLP * WIDTH)
+    assert plan.ledgers[0].weights == evolve(made.ledgers[0].weights, copies=weights)
+    assert plan.weight_bytes - made.weight_bytes == weights
+    assert plan.ledgers[0].workspace.weights == 0
+    assert [getattr(rebuild.scheme(from_json(to_json(each))), "keeps", None) for each in (made, plan)] == [False, True]
+    assert fingerprint(made) != fingerprint(plan)
+
+
+@pytest.mark.parametrize(
+    ("options", "says", "fix"),
+    [
+        ({}, "int4_compute is 'auto', which rounds none", "set int4_compute to w8a8 with 4-bit weights"),
+        ({"int4_compute": "w4a8"}, "int4_compute is 'w4a8', which rounds none", "set int4_compute to w8a8"),
+        (
+            {"int4_compute": "w8a8", "max_num_batched_tokens": W8A8_FROM - 1},
+            f"for steps of {W8A8_FROM} tokens and more, and the largest has {W8A8_FROM - 1}",
+            f"raise max_num_batched_tokens to {W8A8_FROM} or more, or leave out keep_fp8_weights",
+        ),
+    ],
+)
+def test_to_keep_weights_that_no_step_rounds_is_refused(options: Any, says: str, fix: str) -> None:
+    """Before memory is taken for nothing, with what rounds them."""
+    with pytest.raises(PlanError, match=says) as error:
+        chosen(keep_fp8_weights=True, **options)
+    assert fix in str(error.value.fix)
+
+
+def test_to_keep_weights_that_are_not_4_bit_is_refused() -> None:
+    """Whatever else is asked."""
+    for asked in ("auto", "w8a8"):
+        with pytest.raises(PlanError, match=r"keep_fp8_weights keeps 4-bit weights .* and quantization is"):
+            planned(keep_fp8_weights=True, int4_compute=asked)
+
+
+def test_what_does_not_fit_with_kept_weights_is_told_that_it_does_without() -> None:
+    """The way out names the option and the bytes."""
+    plan = chosen(int4_compute="w8a8")
+    small = gpus(gib=(plan.ledger.needed_bytes + plan.ledger.page_bytes) / 0.92 / GIB)
+    assert not chosen(small, int4_compute="w8a8", max_model_len=plan.max_model_len).errors
+    (issue,) = chosen(small, int4_compute="w8a8", keep_fp8_weights=True, max_model_len=plan.max_model_len).errors
+    assert "leave out keep_fp8_weights (" in issue.fix
 
 
 def test_a_choice_for_weights_that_are_not_4_bit_is_refused() -> None:

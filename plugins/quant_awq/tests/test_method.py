@@ -95,9 +95,9 @@ def test_few_tokens_are_taken_plain_and_many_rounded(name: str) -> None:
         assert layer.method.input_format_from == (border or 1)
 
 
-def rounding_weights(name: str) -> LinearLayer:
-    """Return a layer whose weights are rounded to FP8 from 4 tokens on."""
-    layer = empty(scheme_of(FORMATS[name].entry(32)).with_fp8_from(1, 4), linear(32, 64))
+def rounding_weights(name: str, *, keep: bool = False) -> LinearLayer:
+    """Return a layer whose weights are rounded to FP8 from 4 tokens on, each time, or once and kept."""
+    layer = empty(scheme_of(FORMATS[name].entry(32)).with_fp8_from(1, 4, keep=keep), linear(32, 64))
     layer.randomise(torch.Generator().manual_seed(1))
     layer.finalise()
     return layer
@@ -131,6 +131,19 @@ def test_what_weights_are_divided_by_is_kept(name: str, monkeypatch: pytest.Monk
     layer.ops = Ops.bind({"int4_to_fp8": divided})
     layer(torch.ones(4, 64))
     assert given == [layer.get_parameter("row_scale")]
+
+
+@pytest.mark.parametrize("name", ["awq", "modelopt", "packed-w4a8"])
+def test_weights_that_are_kept_in_fp8_give_the_same_bits_and_are_made_once(name: str) -> None:
+    """Where the layer is finalised; no step makes them, and smaller steps do without."""
+    made, (kept, called) = rounding_weights(name), (rounding_weights(name, keep=True), list[str]())
+    assert kept.get_parameter("fp8_weight").shape == (32, 64)
+    assert "fp8_weight" not in dict(made.named_parameters())
+    x_TI = torch.randn(4, 64, generator=torch.Generator().manual_seed(3))
+    expected = [made(x_TI[:tokens]) for tokens in (3, 4)]
+    kept.ops = Ops.bind({op: partial(note, called, op) for op in ("linear_int4_fp8", "int4_to_fp8", "linear_fp8")})
+    assert all(torch.equal(kept(x_TI[: len(each)]), each) for each in expected)
+    assert called == ["linear_int4_fp8", "linear_fp8"]
 
 
 def test_the_tiles_that_are_counted_are_those_that_are_kept() -> None:

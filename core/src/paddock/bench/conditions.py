@@ -80,6 +80,7 @@ def planned(plan: Plan | None) -> dict[str, Any] | None:
         "quantization": plan.scheme,
         "fp8_inputs_from": plan.fp8_inputs_from,
         "fp8_weights_from": plan.fp8_weights_from,
+        "keeps_fp8_weights": plan.keeps_fp8_weights,
         "kv_cache_dtype": plan.kv_cache_dtype,
         "attention_compute": plan.attention_compute,
         "fp8_accumulation": plan.fp8_accumulation,

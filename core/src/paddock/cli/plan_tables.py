@@ -10,12 +10,13 @@ from paddock.cli.tables import show_table
 from paddock.planning.hardware import GIB
 from paddock.planning.plan import Ledger, Plan
 
-_IN_FP8 = "a weight in FP8"  # beside a large step with w8a8 alone
+_COPIES, _IN_FP8 = "FP8 copies", "a weight in FP8"  # with w8a8 alone: kept, or beside a large step
 _LINES: tuple[tuple[str, Callable[[Ledger], int]], ...] = (
     ("embeddings", lambda ledger: ledger.weights.embeddings),
     ("layers", lambda ledger: ledger.weights.layers),
     ("head", lambda ledger: ledger.weights.head),
     ("norms", lambda ledger: ledger.weights.norms),
+    (_COPIES, lambda ledger: ledger.weights.copies),
     ("weights", lambda ledger: ledger.weights.total),
     ("activations", lambda ledger: ledger.workspace.activations),
     ("logits and sampling", lambda ledger: ledger.workspace.logits),
@@ -56,7 +57,7 @@ def _show_ledger(plan: Plan) -> None:
     each = "each GPU" if plan.num_gpus > 1 else "memory"
     stages = [f"{each}, layers {s.first_layer}-{s.end_layer - 1}, GiB" for s in plan.ledgers]
     heads = stages if len(plan.ledgers) > 1 else [f"{each}, GiB"]
-    lines = [line for line in _LINES if line[0] != _IN_FP8 or any(ledger.workspace.weights for ledger in plan.ledgers)]
+    lines = [(name, size) for name, size in _LINES if name not in (_COPIES, _IN_FP8) or any(map(size, plan.ledgers))]
     rows = [(name, *(f"{size(ledger) / GIB:10.3f}" for ledger in plan.ledgers)) for name, size in lines]
     missing = [ledger.missing_bytes for ledger in plan.ledgers]
     if any(missing):

@@ -14,6 +14,7 @@ from paddock.errors import PlanError
 from paddock.planning.backends import Attention
 from paddock.planning.formats import Format
 from paddock.planning.hardware import GIB
+from paddock.planning.int4_compute import Int4Compute
 from paddock.planning.layout import Divisible, Layout, Sizes
 from paddock.planning.ledger import Batch, Room, StageCost, graph_bytes, kv_bytes_per_token, largest_weight, ledgers, workspace
 from paddock.planning.notes import ASKED, Notes
@@ -48,7 +49,7 @@ class Sized:
     batch: Batch
     graphs: bool
     vocab_size: int
-    fp8_weights_from: int | None = None
+    int4: Int4Compute
 
     def costs(self, layout: Layout) -> tuple[StageCost, ...]:
         """Return what each stage costs one of its devices."""
@@ -60,13 +61,14 @@ class Sized:
             dtype=dtype,
             shard=shard,
             copies_tied_heads=copies,
-            row_scales=self.fp8_weights_from is not None,
+            row_scales=self.int4.weights_from is not None,
+            fp8_copies=self.int4.keeps_weights,
         )
         needs, spec, kv_dtype = self.model.needs, self.attention.spec, self.attention.kv_cache_dtype
         space = workspace(
             table=table, shard=shard, dtype=dtype, vocab_size=self.vocab_size, attention=spec, needs=needs, batch=self.batch
         )
-        if self.fp8_weights_from is not None and self.batch.tokens >= self.fp8_weights_from:
+        if self.int4.makes_weights(self.batch.tokens):
             space = evolve(space, weights=largest_weight(table, shard))
         captured = partial(
             graph_bytes, table=table, shard=shard, dtype=dtype, vocab_size=self.vocab_size, max_num_seqs=self.batch.sequences
@@ -166,6 +168,8 @@ def ways_out(sized: Sized, layout: Layout, room: Room, max_model_len: int) -> It
     longest = room.pages_that_fit(costs) * sized.attention.page_size
     if longest:
         yield f"lower max_model_len to {longest}"
+    if sized.int4.keeps_weights and _fits(evolve(sized, int4=evolve(sized.int4, keeps_weights=False)), layout, room, pages):
+        yield f"leave out keep_fp8_weights ({_gib(max(cost.weights.copies for cost in costs))})"
     needed = max(cost.fixed_bytes + pages * cost.page_bytes for cost in costs)
     share = math.ceil(100 * needed / room.hardware.memory_bytes) / 100
     if share <= LARGEST_ADVISED_SHARE and needed <= evolve(room, utilization=share).budget_bytes:
@@ -199,10 +203,13 @@ def _enough_devices(sized: Sized, layout: Layout, room: Room, max_model_len: int
             sizes = Sizes(tensor=tensor, pipeline=count // tensor)
             if sized.model.why_not(sizes):
                 continue
-            costs = sized.costs(sized.layout(sizes))
-            if all(cost.fixed_bytes + pages * cost.page_bytes <= room.budget_bytes for cost in costs):
+            if _fits(sized, sized.layout(sizes), room, pages):
                 return sizes
     return None
+
+
+def _fits(sized: Sized, layout: Layout, room: Room, pages: int) -> bool:
+    return all(cost.fixed_bytes + pages * cost.page_bytes <= room.budget_bytes for cost in sized.costs(layout))
 
 
 def _stored_bits(sized: Sized, layout: Layout, costs: tuple[StageCost, ...]) -> float:

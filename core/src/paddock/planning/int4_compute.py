@@ -1,6 +1,7 @@
 """How products with 4-bit weights are computed: with inputs as they are (w4a16), or each token rounded to FP8 (w4a8).
 
-With w8a8 the weights of a large step are rounded to FP8 too, with a scale an output: the product is then a plain FP8 one.
+With w8a8 the weights of a large step are rounded to FP8 too, with a scale an output: the product is then a plain FP8 one. Each
+such step rounds them anew, or they are kept beside the 4-bit ones.
 """
 
 from __future__ import annotations
@@ -24,15 +25,32 @@ W4A8_FROM = 16
 W8A8_FROM = 1024
 FP8_UNITS = (8, 9)  # the first compute capability with FP8
 COST_OF_WEIGHTS = "rounding the weights of every step too raised two small models' by 0.97 and 1.53 %"
+WON_BY_KEEPING = "a byte a weight more, for which an H200 answers prompts of 2,048 tokens of a 70B model WON % sooner"
 COST = "rounding tokens to FP8 raised the perplexity of two small models by 0.54 and 1.19 % (docs/benchmarks/quality.md)"
 
 
 @frozen(kw_only=True)
 class Int4Compute:
-    """From how many tokens a step on 4-bit linears take FP8 inputs, and round their weights to FP8; None for never."""
+    """From how many tokens a step on 4-bit linears take FP8 inputs, and round their weights to FP8; None for never.
+
+    `keeps_weights`: they are rounded once and kept.
+    """
 
     inputs_from: int | None = None
     weights_from: int | None = None
+    keeps_weights: bool = False
+
+    def makes_weights(self, tokens: int) -> bool:
+        """Return whether a step of so many tokens rounds weights, one at a time."""
+        return self.weights_from is not None and not self.keeps_weights and tokens >= self.weights_from
+
+    def check_reached(self, tokens: int) -> None:
+        """Raise PlanError where weights are kept for steps larger than any, which compute `tokens`."""
+        if self.keeps_weights and self.weights_from is not None and tokens < self.weights_from:
+            raise PlanError(
+                f"keep_fp8_weights keeps weights for steps of {self.weights_from} tokens and more, and the largest has {tokens}",
+                fix=f"raise max_num_batched_tokens to {self.weights_from} or more, or leave out keep_fp8_weights",
+            )
 
 
 def choose_int4(config: EngineConfig, hardware: Hardware, scheme: Scheme, dtype: str, notes: Notes) -> Int4Compute:
@@ -41,6 +59,12 @@ def choose_int4(config: EngineConfig, hardware: Hardware, scheme: Scheme, dtype:
     Raises PlanError where the scheme leaves nothing to choose but a choice was asked for, and where FP8 cannot run.
     """
     asked = config.int4_compute
+    if config.keep_fp8_weights and (asked != W8A8 or not isinstance(scheme, RoundsInputs)):
+        what = f"int4_compute is {asked!r}" if isinstance(scheme, RoundsInputs) else f"quantization is {scheme.name}"
+        raise PlanError(
+            f"keep_fp8_weights keeps 4-bit weights that large steps round to FP8, and {what}, which rounds none",
+            fix=f"set int4_compute to {W8A8} with 4-bit weights, or leave out keep_fp8_weights",
+        )
     if not isinstance(scheme, RoundsInputs):
         if asked != AUTO:
             raise PlanError(
@@ -58,9 +82,13 @@ def choose_int4(config: EngineConfig, hardware: Hardware, scheme: Scheme, dtype:
                 fix=f"set int4_compute to {W4A16}, or use a GPU of compute capability 8.9 or later",
             )
         if asked == W8A8:
-            value = f"{W4A8} below {W8A8_FROM} tokens a step, weights rounded to FP8 from there on"
-            notes.choose("int4_compute", value, f"{ASKED}; {COST}; {COST_OF_WEIGHTS}")
-            return Int4Compute(inputs_from=ALWAYS, weights_from=W8A8_FROM)
+            keeps = config.keep_fp8_weights
+            value = f"{W4A8} below {W8A8_FROM} tokens a step, weights rounded to FP8 from there on" + (
+                ", and kept" if keeps else ""
+            )
+            rejected = [] if keeps else [Rejected("keep_fp8_weights", f"not asked for; {WON_BY_KEEPING}")]
+            notes.choose("int4_compute", value, f"{ASKED}; {COST}; {COST_OF_WEIGHTS}", rejected)
+            return Int4Compute(inputs_from=ALWAYS, weights_from=W8A8_FROM, keeps_weights=keeps)
         rejected = [] if asked == W4A8 else [Rejected(W4A16, f"not what {scheme.name} was made for; ask for it to have it")]
         notes.choose("int4_compute", W4A8, f"{ASKED}; {COST}" if asked == W4A8 else "the checkpoint was made for it", rejected)
         return Int4Compute(inputs_from=ALWAYS)

@@ -82,17 +82,18 @@ class Used:
 
 @frozen(kw_only=True)
 class WeightBytes:
-    """Bytes of parameters on one device."""
+    """Bytes of parameters on one device; `copies` are 4-bit weights once more, in FP8."""
 
     embeddings: int
     layers: int
     head: int
     norms: int
+    copies: int = 0
 
     @property
     def total(self) -> int:
         """Return all of them."""
-        return self.embeddings + self.layers + self.head + self.norms
+        return self.embeddings + self.layers + self.head + self.norms + self.copies
 
 
 @frozen(kw_only=True)
@@ -162,10 +163,10 @@ class Plan:
 
     `asked` is what the user set, `auto` and all; every other field is resolved. `model_config` and `generation_config` are the
     files as published, `quantization_files` what `detect` reads beside config.json. Linears with 4-bit weights take FP8 inputs in
-    steps of `fp8_inputs_from` tokens and more, and FP8 weights from `fp8_weights_from` on, None for never; their scales are kept
-    in `scale_dtype`, None where the format leaves no choice. `attention_compute` is what attention multiplies in, `plain` or
-    `fp8`, `fp8_accumulation` how sums of FP8 products are kept, `exact` or `fast`. `stages` holds the layers (first, end) of each
-    pipeline stage. `ledgers` holds one entry a stage.
+    steps of `fp8_inputs_from` tokens and more, and FP8 weights from `fp8_weights_from` on, None for never, which are kept if
+    `keeps_fp8_weights`; their scales are kept in `scale_dtype`, None where the format leaves no choice. `attention_compute` is
+    what attention multiplies in, `plain` or `fp8`, `fp8_accumulation` how sums of FP8 products are kept, `exact` or `fast`.
+    `stages` holds the layers (first, end) of each pipeline stage. `ledgers` holds one entry a stage.
     """
 
     paddock: str
@@ -181,6 +182,7 @@ class Plan:
     scheme: str
     fp8_inputs_from: int | None
     fp8_weights_from: int | None
+    keeps_fp8_weights: bool
     scale_dtype: str | None
     kv_cache_dtype: str
     attention_compute: str

@@ -50,7 +50,7 @@ def scheme(plan: Plan) -> Scheme:
         found = found.with_scale_dtype(plan.scale_dtype)
     if not isinstance(found, RoundsInputs):
         return found
-    return found.with_fp8_from(plan.fp8_inputs_from, plan.fp8_weights_from)
+    return found.with_fp8_from(plan.fp8_inputs_from, plan.fp8_weights_from, keep=plan.keeps_fp8_weights)
 
 
 def shard(plan: Plan, tensor_rank: int = 0) -> Shard:

@@ -91,15 +91,17 @@ def _decide(config: EngineConfig, registry: Registry, hardware: Hardware, files:
     model = Divisible(table=table, tensors=tensors, needs=needs, layer_cost=_layer_cost(spec, parsed))
     layout = choose_layout(config, registry, hardware, model, notes)
     say_plain_torch(fmt.scheme, table, tensors, layout.shard, ops, int4, notes)
+    batch = choose_batch(config, hardware, notes)
+    int4.check_reached(batch.tokens)
     sized = Sized(
         device=hardware.device,
         positions=parsed.max_model_len,
         model=model,
         fmt=fmt,
         attention=attention,
-        batch=choose_batch(config, hardware, notes),
+        batch=batch,
         graphs=choose_graphs(config, hardware, attention.spec, notes),
-        fp8_weights_from=int4.weights_from,
+        int4=int4,
         vocab_size=parsed.vocab_size,
     )
     room = Room(
@@ -140,6 +142,7 @@ def _written_down(config: EngineConfig, hardware: Hardware, files: ModelFiles, d
         scheme=decided.fmt.scheme.name,
         fp8_inputs_from=decided.int4.inputs_from,
         fp8_weights_from=decided.int4.weights_from,
+        keeps_fp8_weights=decided.int4.keeps_weights,
         scale_dtype=scale_dtype_of(decided.fmt.scheme),
         kv_cache_dtype=decided.attention.kv_cache_dtype,
         attention_compute=config.attention_compute,

@@ -77,7 +77,7 @@ class Weigher:
     """Counts the parameters of a weight table whose linears `tensors` hold, norms and biases in `dtype`.
 
     `copies_tied_heads`: a head tied to its embedding takes the table's bytes again. `row_scales`: linears that are not stored
-    plainly keep a float32 scale an output beside what is stored.
+    plainly keep a float32 scale an output beside what is stored; `fp8_copies`: and their weights once more, a byte each.
     """
 
     table: WeightTable
@@ -86,10 +86,11 @@ class Weigher:
     shard: Shard = field(factory=Shard)
     copies_tied_heads: bool = False
     row_scales: bool = False
+    fp8_copies: bool = False
 
     def weigh(self, stage: Stage) -> WeightBytes:
         """Return the bytes one device of that stage holds."""
-        totals = dict.fromkeys(("embeddings", "layers", "head", "norms"), 0)
+        totals = dict.fromkeys(("embeddings", "layers", "head", "norms", "copies"), 0)
         for module in self.table.outer:
             for kind, size in self._outer(module, stage):
                 totals[kind] += size
@@ -97,6 +98,7 @@ class Weigher:
         for module in self.table.layer:
             if isinstance(module, Linear):
                 totals["layers"] += self._linear(module, sources)
+                totals["copies"] += self._copies(module, sources)
             elif isinstance(module, Vector):
                 totals["norms"] += self._vector(module) * len(sources)
             else:
@@ -117,6 +119,7 @@ class Weigher:
             yield "head", 0 if shared else self._embedding(self._embedding_named(module.tied_to))
         else:
             yield "head", self._linear(module, [""])
+            yield "copies", self._copies(module, [""])
 
     def _embedding(self, module: Embedding) -> int:
         return self.shard.part(module.rows).size * self.shard.part(module.width).size * dtype_bytes(self.dtype)
@@ -132,8 +135,17 @@ class Weigher:
         return stored + (len(sources) * mine.out_size * dtype_bytes(self.dtype) if mine.bias else 0)
 
     def _row_scales(self, tensors: tuple[Tensor, ...], mine: Linear) -> int:
-        plain = tensors == Unquantized(self.dtype).tensors("", mine)
-        return mine.out_size * dtype_bytes("float32") if self.row_scales and not plain else 0
+        return mine.out_size * dtype_bytes("float32") if self.row_scales and not self._is_plain(tensors, mine) else 0
+
+    def _copies(self, whole: Linear, sources: list[str]) -> int:
+        if not self.fp8_copies:
+            return 0
+        mine = self.shard.linear(whole)
+        copied = sum(not self._is_plain(self.tensors[source + whole.out[0].source], mine) for source in sources)
+        return copied * mine.out_size * mine.in_size * dtype_bytes("float8_e4m3fn")
+
+    def _is_plain(self, tensors: tuple[Tensor, ...], mine: Linear) -> bool:
+        return tensors == Unquantized(self.dtype).tensors("", mine)
 
     def _embedding_named(self, name: str) -> Embedding:
         found = [module for module in self.table.outer if isinstance(module, Embedding) and module.name == name]

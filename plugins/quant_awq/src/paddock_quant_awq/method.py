@@ -25,6 +25,8 @@ from paddock_quant_awq.dummy import randomise
 from paddock_quant_awq.scheme import Int4Scheme
 from paddock_quant_awq.stored import Stored, fill_absent
 
+KEPT = "fp8_weight"
+
 
 def linear_method(scheme: Int4Scheme, path: str, linear: axes.Linear) -> LinearMethod:
     """Return how `linear`, whose first part is at checkpoint prefix `path`, is stored and multiplied."""
@@ -41,7 +43,7 @@ class Int4Method:
     Before `finalise` the layer holds what the checkpoint does. After it, of every checkpoint: `packed` [B, S, N] uint8 and
     `group_scales` [G, F] in the form of `paddock.layers.int4`, whose sizes `form` says; `group_zeros` [G, P] uint8 where a zero
     is not 8; `input_factor` [I] float32 where inputs are multiplied first, then `input_order` [I] where they are reordered;
-    `row_scale` [O, 1] float32 where weights are rounded to FP8 in large steps.
+    `row_scale` [O, 1] float32 where weights are rounded to FP8 in large steps. `fp8_weight` [O, I] is there where those are kept.
     """
 
     path: str
@@ -62,9 +64,15 @@ class Int4Method:
         return self.scheme.fp8_inputs_from or 1
 
     def create(self, linear: axes.Linear, device: torch.device) -> dict[str, Tensor]:
-        """Return the parameters by tensor name, uninitialised but for those a checkpoint may lack."""
+        """Return the parameters by tensor name, uninitialised but for those a checkpoint may lack.
+
+        A weight that is kept in FP8 has its place from the start: made amid what loading frees, it would leave gaps there.
+        """
         parameters = allocate(linear, self.tensors, device)
         fill_absent(parameters)
+        if self.scheme.keeps_fp8_weights:
+            shape = linear.out_size, linear.inp.size
+            parameters[KEPT] = torch.empty(shape, dtype=torch.float8_e4m3fn, device=device)
         return parameters
 
     def finalise(self, layer: LinearLayer) -> None:
@@ -81,6 +89,8 @@ class Int4Method:
         if self.scheme.fp8_weights_from is not None:
             held = Int4Weight(form=self.form, packed=kept["packed"], scales=kept["group_scales"], zeros=kept.get("group_zeros"))
             kept["row_scale"] = held.row_scales()
+            if self.scheme.keeps_fp8_weights:
+                layer.get_parameter(KEPT).copy_(layer.ops.int4_to_fp8(held, kept["row_scale"]))
         kept |= {name: each for name, each in (("input_factor", factor_I), ("input_order", order_I)) if each is not None}
         for tensor in self.tensors:
             delattr(layer, tensor.name)
@@ -108,7 +118,8 @@ class Int4Method:
         border = self.scheme.fp8_weights_from
         if border is not None and len(x_TI.values_TI) >= border:
             scale_O1 = layer.get_parameter("row_scale")
-            weight_OI = layer.ops.int4_to_fp8(weight, scale_O1)
+            kept_OI = _held(layer, KEPT)
+            weight_OI = layer.ops.int4_to_fp8(weight, scale_O1) if kept_OI is None else kept_OI
             return layer.ops.linear_fp8(x_TI.values_TI, x_TI.scale, weight_OI, scale_O1, self.dtype)
         return layer.ops.linear_int4_fp8(x_TI.values_TI, x_TI.scale, weight, self.dtype)
 

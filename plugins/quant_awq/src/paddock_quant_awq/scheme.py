@@ -50,7 +50,8 @@ class Int4Scheme:
     them unless `quantises_head`. In a `symmetric` checkpoint every zero point is 8; to those stored, `zero_offset` is added.
     `reorders`: inputs belong to groups in an order of their own (`g_idx`). `fp8_inputs`: the format rounds
     activations to FP8, a scale a token; `fp8_inputs_from` says from how many tokens a step on that is done, None for never,
-    and is 1 or None unless planning chooses otherwise; `fp8_weights_from` likewise of weights, which then have a scale an output.
+    and is 1 or None unless planning chooses otherwise; `fp8_weights_from` likewise of weights, which then have a scale an output
+    and, with `keeps_fp8_weights`, are kept.
     `signed_scales`: a scale may be negative, as AutoRound's are. `scale_dtype` is what scales are kept in, and, unless planning
     finds another in the checkpoint's files, stored in.
     """
@@ -70,6 +71,7 @@ class Int4Scheme:
     kv_cache_dtype: str | None = None
     fp8_inputs_from: int | None = field()
     fp8_weights_from: int | None = None
+    keeps_fp8_weights: bool = False
 
     @fp8_inputs_from.default
     def _as_made_for(self) -> int | None:
@@ -89,9 +91,13 @@ class Int4Scheme:
         """Return the scheme with its scales kept in another dtype."""
         return evolve(self, scale_dtype=dtype)
 
-    def with_fp8_from(self, inputs: int | None, weights: int | None) -> Int4Scheme:
-        """Return the scheme with activations rounded to FP8 from so many tokens a step on, and weights; None for never."""
-        return evolve(self, fp8_inputs_from=inputs, fp8_weights_from=weights)
+    def with_fp8_from(self, inputs: int | None, weights: int | None, *, keep: bool = False) -> Int4Scheme:
+        """Return the scheme with activations rounded to FP8 from so many tokens a step on, and weights; None for never.
+
+        With `keep` rounded weights are kept.
+        """
+        assert weights is not None or not keep, "there are no rounded weights to keep"
+        return evolve(self, fp8_inputs_from=inputs, fp8_weights_from=weights, keeps_fp8_weights=keep)
 
     def stores_plainly(self, path: str, linear: Linear) -> bool:
         """Return whether `linear`, whose first part is at checkpoint prefix `path`, is left alone.
