@@ -1,7 +1,8 @@
-"""Tiles of FP8 products with scales of blocks, checked and timed: python -m tests.bench.block_variants [--only WORD ...].
+"""FP8 products with scales of blocks, checked and timed: python -m tests.bench.block_variants [--only WORD ...].
 
-At the shapes of the layers of Llama-3.1-8B and 70B, each tile with the numbers of tokens it is for: held to the plain-torch twin,
-then timed in a captured graph of calls on weights that the L2 does not hold. A wrong result has no time; * is what runs now.
+At the shapes of the layers of Llama-3.1-8B and 70B, by the ring, by cuBLAS and by each tile of the kernels for what neither takes,
+with the numbers of tokens they are for: held to the plain-torch twin, then timed in a captured graph of calls on weights that the
+L2 does not hold. A wrong result has no time; * is what runs now on compute capability 9, + is the tile that runs elsewhere.
 `--compile` needs no GPU: it compiles for compute capability 9.0 and prints registers, spills and shared memory.
 """
 
@@ -24,8 +25,10 @@ from paddock.bench.kernels.timing import Rounds, argument_sets, graph_seconds
 from paddock.layers.reference import linear_fp8_blocks as twin
 from paddock.testing.oracle import bound, poisoned, relative_rms
 from paddock_triton.launch import compile_ahead
+from paddock_triton.linear_ring import TILES, launch_ring_blocks, tile_for
+from paddock_triton.linear_ring_spec import RingTile
 from paddock_triton.ops_linear_fp8 import FewTile
-from paddock_triton.ops_linear_fp8_blocks import FEW, GROUP, ONE, OneTile, launch_few, launch_one
+from paddock_triton.ops_linear_fp8_blocks import FEW, GROUP, ONE, OneTile, cublas_blocks, launch_few, launch_one
 from tests.bench.hopper_code import compile_only, described
 
 MODELS, MANY_TOKENS = ("8B", "70B"), (256, 4096)
@@ -35,39 +38,52 @@ HALF = torch.bfloat16
 
 @frozen(kw_only=True)
 class Candidate:
-    """A tile, and the tokens it is timed with."""
+    """A tile, None for cuBLAS, and the tokens it is timed with."""
 
-    tile: OneTile | FewTile
+    tile: OneTile | FewTile | RingTile | None
     tokens: tuple[int, ...]
 
     @property
     def name(self) -> str:
         """Return its sides, stages and warps."""
         tile = self.tile
+        if tile is None:
+            return "cuBLAS"
+        if isinstance(tile, RingTile):
+            return f"ring {tile.tokens} tokens"
         if isinstance(tile, OneTile):
             return f"one {tile.block_o}x{tile.block_i} w{tile.warps}"
         return f"{tile.rows} tokens {tile.block_o}x{tile.block_i} s{tile.stages} a{tile.ahead} w{tile.warps}"
 
     @property
-    def runs(self) -> bool:
-        """Return whether the plugin takes it now."""
-        return self.tile == ONE or self.tile in FEW.values()
+    def mark(self) -> str:
+        """Return what says that the plugin takes it now, on compute capability 9 or elsewhere."""
+        if self.tile is None or isinstance(self.tile, RingTile):
+            return "*"
+        return "+" if self.tile == ONE or self.tile in FEW.values() else ""
 
     def __call__(
         self, x_TI: Tensor, scale_TG: Tensor, weight_OI: Tensor, scale_QG: Tensor, block: tuple[int, int], dtype: torch.dtype
     ) -> Tensor:
         """Return the product."""
+        if self.tile is None:
+            return cublas_blocks(x_TI, scale_TG, weight_OI, scale_QG)
         out_TO = x_TI.new_empty((len(x_TI), len(weight_OI)), dtype=dtype)
         given = (x_TI, scale_TG, weight_OI, scale_QG, out_TO)
         if isinstance(self.tile, OneTile):
             launch_one(given, block[0], self.tile)
+        elif isinstance(self.tile, RingTile):
+            launch_ring_blocks(out_TO, x_TI, scale_TG, weight_OI, scale_QG, block[0], tile_for(len(x_TI), weight_OI))
         else:
             launch_few(given, block[0], self.tile)
         return out_TO
 
 
 def candidates() -> Iterator[Candidate]:
-    """Yield every tile that is tried."""
+    """Yield every way that is tried."""
+    for most, tokens in ((8, (1, 2)), (16, (16,)), (32, (32,)), (64, (64,))):
+        yield Candidate(tile=TILES[most], tokens=tokens)
+    yield Candidate(tile=None, tokens=MANY_TOKENS)
     for block_o, block_i, warps in ((4, 8192, 8), (2, 8192, 8), (4, 4096, 4), (4, 4096, 8), (8, 4096, 8)):
         yield Candidate(tile=OneTile(block_o=block_o, block_i=block_i, warps=warps), tokens=(1,))
     for rows, tokens in ((16, (2, 16)), (32, (32,)), (64, (64,))):
@@ -98,14 +114,14 @@ def measure(case: Case, chosen: list[Candidate], device: torch.device) -> None:
             continue
         seconds = graph_seconds(each, sets, ROUNDS)
         rates = f"{case.nbytes / seconds / 1e12:.2f} TB/s, {case.flops / seconds / 1e12:.0f} TFLOP/s"
-        lines.append((seconds, f"  {each.name}{'*' if each.runs else ''}: {1e6 * seconds:.1f} us, {rates}"))
+        lines.append((seconds, f"  {each.name}{each.mark}: {1e6 * seconds:.1f} us, {rates}"))
     click.echo(f"{case.name}\n" + "\n".join(line for _, line in sorted(lines)))
 
 
 def print_compiled(chosen: list[Candidate]) -> None:
     """Print what the assembler says of each kernel."""
     made = compile_only()
-    for each in chosen:
+    for each in (one for one in chosen if one.tile is not None):
         call: Callable[..., Any] = partial(each, *_nothing(each.tokens[0]))
         call()
         click.echo(f"{each.name:32} {described(made[-1])}")

@@ -21,7 +21,7 @@ FEW = r", wgmma\.mma_async\.sync\.aligned\.m64n{}k32\.f32\.e4m3\.e4m3 x {}, {} w
 VARIANTS = {
     "prefill_variants": {"64 x 64, 4 warps": "$", "fp8 arithmetic, 128 x 64, 8 warps": "$"},
     "decode_variants": {"decode 64 x 8k: 3 stages": "$"},
-    "block_variants": {"one 2x8192 w8": "$"},
+    "block_variants": {"ring 64 tokens": "$", "one 2x8192 w8": "$"},
     "fp8_variants": {
         "ring 8 t4 s5 r2048 shared": FEW.format(8, 16, 4),
         "ring 64 t2 s5 r1536 whole": FEW.format(64, 8, 2),

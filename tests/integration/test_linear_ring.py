@@ -20,7 +20,15 @@ from paddock.layers import QuantizedActivation, reference
 from paddock.layers.reference import FP8
 from paddock.testing.oracle import relative_rms
 from paddock_triton import linear_ring, linear_ring_gated, ops_activation, ring, ring_parts
-from paddock_triton.linear_ring import TILES, launch_ring, launch_ring_gated, launch_ring_plain, serves, tile_for
+from paddock_triton.linear_ring import (
+    TILES,
+    launch_ring,
+    launch_ring_blocks,
+    launch_ring_gated,
+    launch_ring_plain,
+    serves,
+    tile_for,
+)
 from paddock_triton.linear_ring_spec import RingTile
 from paddock_triton.rows import blocks_of
 from tests.integration.gluon_on_cpu import Device
@@ -158,6 +166,23 @@ def test_roles_give_the_product_in_whatever_order_they_run(tile: RingTile) -> No
         found = [_product(given, programs, seed, tile, counted) for seed in range(2)]
         assert relative_rms(found[0], given.expected_TO()) < 1e-6
         assert torch.equal(*found)  # parts are added in one order
+        assert not counted.any()
+
+
+@pytest.mark.parametrize("tile", CUTS, ids=_name)
+def test_products_of_128_inputs_meet_the_scales_of_their_block(tile: RingTile) -> None:
+    """Each token's and the weight's, in parts of tiles and whole ones, that fill none."""
+    for programs, outputs, run in ((3, 328, 64), (7, 200, 128)):
+        given, counted = Given(tile.tokens - 3, outputs, 2064, per_token=True), torch.zeros(64, dtype=torch.int32)
+        draw = torch.Generator().manual_seed(run)
+        given.scale = torch.rand(tile.tokens - 3, 17, generator=draw)
+        given.late_scale = torch.full_like(given.scale, torch.nan)
+        scale_QG = torch.rand(blocks_of(outputs, run), 17, generator=draw)
+        out_TO = torch.full((tile.tokens - 3, outputs), torch.nan)
+        with _threads(given, programs, 0, counted):
+            launch_ring_blocks(out_TO, given.late_TI, given.late_scale, given.weight_OI, scale_QG, run, tile)
+        expected_TO = reference.linear_fp8_blocks(given.x_TI, given.scale, given.weight_OI, scale_QG, (run, 128), torch.float32)
+        assert relative_rms(out_TO, expected_TO) < 1e-6
         assert not counted.any()
 
 

@@ -14,7 +14,7 @@ from paddock.errors import KernelError
 from paddock.layers import reference
 from paddock.layers.reference import FP8
 from paddock.testing.oracle import assert_close, poisoned
-from paddock_triton import ops_linear_fp8_blocks
+from paddock_triton import linear_ring, ops_linear_fp8_blocks
 from paddock_triton.ops_linear_fp8_blocks import GROUP, linear_fp8_blocks
 
 ON_GPU = torch.cuda.is_available()
@@ -22,7 +22,7 @@ HALVES = (torch.bfloat16, torch.float16) if ON_GPU else (torch.float16,)  # the 
 TOKENS = (0, 1, 2, 7, 16, 17, 33, 64, 65, 130, 1300) if ON_GPU else (0, 1, 2, 17, 33, 65, 130)
 # Whole blocks, a weight smaller than any block, edges beside them, and published shapes; with outputs to a scale.
 WEIGHTS = [((256, 384), 128), ((3, 5), 128), ((67, 300), 1), ((192, 1000), 64), ((130, 260), 2)] + (
-    [((6144, 4096), 128), ((4096, 14336), 128), ((7168, 18432), 128)] if ON_GPU else []
+    [((200, 2064), 128), ((144, 1040), 64), ((6144, 4096), 128), ((4096, 14336), 128), ((7168, 18432), 128)] if ON_GPU else []
 )
 Given = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, tuple[int, int]]
 
@@ -77,11 +77,12 @@ def test_rows_of_tokens_may_lie_apart(device: torch.device) -> None:
 
 def test_a_token_does_not_depend_on_how_many_share_its_tile(device: torch.device) -> None:
     """Two to sixteen tokens are one tile: a row has the same bits whoever is beside it, so padding changes nothing."""
-    x_TI, scale_TG, weight_OI, scale_QG, block = _given(16, (70, 300), 128, device)
-    together = linear_fp8_blocks(x_TI, scale_TG, weight_OI, scale_QG, block, torch.float16)
-    for count in (2, 3, 8):
-        alone = linear_fp8_blocks(x_TI[:count], scale_TG[:count], weight_OI, scale_QG, block, torch.float16)
-        assert torch.equal(alone, together[:count])
+    for shape in ((70, 300), (200, 4096)):
+        x_TI, scale_TG, weight_OI, scale_QG, block = _given(16, shape, 128, device)
+        together = linear_fp8_blocks(x_TI, scale_TG, weight_OI, scale_QG, block, torch.float16)
+        for count in (2, 3, 8):
+            alone = linear_fp8_blocks(x_TI[:count], scale_TG[:count], weight_OI, scale_QG, block, torch.float16)
+            assert torch.equal(alone, together[:count])
 
 
 def test_more_than_eight_tiles_of_tokens_are_all_multiplied(device: torch.device) -> None:
@@ -101,7 +102,7 @@ def test_blocks_of_other_widths_are_refused(device: torch.device) -> None:
     assert "--op linear_fp8_blocks=paddock" in caught.value.fix
 
 
-@pytest.mark.parametrize("what", ["_block_one_kernel", "_block_few_kernel"])
+@pytest.mark.parametrize("what", ["_block_one_kernel", "_block_few_kernel", "_ring_kernel"])
 def test_a_product_that_fails_names_itself_and_the_way_out(
     what: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,7 +118,10 @@ def test_a_product_that_fails_names_itself_and_the_way_out(
             """Fail."""
             raise RuntimeError("no such product")
 
-    monkeypatch.setattr(ops_linear_fp8_blocks, what, Failing())
+    ring = what == "_ring_kernel"
+    monkeypatch.setattr(linear_ring if ring else ops_linear_fp8_blocks, what, Failing())
+    monkeypatch.setattr(ops_linear_fp8_blocks, "serves", lambda values_TI, weight_OI: ring)
+    monkeypatch.setattr(linear_ring, "processors", lambda _device: 132)
     tokens = 1 if "one" in what else 2
     with pytest.raises(KernelError, match="no such product") as caught:
         linear_fp8_blocks(*_given(tokens, (32, 256), 128, device), torch.bfloat16)

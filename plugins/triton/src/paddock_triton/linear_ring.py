@@ -105,7 +105,27 @@ def _copier(source: tma.tensor_descriptor, ring: gl.tuple, sizes: gl.tuple, TOKE
 
 
 @gluon.jit
-def _step(sum_RN: gl.tensor, ring: gl.tuple, m: gl.tensor, INDEX: gl.constexpr, spec: gl.constexpr) -> gl.tensor:
+def _block_scales(
+    scales: gl.tuple, tile: gl.tensor, step: gl.tensor, sizes: gl.tuple, INDEX: gl.constexpr, spec: gl.constexpr
+) -> gl.tensor:  # fmt: skip
+    """Return what a team's products of a step are multiplied by [N], each token's scale times the weight's; else anything.
+
+    Products of what is beyond the last inputs are zeros, whatever they are multiplied by.
+    """
+    tokens, _outputs, groups, _span, _tiles, token_tiles = sizes
+    token_N = tile % token_tiles * spec.tokens + gl.arange(0, spec.tokens, gl.SliceLayout(0, spec.mma))
+    scale_N = token_N.to(gl.float32)
+    if spec.run:
+        group = gl.minimum(step * spec.pieces + INDEX, groups - 1)
+        scale_N = gl.load(scales[1] + token_N * groups + group, mask=token_N < tokens, other=0.0)
+        scale_N *= gl.load(scales[0] + tile // token_tiles * spec.rows // spec.run * groups + group)
+    return scale_N
+
+
+@gluon.jit
+def _step(
+    sum_RN: gl.tensor, ring: gl.tuple, m: gl.tensor, scale_N: gl.tensor, INDEX: gl.constexpr, spec: gl.constexpr
+) -> gl.tensor:  # fmt: skip
     """Return a team's sums after step m: FP8 products of its 128 inputs begin anew, and are added in float32."""
     slot = m % spec.slots
     mbarrier.wait(ring[2].index(slot), m // spec.slots & 1)
@@ -114,7 +134,7 @@ def _step(sum_RN: gl.tensor, ring: gl.tuple, m: gl.tensor, INDEX: gl.constexpr, 
     if spec.item == 1:
         products_RN = warpgroup_mma(weight_RK, x_KN, nothing(spec), use_acc=False, is_async=True)
         products_RN = warpgroup_mma_wait(0, deps=[products_RN])
-        sum_RN += products_RN
+        sum_RN += products_RN * scale_N[None, :] if spec.run else products_RN
     else:
         sum_RN = warpgroup_mma(weight_RK, x_KN, sum_RN, use_acc=True, is_async=True)
         sum_RN = warpgroup_mma_wait(0, deps=[sum_RN])
@@ -156,16 +176,17 @@ def _multiplier(
     while t < count:
         tile, block, taken = piece_of(first, t, count, sizes, spec)
         nothing_RN = nothing(spec)
-        if spec.item == 1:
+        if spec.item == 1 and not spec.run:
             scale_R = _row_scales(scales, tile, sizes, spec)
-            scale_N = _token_scales(scales, tile, sizes, PER_TOKEN, spec)
+            of_token_N = _token_scales(scales, tile, sizes, PER_TOKEN, spec)
         sum_RN = nothing_RN
         for m in range(t, t + taken):
-            sum_RN = _step(sum_RN, ring, m, INDEX, spec)
+            scale_N = _block_scales(scales, tile, block + m - t, sizes, INDEX, spec)  # asked for ahead of what it is for
+            sum_RN = _step(sum_RN, ring, m, scale_N, INDEX, spec)
         accs = gathered((sum_RN, nothing_RN, nothing_RN, nothing_RN), gathering, n, INDEX, spec)
         if INDEX == 0:
-            if spec.item == 1:
-                accs = (accs[0] * (scale_N[None, :] * scale_R[:, None]), nothing_RN, nothing_RN, nothing_RN)
+            if spec.item == 1 and not spec.run:
+                accs = (accs[0] * (of_token_N[None, :] * scale_R[:, None]), nothing_RN, nothing_RN, nothing_RN)
             finish(accs, outs, tile, block, taken, sizes, INDEX, store if spec.gated is None else store_gated, spec)
         n += 1
         t += taken
@@ -206,14 +227,14 @@ def _work(
         )
 
 
-@gluon.jit(do_not_specialize=["tokens", "span", "tiles", "token_tiles"])
+@gluon.jit(do_not_specialize=["tokens", "span", "tiles", "token_tiles", "groups"])
 def _ring_kernel(
     out_ptr: gl.tensor, out_scale_ptr: gl.tensor, x: tma.tensor_descriptor, x_scale_ptr: gl.tensor, weight: tma.tensor_descriptor,
     scale_ptr: gl.tensor, parts_ptr: gl.tensor, done_ptr: gl.tensor, tokens: gl.tensor, outputs: gl.tensor, span: gl.tensor,
-    tiles: gl.tensor, token_tiles: gl.tensor, PER_TOKEN: gl.constexpr, spec: gl.constexpr,
+    tiles: gl.tensor, token_tiles: gl.tensor, groups: gl.tensor, PER_TOKEN: gl.constexpr, spec: gl.constexpr,
 ) -> None:  # fmt: skip
     gdc_launch_dependents()
-    sizes, outs = (tokens, outputs, span, span, tiles, token_tiles), (out_ptr, out_scale_ptr, parts_ptr, done_ptr)
+    sizes, outs = (tokens, outputs, groups, span, tiles, token_tiles), (out_ptr, out_scale_ptr, parts_ptr, done_ptr)
     _work(outs, (scale_ptr, x_scale_ptr), weight, x, _ring(x.dtype, spec), sizes, PER_TOKEN, spec)
 
 
@@ -241,6 +262,13 @@ def launch_ring(
 ) -> None:
     """Multiply, cut as the tile says."""
     _launch(out_TO, weight_scale_O1, values_TI, x_scale, weight_OI, weight_scale_O1, tile)  # no scale of what comes out
+
+
+def launch_ring_blocks(
+    out_TO: Tensor, values_TI: Tensor, scale_TG: Tensor, weight_OI: Tensor, weight_scale_QG: Tensor, run: int, tile: RingTile
+) -> None:
+    """Multiply, cut as the tile says, with a scale for each token and 128 inputs, and for each `run` rows and 128 inputs."""
+    _launch(out_TO, weight_scale_QG, values_TI, scale_TG, weight_OI, weight_scale_QG, evolve(tile, run=run))
 
 
 def launch_ring_plain(out_TO: Tensor, x_TI: Tensor, weight_OI: Tensor, tile: RingTile) -> None:
@@ -272,7 +300,8 @@ def _launch(
         _ring_kernel, (programs,),
         out_TX, out_scale, _described(values_TI, tile.tokens, tile), x_scale, weight, weight_scale_O1, parts,
         counters(values_TI.device, count * tile.teams if tile.shared else 1), tokens, outputs, span, count, token_tiles,
-        PER_TOKEN=int(x_scale.ndim > 0), spec=tile, num_warps=4, maxnreg=tile.most_registers, **DEPENDENT,
+        blocks_of(inputs, tile.inputs), PER_TOKEN=int(x_scale.ndim > 0), spec=tile, num_warps=4, maxnreg=tile.most_registers,
+        **DEPENDENT,
     )  # fmt: skip
 
 

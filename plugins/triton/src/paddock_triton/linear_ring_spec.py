@@ -24,8 +24,9 @@ class RingTile:
 
     Each team takes another 128 bytes of inputs of a step, `item` bytes each. `shared`: programs take equal parts of all steps, so
     that tiles are shared; else whole tiles. A program takes at most `registers` of each lane of a multiprocessor, of all its
-    2,048: what is left is for kernels between the product before and this one. What else the INT4 kernel's parts ask of theirs is
-    said by their names.
+    2,048: what is left is for kernels between the product before and this one. `run`: how many rows of a weight share a scale for
+    128 inputs, for which each token has one too; 0 where rows and tokens have one. What else the INT4 kernel's parts ask of
+    theirs is said by their names.
     """
 
     tokens: int
@@ -34,6 +35,7 @@ class RingTile:
     shared: bool = True
     registers: int = ALL_REGISTERS
     item: int = 1
+    run: int = 0
     gated: Any = None  # what gate and up are rounded to, Gluon's dtype, where a product ends in silu(gate) * up in FP8
 
     rows = _HALF  # of a tile
@@ -45,6 +47,8 @@ class RingTile:
     def __attrs_post_init__(self) -> None:
         """Hold the tile to what the kernel can do."""
         assert self.teams in (2, 4), (self, "has other roles")
+        assert self.run % self.rows == 0, (self, "has tiles whose rows have two scales")
+        assert not self.run or (self.item == 1 and self.gated is None), (self, "has no scales of blocks")
 
     @property
     def pieces(self) -> int:

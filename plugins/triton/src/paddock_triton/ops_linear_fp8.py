@@ -119,7 +119,7 @@ def _product(
         return out_TO
     if serves(values_TI, weight_OI):
         launch_ring(out_TO, values_TI, x_scale, weight_OI, weight_scale_O1, tile_for(tokens, weight_OI))
-    elif tokens <= MOST_TOKENS or not _cublas_takes(values_TI, weight_OI, dtype):
+    elif tokens <= MOST_TOKENS or not cublas_takes(values_TI, weight_OI, dtype):
         launch_few(out_TO, values_TI, x_scale, weight_OI, weight_scale_O1, FEW[min(max(16, power_of_2(tokens)), 64)])
     elif not launches_nothing():
         return cublas(values_TI, x_scale, weight_OI, weight_scale_O1, fast_accumulation=fast)
@@ -154,7 +154,7 @@ def cublas(
     )
 
 
-def _cublas_takes(values_TI: Tensor, weight_OI: Tensor, dtype: torch.dtype) -> bool:
-    """Return whether cuBLAS has a product with a scale a row for these."""
+def cublas_takes(values_TI: Tensor, weight_OI: Tensor, dtype: torch.dtype) -> bool:
+    """Return whether cuBLAS has an FP8 product for these, with scales of rows, or of blocks where the device has those."""
     whole = all(size % _CUBLAS_MULTIPLE == 0 for size in (*weight_OI.shape, weight_OI.data_ptr()))
     return whole and dtype == torch.bfloat16

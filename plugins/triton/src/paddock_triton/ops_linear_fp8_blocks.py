@@ -5,6 +5,9 @@ block, M tokens of a tile; a row's block as N runs of V features.
 
 Sums of 128 products are multiplied by both scales and added up in float32, so that the 14 bits which the matrix unit of compute
 capability 9 keeps of a sum never see more than a group.
+
+There up to 64 tokens are `linear_ring`'s where it serves a weight, and more are cuBLAS's where it takes them. The kernels here do
+the rest.
 """
 
 from __future__ import annotations
@@ -14,12 +17,16 @@ import triton
 import triton.language as tl
 from attrs import frozen
 from torch import Tensor
+from torch.nn.functional import ScalingType, scaled_mm
 
 from paddock.errors import KernelError
+from paddock_triton.attention_async import runs_on
 from paddock_triton.dependence import DEPENDENT, fetch, start_next, wait
 from paddock_triton.failures import named
-from paddock_triton.launch import launch
-from paddock_triton.ops_linear_fp8 import FewTile, load_weights
+from paddock_triton.launch import launch, launches_nothing
+from paddock_triton.linear_ring import launch_ring_blocks, serves, tile_for
+from paddock_triton.linear_ring_spec import RingTile
+from paddock_triton.ops_linear_fp8 import MOST_TOKENS, FewTile, cublas_takes, load_weights
 from paddock_triton.rows import blocks_of, power_of_2, unit_stride
 
 GROUP = 128
@@ -34,8 +41,8 @@ class OneTile:
     warps: int
 
 
-# Of the shapes that products with a scale a row had before `linear_ring`, with one group of inputs a turn; none of these
-# has been timed. Compiled: see docs/decisions/0069.
+# Of the shapes that products with a scale a row had before `linear_ring`, with one group of inputs a turn. `block_variants` times
+# them. Compiled: see docs/decisions/0069.
 ONE = OneTile(block_o=4, block_i=8192, warps=8)
 FEW = {
     16: FewTile(rows=16, block_o=64, block_i=GROUP, stages=8, ahead=8),
@@ -43,6 +50,8 @@ FEW = {
     64: FewTile(rows=64, block_o=64, block_i=GROUP, stages=6, ahead=4),
     128: FewTile(rows=128, block_o=128, block_i=GROUP, stages=4, ahead=0, warps=8),
 }
+# Scales side by side, of tokens and of groups, that cuBLAS wants whole numbers of: 16 bytes.
+_QUAD = 4
 _LINE = tl.constexpr(128)  # elements of a byte in a line
 _RUN = tl.constexpr(16)  # a thread's load: its products are added up before they meet the scales
 _TOGETHER = tl.constexpr(8)  # tiles of tokens that read a weight's block one after the other, out of the L2 cache
@@ -170,11 +179,34 @@ def linear_fp8_blocks(
     tokens = values_TI.shape[0]
     out_TO = values_TI.new_empty((tokens, weight_OI.shape[0]), dtype=dtype)
     given = (values_TI, scale_TG, weight_OI, weight_scale_QG, out_TO)
-    if tokens == 1:
+    if serves(values_TI, weight_OI) and block[0] % RingTile.rows == 0:
+        launch_ring_blocks(out_TO, values_TI, scale_TG, weight_OI, weight_scale_QG, block[0], tile_for(tokens, weight_OI))
+    elif tokens > MOST_TOKENS and block[0] == GROUP and runs_on(out_TO.device) and cublas_takes(values_TI, weight_OI, dtype):
+        return out_TO if launches_nothing() else cublas_blocks(values_TI, scale_TG, weight_OI, weight_scale_QG)
+    elif tokens == 1:
         launch_one(given, block[0], ONE)
     elif tokens:
         launch_few(given, block[0], FEW[min(max(16, power_of_2(tokens)), 128)])
     return out_TO
+
+
+def cublas_blocks(values_TI: Tensor, scale_TG: Tensor, weight_OI: Tensor, weight_scale_QG: Tensor) -> Tensor:
+    """Return the product in bfloat16 by cuBLAS, with scales of 1 x 128 values and 128 x 128 weights. A graph can hold it."""
+    tokens, groups = scale_TG.shape
+    filled = blocks_of(tokens, _QUAD) * _QUAD
+    scale_GM = scale_TG.new_empty(groups, filled)
+    scale_GM[:, :tokens] = scale_TG.T
+    if filled > tokens:  # what is beyond the last token gives rows that nobody sees
+        values_MI = values_TI.new_empty(filled, values_TI.shape[1])
+        values_MI[:tokens] = values_TI
+        values_TI = values_MI
+    if groups % _QUAD:
+        weight_scale_QG = torch.nn.functional.pad(weight_scale_QG, (0, -groups % _QUAD))
+    out_MO = scaled_mm(
+        values_TI.contiguous(), weight_OI.T, scale_GM.T, ScalingType.BlockWise1x128, weight_scale_QG.T,
+        ScalingType.BlockWise128x128, output_dtype=torch.bfloat16,
+    )  # fmt: skip
+    return out_MO[:tokens]
 
 
 Given = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
