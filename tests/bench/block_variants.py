@@ -1,7 +1,7 @@
 """FP8 products with scales of blocks, checked and timed: python -m tests.bench.block_variants [--only WORD ...].
 
-At the shapes of the layers of Llama-3.1-8B and 70B, by the ring, by cuBLAS and by tiles of the kernels for what neither takes, each
-with the numbers of tokens they are for: held to the plain-torch twin, then timed in a captured graph of calls on weights that the
+At the shapes of the layers of Llama-3.1-8B and 70B, by the ring, by cuBLAS and by tiles of the kernels for the rest, each with
+the numbers of tokens it is for: held to the plain-torch twin, then timed in a captured graph of calls on weights that the
 L2 does not hold. A wrong result has no time; * is what runs now on compute capability 9, + is the tile that runs elsewhere.
 `--compile` needs no GPU: it compiles for compute capability 9.0 and prints registers, spills and shared memory.
 """
