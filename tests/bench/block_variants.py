@@ -67,7 +67,7 @@ class Candidate:
     ) -> Tensor:
         """Return the product."""
         if self.tile is None:
-            return cublas_blocks(x_TI, scale_TG, weight_OI, scale_QG)
+            return cublas_blocks(x_TI, scale_TG, weight_OI, scale_QG, dtype)
         out_TO = x_TI.new_empty((len(x_TI), len(weight_OI)), dtype=dtype)
         given = (x_TI, scale_TG, weight_OI, scale_QG, out_TO)
         if isinstance(self.tile, OneTile):

@@ -149,7 +149,7 @@ def _few(tile: FewTile, x_TI: Tensor, x_scale: Tensor, weight_OI: Tensor, weight
 
 
 def _library(fast: bool, x_TI: Tensor, x_scale: Tensor, weight_OI: Tensor, weight_scale_O1: Tensor, *_: object) -> Tensor:
-    return cublas(x_TI, x_scale, weight_OI, weight_scale_O1, fast_accumulation=fast)
+    return cublas(x_TI, x_scale, weight_OI, weight_scale_O1, HALF, fast_accumulation=fast)
 
 
 def _ringed(

@@ -5,6 +5,8 @@ T tokens, I input features, O output features, Q runs of outputs, G groups of in
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ from paddock.layers import reference
 from paddock.layers.reference import FP8
 from paddock.testing.oracle import assert_close, poisoned
 from paddock_triton import linear_ring, ops_linear_fp8_blocks
+from paddock_triton.launch import compile_ahead
 from paddock_triton.ops_linear_fp8_blocks import GROUP, linear_fp8_blocks
 
 ON_GPU = torch.cuda.is_available()
@@ -92,6 +95,45 @@ def test_more_than_eight_tiles_of_tokens_are_all_multiplied(device: torch.device
         with poisoned():
             found = linear_fp8_blocks(*given, torch.float16)
         assert_close(found, reference.linear_fp8_blocks(*given, torch.float32), op="linear_fp8_blocks")
+
+
+@pytest.mark.gpu
+def test_few_tokens_are_the_ring_s_and_many_cublas_s_where_they_take_them(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs of 64 outputs have no product of cuBLAS, and those of 32, or rows of 8 inputs more than whole sixteens, no ring."""
+    asked: list[str] = []
+
+    def noted(name: str) -> None:
+        really = getattr(ops_linear_fp8_blocks, name)
+
+        def note(*given: Any) -> Any:
+            asked.append(name)
+            return really(*given)
+
+        monkeypatch.setattr(ops_linear_fp8_blocks, name, note)
+
+    for name in ("launch_ring_blocks", "cublas_blocks", "launch_one", "launch_few"):
+        noted(name)
+    for shape, outs, taken in (
+        ((256, 256), 128, ["launch_ring_blocks", "launch_ring_blocks", "cublas_blocks"]),
+        ((256, 256), 64, ["launch_ring_blocks", "launch_ring_blocks", "launch_few"]),
+        ((256, 256), 32, ["launch_one", "launch_few", "launch_few"]),
+        ((256, 264), 128, ["launch_one", "launch_few", "launch_few"]),
+    ):
+        for tokens in (1, 64, 65):
+            linear_fp8_blocks(*_given(tokens, shape, outs, device), torch.float16)
+        assert asked == taken, (shape, outs)
+        asked.clear()
+
+
+def test_nothing_is_multiplied_while_kernels_compile(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call of cuBLAS compiles nothing, so there is none."""
+    monkeypatch.setattr(ops_linear_fp8_blocks, "cublas_blocks", None)
+    monkeypatch.setattr(ops_linear_fp8_blocks, "_cublas_takes", lambda *_: True)
+    monkeypatch.setattr("paddock_triton.launch._start_triton", lambda: None)
+    with compile_ahead(device):
+        assert linear_fp8_blocks(*_given(70, (128, 128), 128, device), torch.bfloat16).shape == (70, 128)
 
 
 def test_blocks_of_other_widths_are_refused(device: torch.device) -> None:

@@ -33,7 +33,7 @@ from paddock.layers import QuantizedActivation
 from paddock_triton.attention_async import runs_on
 from paddock_triton.attention_tuning import processors
 from paddock_triton.counters import counters
-from paddock_triton.dependence import DEPENDENT
+from paddock_triton.dependence import DEPENDENT, fetch
 from paddock_triton.launch import launch
 from paddock_triton.linear_ring_gated import described_gated, row_of, store_gated
 from paddock_triton.linear_ring_spec import RingTile
@@ -41,6 +41,7 @@ from paddock_triton.ring import ROWS, barriers, free_slot, piece_of, role_barrie
 from paddock_triton.ring_parts import finish, gathered, gathering_of, nothing, store
 from paddock_triton.rows import ALIGNED, aligned, blocks_of
 
+_SCALES = gl.constexpr(32)  # of a line of the L2 cache
 _DTYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
 # Bytes a second that one multiprocessor of an H200 reads, and all of them: 64 whole tiles, on half of its 132, read at 84 %
 # of what all do. And the seconds for which memory may wait for the last whole tiles: what it takes tiles' parts to meet.
@@ -89,9 +90,14 @@ def _copy(
 
 
 @gluon.jit
-def _copier(source: tma.tensor_descriptor, ring: gl.tuple, sizes: gl.tuple, TOKENS: gl.constexpr, spec: gl.constexpr) -> None:
-    """Copy every step's weights, the first while the kernel before still runs, or its tokens, after it: one warp."""
-    _tokens, _outputs, _blocks, _span, _tiles, token_tiles = sizes
+def _copier(
+    source: tma.tensor_descriptor, scales: gl.tuple, ring: gl.tuple, sizes: gl.tuple, TOKENS: gl.constexpr, spec: gl.constexpr
+) -> None:  # fmt: skip
+    """Copy every step's weights, the first while the kernel before still runs, or its tokens, after it: one warp.
+
+    Who copies weights has the scales of their blocks brought to the L2 cache: who multiplies needs them some steps later.
+    """
+    _tokens, _outputs, groups, _span, _tiles, token_tiles = sizes
     if TOKENS:
         gdc_wait()
     first, count = steps_of(sizes, spec)
@@ -99,6 +105,10 @@ def _copier(source: tma.tensor_descriptor, ring: gl.tuple, sizes: gl.tuple, TOKE
     while t < count:
         tile, block, taken = piece_of(first, t, count, sizes, spec)
         line = tile % token_tiles * spec.tokens if TOKENS else tile // token_tiles * spec.rows
+        if spec.run and not TOKENS:
+            of_run = scales[0] + line // spec.run * groups
+            for group in range(0, groups, _SCALES):
+                fetch(of_run + group)
         for step in range(taken):
             _copy(source, ring, t + step, line, block + step, TOKENS, spec)
         t += taken
@@ -108,9 +118,9 @@ def _copier(source: tma.tensor_descriptor, ring: gl.tuple, sizes: gl.tuple, TOKE
 def _block_scales(
     scales: gl.tuple, tile: gl.tensor, step: gl.tensor, sizes: gl.tuple, INDEX: gl.constexpr, spec: gl.constexpr
 ) -> gl.tensor:  # fmt: skip
-    """Return what a team's products of a step are multiplied by [N], each token's scale times the weight's; else anything.
+    """Return what a team's products of a step are multiplied by [N]: each token's scale times the weight's.
 
-    Products of what is beyond the last inputs are zeros, whatever they are multiplied by.
+    Anything where there are no blocks. Products of what is beyond the last inputs are zeros, whatever they are multiplied by.
     """
     tokens, _outputs, groups, _span, _tiles, token_tiles = sizes
     token_N = tile % token_tiles * spec.tokens + gl.arange(0, spec.tokens, gl.SliceLayout(0, spec.mma))
@@ -206,8 +216,8 @@ def _work(
             [
                 (_multiplier, (outs, scales, ring, gathering, sizes, 0, PER_TOKEN, spec)),
                 (_multiplier, (outs, scales, ring, gathering, sizes, 1, PER_TOKEN, spec)),
-                (_copier, (weight, ring, sizes, False, spec)),
-                (_copier, (x, ring, sizes, True, spec)),
+                (_copier, (weight, scales, ring, sizes, False, spec)),
+                (_copier, (x, scales, ring, sizes, True, spec)),
             ],
             [4, 1, 1],
             [team, 24, 24],
@@ -219,8 +229,8 @@ def _work(
                 (_multiplier, (outs, scales, ring, gathering, sizes, 1, PER_TOKEN, spec)),
                 (_multiplier, (outs, scales, ring, gathering, sizes, 2, PER_TOKEN, spec)),
                 (_multiplier, (outs, scales, ring, gathering, sizes, 3, PER_TOKEN, spec)),
-                (_copier, (weight, ring, sizes, False, spec)),
-                (_copier, (x, ring, sizes, True, spec)),
+                (_copier, (weight, scales, ring, sizes, False, spec)),
+                (_copier, (x, scales, ring, sizes, True, spec)),
             ],
             [4, 4, 4, 1, 1],
             [team, team, team, 24, 24],

@@ -21,6 +21,7 @@ import triton.language as tl
 from attrs import frozen
 from torch import Tensor
 
+from paddock_triton.attention_async import runs_on
 from paddock_triton.dependence import DEPENDENT, fetch, start_next, wait
 from paddock_triton.failures import named
 from paddock_triton.launch import launch, launches_nothing
@@ -29,6 +30,7 @@ from paddock_triton.rows import blocks_of, power_of_2, unit_stride
 
 MOST_TOKENS = 64  # above, cuBLAS takes over where it can
 _CUBLAS_MULTIPLE = 16  # of features and addresses
+_CUDA_WITH_MORE = 12, 9
 
 
 @frozen(kw_only=True)
@@ -101,8 +103,8 @@ def linear_fp8_fast(values_TI: Tensor, x_scale: Tensor, weight_OI: Tensor, weigh
 def linear_fp8(values_TI: Tensor, x_scale: Tensor, weight_OI: Tensor, weight_scale_O1: Tensor, dtype: torch.dtype) -> Tensor:
     """Return x W^T [T, O] in `dtype`: x_scale * weight_scale * sum(x W), summed in float32, rounded once.
 
-    More than 64 tokens are cuBLAS's where it takes them: bfloat16 out, features in and out multiples of 16. Else each 64 tokens
-    read the weight, out of the L2 cache if it keeps it.
+    More than 64 tokens are cuBLAS's where it takes them: features in and out multiples of 16, and bfloat16 out unless CUDA is
+    12.9 or later. Else each 64 tokens read the weight, out of the L2 cache if it keeps it.
     """
     return _product(values_TI, x_scale, weight_OI, weight_scale_O1, dtype, fast=False)
 
@@ -122,7 +124,7 @@ def _product(
     elif tokens <= MOST_TOKENS or not cublas_takes(values_TI, weight_OI, dtype):
         launch_few(out_TO, values_TI, x_scale, weight_OI, weight_scale_O1, FEW[min(max(16, power_of_2(tokens)), 64)])
     elif not launches_nothing():
-        return cublas(values_TI, x_scale, weight_OI, weight_scale_O1, fast_accumulation=fast)
+        return cublas(values_TI, x_scale, weight_OI, weight_scale_O1, dtype, fast_accumulation=fast)
     return out_TO
 
 
@@ -140,21 +142,27 @@ def launch_few(
 
 
 def cublas(
-    values_TI: Tensor, x_scale: Tensor, weight_OI: Tensor, weight_scale_O1: Tensor, *, fast_accumulation: bool = False
-) -> Tensor:
-    """Return the product in bfloat16 by cuBLAS, with a scale for each token and each row of the weight. A graph can hold it."""
+    values_TI: Tensor, x_scale: Tensor, weight_OI: Tensor, weight_scale_O1: Tensor, dtype: torch.dtype, *,
+    fast_accumulation: bool = False,
+) -> Tensor:  # fmt: skip
+    """Return the product by cuBLAS, with a scale for each token and each row of the weight. A graph can hold it."""
     scale_T1 = x_scale.expand(values_TI.shape[0], 1).contiguous()
     return torch._scaled_mm(
         values_TI.contiguous(),
         weight_OI.T,
         scale_T1,
         weight_scale_O1.T,
-        out_dtype=torch.bfloat16,
+        out_dtype=dtype,
         use_fast_accum=fast_accumulation,
     )
 
 
 def cublas_takes(values_TI: Tensor, weight_OI: Tensor, dtype: torch.dtype) -> bool:
-    """Return whether cuBLAS has an FP8 product for these, with scales of rows, or of blocks where the device has those."""
+    """Return whether cuBLAS has an FP8 product with scales of rows for these."""
     whole = all(size % _CUBLAS_MULTIPLE == 0 for size in (*weight_OI.shape, weight_OI.data_ptr()))
-    return whole and dtype == torch.bfloat16
+    return whole and (dtype == torch.bfloat16 or cublas_has_more(weight_OI.device))
+
+
+def cublas_has_more(device: torch.device) -> bool:
+    """Return whether cuBLAS has FP8 products with scales of blocks, and such that are not bfloat16: CUDA 12.9's, on Hopper."""
+    return runs_on(device) and tuple(map(int, (torch.version.cuda or "0.0").split(".")[:2])) >= _CUDA_WITH_MORE

@@ -20,13 +20,12 @@ from torch import Tensor
 from torch.nn.functional import ScalingType, scaled_mm
 
 from paddock.errors import KernelError
-from paddock_triton.attention_async import runs_on
 from paddock_triton.dependence import DEPENDENT, fetch, start_next, wait
 from paddock_triton.failures import named
 from paddock_triton.launch import launch, launches_nothing
 from paddock_triton.linear_ring import launch_ring_blocks, serves, tile_for
 from paddock_triton.linear_ring_spec import RingTile
-from paddock_triton.ops_linear_fp8 import MOST_TOKENS, FewTile, cublas_takes, load_weights
+from paddock_triton.ops_linear_fp8 import MOST_TOKENS, FewTile, cublas_has_more, cublas_takes, load_weights
 from paddock_triton.rows import blocks_of, power_of_2, unit_stride
 
 GROUP = 128
@@ -181,8 +180,8 @@ def linear_fp8_blocks(
     given = (values_TI, scale_TG, weight_OI, weight_scale_QG, out_TO)
     if serves(values_TI, weight_OI) and block[0] % RingTile.rows == 0:
         launch_ring_blocks(out_TO, values_TI, scale_TG, weight_OI, weight_scale_QG, block[0], tile_for(tokens, weight_OI))
-    elif tokens > MOST_TOKENS and block[0] == GROUP and runs_on(out_TO.device) and cublas_takes(values_TI, weight_OI, dtype):
-        return out_TO if launches_nothing() else cublas_blocks(values_TI, scale_TG, weight_OI, weight_scale_QG)
+    elif tokens > MOST_TOKENS and _cublas_takes(values_TI, weight_OI, block, dtype):
+        return out_TO if launches_nothing() else cublas_blocks(values_TI, scale_TG, weight_OI, weight_scale_QG, dtype)
     elif tokens == 1:
         launch_one(given, block[0], ONE)
     elif tokens:
@@ -190,8 +189,12 @@ def linear_fp8_blocks(
     return out_TO
 
 
-def cublas_blocks(values_TI: Tensor, scale_TG: Tensor, weight_OI: Tensor, weight_scale_QG: Tensor) -> Tensor:
-    """Return the product in bfloat16 by cuBLAS, with scales of 1 x 128 values and 128 x 128 weights. A graph can hold it."""
+def _cublas_takes(values_TI: Tensor, weight_OI: Tensor, block: tuple[int, int], dtype: torch.dtype) -> bool:
+    return block == (GROUP, GROUP) and cublas_has_more(weight_OI.device) and cublas_takes(values_TI, weight_OI, dtype)
+
+
+def cublas_blocks(values_TI: Tensor, scale_TG: Tensor, weight_OI: Tensor, weight_scale_QG: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the product by cuBLAS, with scales of 1 x 128 values and 128 x 128 weights. A graph can hold it."""
     tokens, groups = scale_TG.shape
     filled = blocks_of(tokens, _QUAD) * _QUAD
     scale_GM = scale_TG.new_empty(groups, filled)
@@ -204,7 +207,7 @@ def cublas_blocks(values_TI: Tensor, scale_TG: Tensor, weight_OI: Tensor, weight
         weight_scale_QG = torch.nn.functional.pad(weight_scale_QG, (0, -groups % _QUAD))
     out_MO = scaled_mm(
         values_TI.contiguous(), weight_OI.T, scale_GM.T, ScalingType.BlockWise1x128, weight_scale_QG.T,
-        ScalingType.BlockWise128x128, output_dtype=torch.bfloat16,
+        ScalingType.BlockWise128x128, output_dtype=dtype,
     )  # fmt: skip
     return out_MO[:tokens]
 
