@@ -27,6 +27,10 @@ from tests.bench.recipe_ratio import Shape
 FP8_KV = ("--kv-cache-dtype", "fp8")
 KEPT = ("--keep-fp8-weights",)
 FAST = ("--fp8-accumulation", "fast")
+FURTHER = {"max_position_embeddings": 4096}
+BLOCKS = {
+    "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic", "fmt": "e4m3"}
+}
 STARTUP_LENGTH = 2048  # positions a request may have: the engine of a start-up is built for them
 
 
@@ -53,8 +57,8 @@ class Row:
         (folder / "config.json").write_text(json.dumps(published(self.model) | self.config))
 
 
-def throughput(name: str, model: str, sizes: str, *options: str, positions: int | None = None, program: str = "paddock") -> Row:
-    """Return the row of a workload REQUESTSxISL/OSL, whose model ends at other `positions` where they are given."""
+def throughput(name: str, model: str, sizes: str, *options: str, kind: str = "", config: dict[str, Any] | None = None) -> Row:
+    """Return the row of a workload REQUESTSxISL/OSL, of a `kind` of the model where config.json says something else."""
     requests, lengths = sizes.split("x")
     shape = Shape.of(lengths)
     given = ("--tokenizer", "none", "--requests", requests, "--isl", str(shape.isl), "--osl", str(shape.osl))
@@ -64,8 +68,8 @@ def throughput(name: str, model: str, sizes: str, *options: str, positions: int 
         model=model,
         bench="throughput",
         options=(*given, *length, *options),
-        folder=f"{model}-{positions}" if positions else model,
-        config={"max_position_embeddings": positions} if positions else {},
+        folder=f"{model}-{kind}" if kind else model,
+        config=config or {},
     )
 
 
@@ -85,6 +89,8 @@ ROWS = (
     throughput("8b-fp8-1x128", "llama-3.1-8b-fp8", "1x128/128", *FP8_KV),
     throughput("8b-fp8-64x2048", "llama-3.1-8b-fp8", "64x2048/128", *FP8_KV),
     throughput("8b-fp8-64x2048-fast", "llama-3.1-8b-fp8", "64x2048/128", *FP8_KV, *FAST),
+    throughput("8b-block-1x128", "llama-3.1-8b", "1x128/128", *FP8_KV, kind="block", config=BLOCKS),
+    throughput("8b-block-64x2048", "llama-3.1-8b", "64x2048/128", *FP8_KV, kind="block", config=BLOCKS),
     throughput("70b-fp8-1x128", "llama-3.1-70b-fp8", "1x128/128", *FP8_KV),
     throughput("70b-fp8-1x2048", "llama-3.1-70b-fp8", "1x2048/128", *FP8_KV),
     throughput("70b-fp8-1x2048-fast", "llama-3.1-70b-fp8", "1x2048/128", *FP8_KV, *FAST),
@@ -103,7 +109,7 @@ ROWS = (
     throughput("falcon-64x128", "falcon-180b-awq", "64x128/128", *_int4("w8a8")),
     throughput("falcon-64x128-fast", "falcon-180b-awq", "64x128/128", *_int4("w8a8"), *FAST),
     throughput("falcon-256x128", "falcon-180b-awq", "256x128/128", *_int4("w8a8"), "--ledger"),
-    throughput("falcon-128x2048", "falcon-180b-awq", "128x128/2048", *_int4("w8a8"), "--ledger", positions=4096),
+    throughput("falcon-128x2048", "falcon-180b-awq", "128x128/2048", *_int4("w8a8"), "--ledger", kind="4096", config=FURTHER),
     *(
         startup(f"start-{short}-{cache}", model, cache, *options)
         for short, model, options in (
