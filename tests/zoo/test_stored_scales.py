@@ -14,6 +14,7 @@ from plugins.quant_awq.tests.written import FORMATS, Meaning, awq, gptq, packed,
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from paddock.planning import int4_compute
 from paddock.planning.plan import Plan
 from paddock.planning.serial import from_json, to_json
 from paddock.testing.oracle import relative_rms
@@ -103,6 +104,24 @@ def test_every_way_to_multiply_takes_float32_scales(tmp_path: Path, compute: str
     folder, meant = folder_of(tmp_path, "awq", F32)
     exact = logits(plain("llama", written("awq", F32), meant), TOKENS)
     assert relative_rms(logits(built(planned(folder, int4_compute=compute), folder), TOKENS), exact) < 0.1
+
+
+@pytest.mark.parametrize(("name", "family"), [("awq", "llama"), ("packed", "llama"), ("awq", "falcon-40b")])
+def test_fp8_weights_that_are_kept_give_the_logits_of_those_that_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, family: str
+) -> None:
+    """To the bit, where every step is a large one; and take the bytes that the plan counts."""
+    folder, _ = folder_of(tmp_path, name, F16, family)
+    monkeypatch.setattr(int4_compute, "W8A8_FROM", 2)
+    w4a8, made, kept = (
+        planned(folder, int4_compute=compute, keep_fp8_weights=keep)
+        for compute, keep in (("w4a8", False), ("w8a8", False), ("w8a8", True))
+    )
+    found = [logits(built(plan, folder), TOKENS) for plan in (w4a8, made, kept)]
+    assert torch.equal(found[1], found[2])
+    assert not torch.equal(found[0], found[1])
+    assert held(kept, folder, "fp8_weight") == kept.ledger.weights.copies > 0
+    assert held(made, folder, "fp8_weight") == made.ledger.weights.copies == 0
 
 
 def test_scales_of_several_dtypes_are_kept_in_one_that_holds_all(tmp_path: Path) -> None:

@@ -60,15 +60,17 @@ def test_options_reach_the_plan(folder: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_a_weight_that_large_steps_round_is_a_line_of_its_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Where there is one: gate and up of 28,672 x 4,096 bytes; every other plan is without the line."""
+    """Where there is one: gate and up of 28,672 x 4,096 bytes, or all that are kept; every other plan is without the line."""
     pytest.importorskip("paddock_quant_awq")
     config = json.loads((folder / "config.json").read_text())
     entry = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": entry}))
-    for compute, lines in (("w8a8", ["0.109"]), ("w4a8", [])):
-        assert main(["plan", str(folder), "--gpus", "H200", "--int4-compute", compute]) == 0
+    lines = {"a weight in FP8": "0.109", "FP8 copies": "6.500"}
+    for options, there in ((["w8a8"], "a weight in FP8"), (["w8a8", "--keep-fp8-weights"], "FP8 copies"), (["w4a8"], None)):
+        assert main(["plan", str(folder), "--gpus", "H200", "--int4-compute", *options]) == 0
         out = capsys.readouterr().out
-        assert [line.split()[-1] for line in out.splitlines() if line.startswith("a weight in FP8")] == lines
+        found = {name: line.split()[-1] for line in out.splitlines() for name in lines if line.startswith(name)}
+        assert found == {name: size for name, size in lines.items() if name == there}
 
 
 def test_ops_are_chosen_by_name_and_owner(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
