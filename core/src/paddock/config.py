@@ -62,8 +62,7 @@ class EngineConfig:
     the weights of large steps, which `keep_fp8_weights` keeps beside the 4-bit ones; `attention_compute` whether attention over
     FP8 pages multiplies in the dtype of activations or in FP8; `fp8_accumulation` whether sums of large FP8 products are exact,
     or the matrix unit's own, which keep fewer bits and are quicker; `ignore_config_keys` lets config.json keys pass that the
-    model plugin does not know. Memory is in bytes. None, like `auto`,
-    leaves the choice to planning.
+    model plugin does not know. Memory is in bytes. None, like `auto`, leaves the choice to planning.
     Raises OptionError for a value out of range.
     """
 
