@@ -168,8 +168,20 @@ def test_scales_that_leave_nothing_of_inputs_or_kv_are_refused(tmp_path: Path) -
     save_file(load_file(kv / "model.safetensors") | {name: torch.tensor(1e-30)}, kv / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"the v scale of model\.layers\.1\.self_attn is 1"):
         built(planned(kv), kv)
-    dead = edited("compressed-dynamic", tmp_path, weight_scale=torch.full((32, 1), 1e-30))
+    dead_31 = torch.full((32, 1), 1e-30)
+    dead_31[5] = 0.01
+    dead = edited("compressed-dynamic", tmp_path, weight_scale=dead_31)
     assert torch.isfinite(logits(built(planned(dead), dead), TOKENS % 48)).all()
+
+
+@pytest.mark.parametrize("name", ["modelopt-fp8", "compressed-dynamic"])
+def test_scales_that_leave_nothing_of_a_weight_are_refused(tmp_path: Path, name: str) -> None:
+    """Single rows may die out; where all of a linear's are next to nothing the checkpoint is damaged."""
+    shape = () if name == "modelopt-fp8" else (32, 1)
+    folder = edited(name, tmp_path, weight_scale=torch.full(shape, 1e-25))
+    with pytest.raises(CheckpointError, match=f"weight_scale of {DOWN} holds nothing above 1e-25") as caught:
+        built(planned(folder), folder)
+    assert "some are above 1e-16" in caught.value.fix
 
 
 def test_cuts_that_break_blocks_are_refused_with_those_that_do_not(tmp_path: Path) -> None:

@@ -83,6 +83,23 @@ def test_missing_scales_are_a_warning_and_an_error_when_strict(tmp_path: Path) -
     assert torch.isfinite(logits(built(planned(alone), alone), TOKENS)).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_scales_that_are_all_1_are_a_warning_and_an_error_when_strict(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Tools write them that calibrate none; where one is another number, somebody did."""
+    _, alone = folders(tmp_path)
+    describe(alone, IN_CONFIG, None)
+    stored = load_file(alone / "model.safetensors")
+    ones = {name: torch.ones((), dtype=dtype) if name.endswith("_scale") else each for name, each in stored.items()}
+    save_file(ones, alone / "model.safetensors")
+    (warning,) = planned(alone).issues
+    assert (warning.level, warning.code) == ("warning", "kv_scales_are_one")
+    assert warning.message.startswith("all 4 scales of FP8 keys and values that the checkpoint holds are 1")
+    assert [issue.code for issue in planned(alone, strict=True).errors] == ["kv_scales_are_one"]
+    one = torch.tensor([0.5], dtype=dtype)
+    save_file(ones | {"model.layers.1.self_attn.v_proj.v_scale": one}, alone / "model.safetensors")
+    assert not planned(alone, strict=True).issues
+
+
 @pytest.mark.parametrize("bad", [0.0, -1.0, 1e5, float("nan")])
 def test_scales_that_cannot_be_are_refused(tmp_path: Path, bad: float) -> None:
     """By the name of the layer, as of every checkpoint."""

@@ -151,6 +151,10 @@ def test_a_file_in_place_of_a_folder_is_an_error(here: Path) -> None:
     """The error says which folder to give instead."""
     file = write_model(here / "m") / "config.json"
     assert str(file.parent) in refusal(str(file)).fix
+    gguf = here / "m" / "m.GGUF"
+    gguf.touch()
+    assert "is a GGUF file, which nothing here reads" in refusal(str(gguf)).message
+    assert "safetensors files of the model the GGUF file was made from" in refusal(str(gguf)).fix
 
 
 def test_a_folder_without_config_says_what_it_holds(here: Path) -> None:

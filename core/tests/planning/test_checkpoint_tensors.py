@@ -134,8 +134,9 @@ def test_a_gpu_too_old_for_a_format_is_refused_by_plan() -> None:
             (spec,) = HalvingPlugin().paddock_quantizations()
             return [evolve(spec, min_compute_capability=(8, 9))]
 
-    with pytest.raises(PlanError, match=r"halved needs compute capability 8\.9, Made GPU has 8\.0"):
+    with pytest.raises(PlanError, match=r"halved needs compute capability 8\.9, Made GPU has 8\.0") as error:
         planned({}, gpus(capability=(8, 0)), plugins=[Demanding()], quantization="halved")
+    assert error.value.fix == "use a GPU of compute capability 8.9 or later"
     assert planned({}, gpus(capability=(8, 9)), plugins=[Demanding()], quantization="halved").quantization is not None
 
 
@@ -166,6 +167,14 @@ def test_config_and_tensors_that_disagree_are_one_error_with_both(names: set[str
     (issue,) = with_names(names, raw, kv_cache_dtype="bfloat16").errors
     assert issue.code == "checkpoint_disagrees"
     assert said in issue.message
+
+
+@pytest.mark.parametrize(("name", "whose"), [("scaled_zeros", "llm-awq"), ("SCB", "bitsandbytes")])
+def test_tensors_of_a_format_that_nothing_reads_are_said_to_be_its(name: str, whose: str) -> None:
+    """Whatever config.json says: by what it alone calls them, with what is read."""
+    (issue,) = with_names(PLAIN | {f"layers.1.q.{name}"}, kv_cache_dtype="bfloat16").errors
+    assert f"tensors called {name} are {whose}'s, which nothing here reads" in issue.fix
+    assert "paddock list quantizations" in issue.fix
 
 
 def test_a_long_disagreement_is_cut() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 from core.tests.planning.made import ParallelPlugin, cpu, gpus, planned
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paddock.planning.hardware import GIB
@@ -139,6 +139,7 @@ def test_an_asked_pool_is_what_was_asked() -> None:
     assert plan.ledger.kv_bytes == 1_000_000 // plan.ledger.page_bytes * plan.ledger.page_bytes
 
 
+@settings(deadline=None)
 @given(
     costs=st.lists(st.integers(1, 50), min_size=1, max_size=9),
     data=st.data(),

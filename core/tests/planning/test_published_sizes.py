@@ -185,7 +185,7 @@ def test_groups_that_would_straddle_gpus_are_found_before_any_gpu_is(installed: 
     """Inputs of a GPTQ checkpoint with desc_act are in any group, so one rank holds them all: asked otherwise, it is an error."""
     entry = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": True}
     raw = published("llama-3.1-8b") | {"quantization_config": entry}
-    with pytest.raises(PlanError, match=r"0\.5 groups of 4096") as error:
+    with pytest.raises(PlanError, match=r"0\.5 groups of 4096 \(all belong together: .*desc_act\)") as error:
         resolve(EngineConfig(model="made", tensor_parallel_size=2), installed, parse_gpus("2xH200"), source(raw))
     assert "tensor_parallel_size 1 would divide it" in error.value.fix
     in_order = published("llama-3.1-8b") | {"quantization_config": entry | {"desc_act": False}}

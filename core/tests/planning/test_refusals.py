@@ -149,8 +149,8 @@ def test_a_declared_format_that_its_plugin_does_not_recognise_is_refused() -> No
 def test_a_format_of_another_tool_is_refused_by_name(name: str) -> None:
     """What no first-party plugin reads is no spelling mistake: the way out is another checkpoint."""
     with pytest.raises(PluginError, match=f"no plugin brings .* '{name}'") as caught:
-        planned({"quantization_config": {"quant_method": name, "bits": 4}})
-    assert "plain model" in caught.value.fix
+        planned({"quantization_config": {"quant_method": name, "bits": 4}}, plugins=[Torn()])
+    assert caught.value.fix == "use the plain model it was made from, or one in a format that is read: awq, grouped"
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,28 @@ def test_a_number_that_cannot_be_is_named(name: str, spoil: Callable[[Stored], o
 
 
 @pytest.mark.parametrize(
+    ("name", "spoil", "says"),
+    [
+        ("awq", put("scales", (0, 3), float("nan")), "scales of p1 hold nan"),
+        ("packed", put("weight_scale", (3, 0), 0.0), "scales of p1 hold 0"),
+        ("gptq", put("qzeros", (0, 0), -1), "qzeros (stored less 1) of p1 hold 16"),
+        ("gptq-ordered", put("g_idx", 5, -1), "g_idx of p1 hold -1"),
+        ("gptq", lambda stored: stored.update(bias=torch.ones(16)), "bias of p1 hold 1"),
+        ("unpacked", put("weight", (1, 2), 8), "weight of p1 hold 8"),
+        ("unpacked-asymmetric", put("weight_zero_point", (1, 0), -9), "weight_zero_point of p1 hold -9"),
+        ("modelopt", lambda stored: stored.update(pre_quant_scale=torch.zeros(64)), "pre_quant_scale of p1 hold 0"),
+        ("modelopt-w4a8", lambda stored: stored["input_scale"].fill_(0.0), "input_scale of p1 hold 0"),
+    ],
+)
+def test_the_part_that_holds_it_is_the_one_that_is_named(name: str, spoil: Callable[[Stored], object], says: str) -> None:
+    """Of three that run as one product the second, as the checkpoint calls it."""
+    first, second, third = (stored_as(name) for _ in range(3))
+    spoil(second)
+    parts = {**named(first, "p0"), **named(second, "p1"), **named(third, "p2")}
+    assert says in refusal(name, parts, 16, 16, 16).message
+
+
+@pytest.mark.parametrize(
     ("name", "entry"),
     [("gptq", {"checkpoint_format": "gptq_v2"}), ("auto-round-gptq", {"packing_format": "auto_round"})],
 )

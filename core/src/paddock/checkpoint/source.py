@@ -9,7 +9,7 @@ How a name is read, in this order:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ from attrs import field, frozen
 from paddock.checkpoint import hub
 from paddock.checkpoint.index import stored_dtypes, stored_names
 from paddock.checkpoint.json_file import read_object
+from paddock.checkpoint.scalars import stored_scalars
 from paddock.errors import CheckpointError, did_you_mean
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 QUANTIZATION_FILES = ("hf_quant_config.json", "quant_config.json", "quantize_config.json")
 MANIFEST, MOST_OF_MANIFEST = "paddock_manifest.json", 64 << 20  # bytes
+_NO_GGUF = "safetensors files of the model the GGUF file was made from"
 _HUB = "hub:"
 _SHOWN = 5  # names in a hint
 
@@ -49,6 +51,10 @@ class ModelSource:
         """Return each tensor's dtype by its name, None where `tensor_names` is or where a file of weights is not sound."""
         return None if self.tensor_names is None else stored_dtypes(self.folder)
 
+    def read_scalars(self, names: Iterable[str]) -> Mapping[str, float]:
+        """Return those of the named tensors that are one float each, by name; none where weights are not sound."""
+        return stored_scalars(self.folder, names)
+
 
 def open_source(name: str, *, revision: str | None = None, weights: bool = True) -> ModelSource:
     """Return the model that `name` says; a hub id is fetched first, without its weights when `weights` is False.
@@ -71,6 +77,8 @@ def _existing_folder(name: str) -> Path | None:
     try:
         path = Path(name).expanduser()
         if path.is_file():
+            if path.suffix.casefold() == ".gguf":
+                raise CheckpointError(f"{name} is a GGUF file, which nothing here reads", fix=f"use the {_NO_GGUF}")
             raise CheckpointError(f"{name} is a file", fix=f"give the folder it is in: {path.parent}")
         return path if name and path.is_dir() else None
     except (OSError, ValueError, RuntimeError) as error:
@@ -116,7 +124,7 @@ def _read_optional(path: Path, **limits: int) -> dict[str, Any]:
 def _without_config(folder: Path) -> str:
     """Return the way out for a folder without config.json, by what it holds instead."""
     if any(folder.glob("*.gguf")):
-        return "Paddock does not read GGUF; use the safetensors files of the model the GGUF file was made from"
+        return f"Paddock does not read GGUF; use the {_NO_GGUF}"
     if any(folder.glob("*.pth")):
         return "Paddock does not read pickles; use the model in the Hugging Face layout, with safetensors files"
     inside = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))

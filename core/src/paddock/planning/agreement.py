@@ -9,6 +9,7 @@ from paddock.config import DUMMY, EngineConfig
 from paddock.planning.kv_scales import NAMES, UNREAD
 from paddock.planning.notes import Notes
 from paddock.planning.weights import Tensors
+from paddock.plugins.known import TENSORS_READ_BY_NOBODY
 
 _LISTED = 10
 _FIX = "take config.json and weights from the same export; a module that is plain there must be in the config's ignore list"
@@ -35,7 +36,18 @@ def say_disagreement(
         "\n    ".join(
             [f"by config.json the model is {format_}, but its weights say otherwise:", *sorted(found)[:_LISTED], *rest]
         ),
-        _FIX_TIED if len(tied) == len(found) else f"{_FIX}; {_FIX_TIED}" if tied else _FIX,
+        _of_nobody(held) or (_FIX_TIED if len(tied) == len(found) else f"{_FIX}; {_FIX_TIED}" if tied else _FIX),
+    )
+
+
+def _of_nobody(held: Mapping[str, set[str]]) -> str:
+    """Return what to do about tensors of a format that nothing here reads, an empty text where there are none."""
+    found = {TENSORS_READ_BY_NOBODY[name]: name for has in held.values() for name in has if name in TENSORS_READ_BY_NOBODY}
+    said = (f"tensors called {name} are {format_}'s, which nothing here reads" for format_, name in sorted(found.items()))
+    return (
+        "; ".join((*said, "use a checkpoint in another format (`paddock list quantizations`), or the plain model"))
+        if found
+        else ""
     )
 
 

@@ -11,7 +11,7 @@ from paddock.axes import Scheme, Unquantized
 from paddock.config import AUTO, EngineConfig
 from paddock.errors import ModelConfigError, PaddockError, PlanError, PluginError
 from paddock.planning.hardware import Hardware
-from paddock.planning.notes import ASKED, Candidate, Notes, Obstacle, reasons, why_not_here
+from paddock.planning.notes import ASKED, Candidate, Notes, Obstacle, reasons, ways_around, why_not_here
 from paddock.planning.plan import ModelFiles, Rejected
 from paddock.plugins import kinds
 from paddock.plugins.descriptors import CheckpointFacts, ModelSpec, QuantizationSpec, resolve
@@ -60,6 +60,7 @@ def choose_format(
     `saved` is the dtype of the checkpoint. Raises PlanError or PluginError when nothing installed reads it as asked.
     """
     rejected: list[Rejected] = []
+    around: list[str] = []
     candidates = dtype_candidates(config.dtype, saved, hardware)
     for position, candidate in enumerate(candidates):
         found = _detect(config, registry, files, candidate.value)
@@ -70,8 +71,10 @@ def choose_format(
             notes.choose("dtype", candidate.value, candidate.reason, [*rejected, *lower])
             return _noted(candidate.value, found, _online_formats(registry), notes)
         rejected.append(Rejected(candidate.value, reasons(obstacles)))
+        around.append(ways_around(obstacles))
     tried = "; ".join(f"{one.value}: {one.reason}" for one in rejected)
-    raise PlanError(f"no dtype works on {hardware.name}: {tried}", fix="choose another dtype, device or checkpoint")
+    said = ", or ".join(dict.fromkeys(filter(None, around)))
+    raise PlanError(f"no dtype works on {hardware.name}: {tried}", fix=said or "choose another dtype, device or checkpoint")
 
 
 def dtype_candidates(asked: str, saved: str, hardware: Hardware) -> list[Candidate]:
@@ -169,8 +172,9 @@ def _unread(config: EngineConfig, registry: Registry, files: ModelFiles, declare
             fix="leave quantization at auto, which reads it as it is, or use the unquantised checkpoint",
         )
     brought = {provided.spec.name: provided.spec for provided in registry.quantizations}
+    of_it = [spec.summary for name, spec in sorted(brought.items()) if name.startswith(declared) and spec.summary]
     if declared in brought:
-        read = f"of {declared}, this is read: {brought[declared].summary}; " if brought[declared].summary else ""
+        read = f"of {declared}, this is read: {'; '.join(of_it)}; " if of_it else ""
         return PlanError(
             f"the checkpoint is quantised as {said}, but no installed quantisation recognises it",
             fix=f"{read}use a checkpoint in a format that `paddock list quantizations` shows: {', '.join(sorted(brought))}",

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from paddock.axes import WeightTable
 from paddock.config import DUMMY, EngineConfig
 from paddock.planning.notes import Notes
+from paddock.planning.plan import ModelFiles
 
 # Below the attention block: of ModelOpt; compressed-tensors and AutoFP8; vLLM; fused; one for both; early llm-compressor, Quark.
 NAMES = {
@@ -29,6 +30,8 @@ UNREAD = (
     *(".q_scale", ".q_proj.output_scale", ".prob_output_scale", ".attn.prob_scale"),
 )
 
+_FIX = "use a checkpoint with calibrated KV scales, or keep KV in 16 bits with kv_cache_dtype"
+
 
 def layers_without(names: Iterable[str], table: WeightTable) -> list[int]:
     """Return the layers for whose keys or values no tensor in `names` is a scale."""
@@ -44,20 +47,22 @@ def _has_both(found: dict[str, set[str]], prefix: str) -> bool:
     return all(any(name.startswith(prefix) for name in found.get(kind, ())) for kind in NAMES)
 
 
-def say_missing(
-    config: EngineConfig, kv_dtype: str, calibrated: str | None, names: frozenset[str] | None, table: WeightTable, notes: Notes
+def say_uncalibrated(
+    config: EngineConfig, kv_dtype: str, calibrated: str | None, files: ModelFiles, table: WeightTable, notes: Notes
 ) -> None:
-    """Warn where KV is kept in FP8 with scales of 1 that nobody calibrated.
+    """Warn where KV is kept in FP8 with scales of 1 that nobody calibrated: that are missing, or all stored as 1.
 
-    `calibrated` is what config.json says the checkpoint has scales for, `names` its tensors where they are at hand.
+    `calibrated` is what config.json says the checkpoint has scales for.
     """
     if kv_dtype != "fp8" or config.load_format == DUMMY:
         return
+    names = files.tensor_names
     if names is None:
         without = [] if calibrated == "fp8" else list(range(table.num_layers))
     else:
         without = layers_without(names, table)
     if not without:
+        _say_ones(files, notes)
         return
     layers = "every layer" if len(without) == table.num_layers else f"{len(without)} of {table.num_layers} layers"
     said = "the description of the checkpoint announces FP8 KV, but it" if calibrated == "fp8" else "the checkpoint"
@@ -65,5 +70,14 @@ def say_missing(
         "warning",
         "kv_scales_are_one",
         f"{said} holds no scales of FP8 keys and values for {layers}: they count as 1, which nobody calibrated",
-        "use a checkpoint with calibrated KV scales, or keep KV in 16 bits with kv_cache_dtype",
+        _FIX,
     )
+
+
+def _say_ones(files: ModelFiles, notes: Notes) -> None:
+    """Warn where each stored scale is 1: tools that calibrate none write it."""
+    endings = tuple(f".{ending}" for of_kind in NAMES.values() for ending in of_kind)
+    stored = files.read_scalars(name for name in files.tensor_names or () if name.endswith(endings))
+    if stored and all(scale == 1 for scale in stored.values()):
+        said = f"all {len(stored)} scales of FP8 keys and values that the checkpoint holds are 1"
+        notes.find("warning", "kv_scales_are_one", f"{said}: what tools write that calibrate none", _FIX)

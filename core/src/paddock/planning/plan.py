@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from attrs import frozen
@@ -49,6 +49,9 @@ class ModelFiles(Protocol):
 
     def read_dtypes(self) -> Mapping[str, str] | None:
         """Return each tensor's dtype by its name, from the headers of the weights' files; None where they are not all at hand."""
+
+    def read_scalars(self, names: Iterable[str]) -> Mapping[str, float]:
+        """Return those of the named tensors that are one float each, by name, out of the weights' files."""
 
 
 @frozen

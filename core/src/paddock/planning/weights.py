@@ -160,6 +160,9 @@ def _linear_bytes(tensors: tuple[Tensor, ...], linear: Linear) -> int:
     return sum(tensor.held(outs, linear.in_size) * dtype_bytes(tensor.dtype) for tensor in kept)
 
 
+_TOGETHER = " (all belong together: one group, or groups whose inputs are reordered, as by desc_act)"
+
+
 def straddling_groups(table: WeightTable, tensors: Tensors, shard: Shard) -> Iterator[str]:
     """Yield a sentence for each packed or grouped axis that the shard's cuts do not meet at a boundary."""
     asked: set[tuple[str, tuple[Tensor, ...]]] = set()
@@ -174,11 +177,12 @@ def straddling_groups(table: WeightTable, tensors: Tensors, shard: Shard) -> Ite
         sides = [("out", whole, cut) for whole, cut in zip(module.out, mine.out, strict=True)] + [("in", module.inp, mine.inp)]
         for side, whole, cut in sides:
             for piece in _pieces(tensors[path], side):
-                if cut.size != whole.size and cut.size % piece:
-                    yield (
-                        f"{path}: {whole.size} {side}puts over {shard.world} ranks are {cut.size} each, "
-                        f"{cut.size / piece:g} groups of {piece}"
-                    )
+                if cut.size == whole.size or not cut.size % piece:
+                    continue
+                yield (
+                    f"{path}: {whole.size} {side}puts over {shard.world} ranks are {cut.size} each, "
+                    f"{cut.size / piece:g} groups of {piece}{_TOGETHER if piece == whole.size else ''}"
+                )
 
 
 def _pieces(tensors: tuple[Tensor, ...], side: str) -> list[int]:

@@ -67,6 +67,8 @@ READ_BY_NOBODY = frozenset({
     "marlin", "mxfp4", "quanto", "quark", "quip", "spqr", "squeezellm", "torchao", "vptq",
 })
 # fmt: on
+# What some of these call a tensor of a linear, and nobody else does.
+TENSORS_READ_BY_NOBODY = {"SCB": "bitsandbytes", "scaled_zeros": "llm-awq"}
 
 
 def who_brings(kind: Kind, name: str) -> KnownPlugin | None:

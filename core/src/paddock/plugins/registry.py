@@ -113,7 +113,7 @@ class Registry:
         if known is not None:
             return self._how_to_get(known)
         if kind is kinds.QUANTIZATIONS and name in READ_BY_NOBODY:
-            return "use the plain model it was made from, or one in a format of: paddock list quantizations"
+            return f"use the plain model it was made from, or one in a format that is read: {', '.join(sorted(available))}"
         advice = _nearest(name, available | set(names_known(kind)))
         for near in set(names_known(kind)) - available:
             known = who_brings(kind, near) if advice == did_you_mean(near, [near]) else None

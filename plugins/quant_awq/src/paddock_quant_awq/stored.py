@@ -62,7 +62,10 @@ class Stored:
         stored = self.layer.get_parameter(self.scheme.scale_name).detach()
         scales_GO = stored if self.scheme.packing in (schemes.AWQ_GEMM, schemes.GPTQ) else stored.T
         good_GO = scales_GO.isfinite() & ((scales_GO != 0) if self.scheme.signed_scales else (scales_GO > 0))
-        self._demand(good_GO, scales_GO, "scales", "a number other than 0" if self.scheme.signed_scales else "positive")
+        allowed = "a number other than 0" if self.scheme.signed_scales else "positive"
+        if not bool(good_GO.all()):
+            for part, (good_GR, scales_GR) in enumerate(zip(self._by_part(good_GO), self._by_part(scales_GO), strict=True)):
+                self._demand(good_GR, scales_GR, "scales", allowed, part=part)
         return scales_GO.contiguous()
 
     def zeros(self) -> Tensor | None:
@@ -86,7 +89,9 @@ class Stored:
         g_idx_PI = self.layer.get_parameter(name).detach().long()
         in_order_I = torch.arange(share.start, share.start + share.size, device=g_idx_PI.device) // size
         g_idx_PI = torch.where(g_idx_PI == _ABSENT, in_order_I, g_idx_PI)
-        self._demand((g_idx_PI >= 0) & (g_idx_PI < whole // size), g_idx_PI, name, f"a group from 0 to {whole // size - 1}")
+        for part, g_idx_I in enumerate(g_idx_PI):
+            inside_I = (g_idx_I >= 0) & (g_idx_I < whole // size)
+            self._demand(inside_I, g_idx_I, name, f"a group from 0 to {whole // size - 1}", part=part)
         g_idx_I = g_idx_PI[0]
         if not bool((g_idx_PI == g_idx_I).all()):
             raise CheckpointError(
@@ -113,7 +118,8 @@ class Stored:
         if name not in {tensor.name for tensor in self.tensors}:
             return None
         factor_PI = self.layer.get_parameter(name).detach()
-        self._demand((factor_PI > 0) & factor_PI.isfinite(), factor_PI, name, "positive")
+        for part, factor_I in enumerate(factor_PI):
+            self._demand((factor_I > 0) & factor_I.isfinite(), factor_I, name, "positive", part=part)
         if not bool((factor_PI == factor_PI[0]).all()):
             raise CheckpointError(
                 f"{self.path}: its {name} differs from that of {self._others()}, which run as one product",
@@ -126,11 +132,11 @@ class Stored:
         names = {tensor.name for tensor in self.tensors}
         for name in ("weight_scale_2", "input_scale"):
             if name in names:
-                scalar_P = self.layer.get_parameter(name)
-                self._demand((scalar_P > 0) & scalar_P.isfinite(), scalar_P, name, "positive")
+                for at, scalar in enumerate(self.layer.get_parameter(name)):
+                    self._demand((scalar > 0) & scalar.isfinite(), scalar, name, "positive", part=at)
         if "spare_bias" in names:
-            bias_O = self.layer.get_parameter("spare_bias")
-            self._demand(bias_O == 0, bias_O, "bias", "0: the model has no bias there")
+            for at, bias_R in enumerate(self._by_part(self.layer.get_parameter("spare_bias"))):
+                self._demand(bias_R == 0, bias_R, "bias", "0: the model has no bias there", part=at)
         if "weight_shape" not in names:
             return
         for part, shape in zip(self.layer.whole.out, self.layer.get_parameter("weight_shape").tolist(), strict=True):
@@ -153,7 +159,7 @@ class Stored:
         if packing == schemes.PACKED:
             return unpack(weight[first + rows.start : first + rows.stop], IN_ORDER)[:, :inputs]
         if packing == schemes.UNPACKED:
-            return self._unsigned(weight[first + rows.start : first + rows.stop], "weight")
+            return self._unsigned(weight[first + rows.start : first + rows.stop], "weight", part)
         bytes_HI = weight[first + rows.start // 2 : first + rows.stop // 2]
         nibbles_RI = torch.stack((bytes_HI & 15, bytes_HI >> 4), dim=1).flatten(0, 1)
         return nibbles_RI ^ MIDDLE  # two's complement, plus 8
@@ -165,18 +171,18 @@ class Stored:
         region = part_spans(self.layer.linear, tensor)[part]
         stored = self.layer.get_parameter(name)[tuple(slice(*span) for span in region)]
         if packing == schemes.UNPACKED:
-            return self._unsigned(stored, name).T
+            return self._unsigned(stored, name, part).T
         if packing == schemes.PACKED:
             return unpack(stored.T, IN_ORDER)[:, :outputs]
         zeros_GR = unpack(stored, AWQ_ORDER if packing == schemes.AWQ_GEMM else IN_ORDER) + self.scheme.zero_offset
         named = f"{name} (stored less {self.scheme.zero_offset})"
-        self._demand(zeros_GR <= LARGEST, zeros_GR, named, f"from 0 to {LARGEST}")
+        self._demand(zeros_GR <= LARGEST, zeros_GR, named, f"from 0 to {LARGEST}", part=part)
         if self.scheme.symmetric and packing == schemes.GPTQ:
-            self._demand(zeros_GR == MIDDLE, zeros_GR, named, f"{MIDDLE} where sym is true", _OTHER_VERSION)
+            self._demand(zeros_GR == MIDDLE, zeros_GR, named, f"{MIDDLE} where sym is true", _OTHER_VERSION, part=part)
         return zeros_GR
 
-    def _unsigned(self, signed: Tensor, name: str) -> Tensor:
-        self._demand((signed >= -MIDDLE) & (signed < MIDDLE), signed, name, "from -8 to 7")
+    def _unsigned(self, signed: Tensor, name: str, part: int) -> Tensor:
+        self._demand((signed >= -MIDDLE) & (signed < MIDDLE), signed, name, "from -8 to 7", part=part)
         return (signed + MIDDLE).to(torch.uint8)
 
     def _first_row(self, part: int) -> int:
@@ -185,12 +191,17 @@ class Stored:
         axis = next(i for i, axis in enumerate(tensor.axes) if axis.side == "out")
         return part_spans(self.layer.linear, tensor)[part][axis][0]
 
+    def _by_part(self, values_XO: Tensor) -> tuple[Tensor, ...]:
+        return torch.split_with_sizes(values_XO, [part.size for part in self.layer.linear.out], dim=-1)
+
     def _others(self) -> str:
         return ", ".join(f"{self.layer.source}{part.source}" for part in self.layer.linear.out[1:])
 
-    def _demand(self, good: Tensor, values: Tensor, name: str, allowed: str, fix: str = _FIX) -> None:
+    def _demand(self, good: Tensor, values: Tensor, name: str, allowed: str, fix: str = _FIX, *, part: int) -> None:
+        """Raise CheckpointError, with the part's own prefix in the checkpoint, where a number is none that may be."""
         if not bool(good.all()):
-            raise CheckpointError(f"{name} of {self.path} hold {values[~good][0].item():g}, which must be {allowed}", fix=fix)
+            prefix = self.layer.source + self.layer.linear.out[part].source
+            raise CheckpointError(f"{name} of {prefix} hold {values[~good][0].item():g}, which must be {allowed}", fix=fix)
 
 
 _ABSENT = torch.iinfo(torch.int32).min  # no group, no size

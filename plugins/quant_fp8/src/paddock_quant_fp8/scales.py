@@ -14,7 +14,7 @@ from paddock.layers import LinearLayer, part_spans
 from paddock.layers.reference import FP8_MAX
 
 MAX_SCALE = 1e4  # no weight or activation of a working model reaches 448 times that
-MIN_INPUT_SCALE = 1e-16  # tools floor that of an input they never saw above 0 at 1e-12 / 448 or more; rows of weights may die out
+MIN_SCALE = 1e-16  # tools floor that of what they never saw above 0 at 1e-12 / 448 or more; single rows of weights may die out
 _RANDOM_DEVIATION = 100.0  # of stored values: most of the range is used, next to nothing saturates
 CHUNK_BYTES = 64 << 20  # of weights held in float32 at a time
 
@@ -22,9 +22,9 @@ CHUNK_BYTES = 64 << 20  # of weights held in float32 at a time
 def checked(layer: LinearLayer, tensors: tuple[axes.Tensor, ...], name: str) -> Tensor:
     """Return the scales called `name`; raise CheckpointError, naming tensor and value, where one is not in (0, MAX_SCALE].
 
-    The smallest scale of an input is MIN_INPUT_SCALE: below it, every activation would be cut off at next to nothing.
+    Those of inputs, and the largest of a part's weights, are above MIN_SCALE: below it all would be next to nothing.
     """
-    low = MIN_INPUT_SCALE if name == "input_scale" else 0.0
+    low = MIN_SCALE if name == "input_scale" else 0.0
     (declared,) = (tensor for tensor in tensors if tensor.name == name)
     scale = layer.get_parameter(name).detach()
     for part, region in zip(layer.linear.out, part_spans(layer.linear, declared), strict=True):
@@ -34,6 +34,11 @@ def checked(layer: LinearLayer, tensors: tuple[axes.Tensor, ...], name: str) -> 
             raise CheckpointError(
                 f"{name} of {layer.source}{part.source} holds {wrong[0].item()}, one of {wrong.numel()} unusable scales",
                 fix=f"scales are above {low:g} and at most {MAX_SCALE:g}: make or download the checkpoint again",
+            )
+        if not values.max() > MIN_SCALE:
+            raise CheckpointError(
+                f"{name} of {layer.source}{part.source} holds nothing above {values.max().item():g}: its weights are next to 0",
+                fix=f"some are above {MIN_SCALE:g} in a working model: make or download the checkpoint again",
             )
     return scale
 
