@@ -97,6 +97,38 @@ def test_transformers_runs_fp8_dynamic_by_compressed_tensors(llama: Path, tmp_pa
         torch.testing.assert_close(state[name].float(), tensor, rtol=1e-6, atol=0)
 
 
+def test_transformers_wants_the_tensors_that_fp8_official_writes(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own config reads the description, and the modules it puts in place by it hold those names, shapes and types.
+
+    What runs them is FBGEMM's, on a GPU, and left out.
+    """
+    integration = pytest.importorskip("transformers.integrations.fbgemm_fp8")
+    from transformers.quantizers.auto import AutoQuantizationConfig
+
+    run(llama, tmp_path / "out", "fp8-official")
+    description = described(tmp_path / "out")["quantization_config"]
+    config = AutoQuantizationConfig.from_dict(dict(description))
+    assert (type(config).__name__, config.activation_scale_ub) == ("FbgemmFp8Config", 1200.0)
+    assert config.modules_to_not_convert == description["modules_to_not_convert"]
+    monkeypatch.setattr(integration, "get_quantize_fp8_per_row", lambda: None)
+    with torch.device("meta"):
+        wanted = integration.replace_with_fbgemm_fp8_linear(
+            random_llama(), modules_to_not_convert=config.modules_to_not_convert, quantization_config=config, pre_quantized=True
+        )
+    written = tensors_of(tmp_path / "out")
+    assert {name: each.shape for name, each in wanted.state_dict().items()} == {
+        name: each.shape for name, each in written.items()
+    }
+    scales = {name for name in written if name.endswith("_scale")}
+    between = range(1, LAYERS - 1)
+    assert scales == {f"model.layers.{i}.mlp.{name}_proj.weight_scale" for i in between for name in ("gate", "up", "down")}
+    for name in scales:
+        assert written[name].dtype == wanted.state_dict()[name].dtype == torch.float32
+        assert written[name.removesuffix("_scale")].dtype == torch.float8_e4m3fn
+
+
 def test_modelopt_itself_writes_the_same_checkpoint(llama: Path, tmp_path: Path) -> None:
     """Calibrated on the same sequences its exporter writes the same tensors, bit for bit, and the same description."""
     quantization = pytest.importorskip("modelopt.torch.quantization")
