@@ -111,6 +111,21 @@ def test_a_rank_that_would_break_a_group_is_refused(name: str, group: int, world
         made(scheme_of(FORMATS[name].entry(group)), whole, named(stored), Shard(1, world, CUTS))
 
 
+@pytest.mark.parametrize("name", ["awq", "packed", "modelopt"])
+def test_a_rank_keeps_its_own_weights_in_fp8(name: str) -> None:
+    """Of a share that begins inside a group as of any: what it keeps gives the bits of what it makes."""
+    whole = attended(8, 29 * 64, 24)
+    stored, _ = FORMATS[name].store(weight(whole.out_size, whole.in_size), 128)
+    x_TI = torch.randn(3, 29 * 64, generator=torch.Generator().manual_seed(5))
+    for rank in (0, 3):
+        makes, keeps = (
+            made(scheme_of(FORMATS[name].entry(128)).with_fp8_from(1, 2, keep=keep), whole, named(stored), Shard(rank, 8, CUTS))
+            for keep in (False, True)
+        )
+        assert keeps.get_parameter("fp8_weight").shape == (24, 29 * 64)
+        assert torch.equal(keeps(x_TI), makes(x_TI))
+
+
 def test_an_order_that_nobody_announced_is_refused_on_several_ranks() -> None:
     """Only the tensors say that inputs are reordered: planning could not know, so loading says what to do."""
     stored, _ = FORMATS["gptq-ordered"].store(weight(16, 384), 64)

@@ -19,7 +19,7 @@ from paddock.layers.reference import FP8
 from paddock.testing.oracle import assert_close, poisoned
 from paddock_triton import linear_ring, ops_linear_fp8
 from paddock_triton.launch import compile_ahead
-from paddock_triton.ops_linear_fp8 import linear_fp8, linear_fp8_fast
+from paddock_triton.ops_linear_fp8 import cublas_has_more, cublas_takes, linear_fp8, linear_fp8_fast
 
 ON_GPU = torch.cuda.is_available()
 HALVES = (torch.bfloat16, torch.float16) if ON_GPU else (torch.float16,)  # the interpreter cuts bfloat16 off
@@ -94,6 +94,20 @@ def _large_products(product: Any, fast: bool, asked: list[tuple[tuple[int, ...],
             assert_close(found, reference.linear_fp8(*given, torch.float32), op=op, dtype=dtype)
         assert asked == ([(shape, fast)] * 2 if taken else [])
         asked.clear()
+
+
+@pytest.mark.parametrize(("cuda", "more"), [(None, False), ("12.6", False), ("12.8", False), ("12.9", True), ("13.0", True)])
+def test_what_cublas_has_more_depends_on_cuda_and_the_device(
+    cuda: str | None, more: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Products with scales of blocks, and of other dtypes than bfloat16: elsewhere kernels take them."""
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(ops_linear_fp8, "runs_on", lambda _device: True)
+    values_TI, weight_OI = torch.zeros(70, 64).to(FP8), torch.zeros(32, 64).to(FP8)
+    assert cublas_has_more(device) == more
+    assert [cublas_takes(values_TI, weight_OI, dtype) for dtype in (torch.bfloat16, torch.float16)] == [True, more]
+    monkeypatch.setattr(ops_linear_fp8, "runs_on", lambda _device: False)
+    assert not cublas_has_more(device)
 
 
 def test_rows_of_tokens_may_lie_apart(device: torch.device) -> None:

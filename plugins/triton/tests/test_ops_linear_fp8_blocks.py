@@ -25,7 +25,9 @@ HALVES = (torch.bfloat16, torch.float16) if ON_GPU else (torch.float16,)  # the 
 TOKENS = (0, 1, 2, 7, 16, 17, 33, 64, 65, 130, 1300) if ON_GPU else (0, 1, 2, 17, 33, 65, 130)
 # Whole blocks, a weight smaller than any block, edges beside them, and published shapes; with outputs to a scale.
 WEIGHTS = [((256, 384), 128), ((3, 5), 128), ((67, 300), 1), ((192, 1000), 64), ((130, 260), 2)] + (
-    [((200, 2064), 128), ((144, 1040), 64), ((6144, 4096), 128), ((4096, 14336), 128), ((7168, 18432), 128)] if ON_GPU else []
+    [((200, 2064), 128), ((272, 2064), 128), ((144, 1040), 64), ((6144, 4096), 128), ((4096, 14336), 128), ((7168, 18432), 128)]
+    if ON_GPU
+    else []
 )
 Given = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, tuple[int, int]]
 
