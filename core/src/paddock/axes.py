@@ -196,6 +196,10 @@ class Tensor:
         """Return whether each fused part has its own, along a leading axis."""
         return all(axis.side != "out" for axis in self.axes)
 
+    def stored_name(self, prefix: str) -> str:
+        """Return its name in the checkpoint for the part at that prefix."""
+        return (self.stored_as or f"{{part}}.{self.name}").replace("{part}", prefix)
+
     def shape(self, out_size: int, in_size: int) -> tuple[int, ...]:
         """Return the stored shape for a linear (or a part of it) of that size."""
         return tuple(axis.extent(out_size if axis.side == "out" else in_size) for axis in self.axes)
@@ -212,6 +216,17 @@ class Tensor:
         """
         sizes = [sum(out_sizes)] if any(axis.side == "out" and axis.fill > 1 for axis in self.axes) else out_sizes
         return sum(math.prod(axis.held(out if axis.side == "out" else in_size) for axis in self.axes) for out in sizes)
+
+
+@frozen
+class Wanted:
+    """What a tensor of a checkpoint must be to fill a parameter: of a dtype that loading takes for `dtype`, and of `shape`.
+
+    Axes of one element aside.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
 
 
 class Scheme(Protocol):

@@ -89,7 +89,7 @@ def linear_targets(
             fused = parameters[tensor.name]
             view = fused[region[0][0]] if tensor.is_per_part else fused[tuple(slice(*span) for span in region)]
             yield Target(
-                name=(tensor.stored_as or f"{{part}}.{tensor.name}").replace("{part}", f"{source}{part.source}"),
+                name=tensor.stored_name(f"{source}{part.source}"),
                 view=view,
                 shape=tensor.shape(part.size, whole.in_size),
                 region=tuple(
