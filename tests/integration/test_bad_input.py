@@ -96,17 +96,24 @@ def cut(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes(data[: len(data) // 2])
 
 
-def cut_without_tokenizer(folder: Path) -> None:
+def mix_up(folder: Path) -> None:
+    """Leave a tensor out, and add one."""
+    tensors = load_file(folder / WEIGHTS)
+    del tensors["model.norm.weight"]
+    save_file({**tensors, "model.more.weight": torch.zeros(3)}, folder / WEIGHTS)
+
+
+def mix_up_without_tokenizer(folder: Path) -> None:
     """Lose the tokenizer too."""
-    cut(folder)
+    mix_up(folder)
     (folder / "tokenizer.json").unlink()
 
 
-def mix_up(folder: Path) -> None:
-    """Leave a tensor out, add one, and misshape one."""
+def reshape(folder: Path) -> None:
+    """Store a tensor in another shape, and one in another dtype."""
     tensors = load_file(folder / WEIGHTS)
-    del tensors["model.norm.weight"]
-    save_file({**tensors, "model.more.weight": torch.zeros(3), "lm_head.weight": torch.zeros(299, 32)}, folder / WEIGHTS)
+    norm = tensors["model.norm.weight"].to(torch.int32)
+    save_file({**tensors, "model.norm.weight": norm, "lm_head.weight": torch.zeros(299, 32)}, folder / WEIGHTS)
 
 
 def pickled(folder: Path) -> None:
@@ -159,13 +166,26 @@ CASES = {
         says=(
             "'model.norm.weight': missing",
             "'model.more.weight': unexpected",
-            "'lm_head.weight': has shape [299, 32]",
-            "[300, 32]",
             "check that",
         ),
     ),
+    "misfits": Case(
+        breaks=reshape,
+        says=(
+            "does not fit the model (2 of its tensors)",
+            "'lm_head.weight': has shape [299, 32]; the model wants F32 [300, 32]",
+            "'model.norm.weight': is I32, of shape [32]; the model wants F32 [32]",
+            "check that",
+        ),
+    ),
+    "truncated, when planned": Case(
+        command=("plan", "tiny", "--device", "cpu"),
+        breaks=cut,
+        shown="tiny on ",
+        says=("model.safetensors: truncated", "bytes of tensor data are missing", "fetch"),
+    ),
     "no tokenizer, seen before the weights are read": Case(
-        breaks=cut_without_tokenizer,
+        breaks=mix_up_without_tokenizer,
         says=("tiny has no tokenizer.json", "write one"),
     ),
     "a pickle": Case(breaks=pickled, says=("pytorch_model.bin", "safetensors", "convert")),

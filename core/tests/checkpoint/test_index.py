@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from attrs import evolve
 from safetensors.torch import save_file
 
-from paddock.checkpoint.index import INDEX, stored_dtypes, stored_tensors
+from paddock.axes import Wanted
+from paddock.checkpoint.index import INDEX, stored_tensors
+from paddock.checkpoint.source import open_source
 from paddock.errors import CheckpointError
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -50,12 +53,38 @@ def test_a_single_file_needs_no_index(tmp_path: Path, name: str) -> None:
 def test_dtypes_are_read_from_every_file_or_not_at_all(tmp_path: Path) -> None:
     """As torch names them; nothing is said of a checkpoint with a file missing, or one that is cut short."""
     folder = write_shards(tmp_path)
+    (folder / "config.json").write_text("{}")
     save_file({"b": torch.ones(3, dtype=torch.bfloat16)}, folder / SECOND)
-    assert stored_dtypes(folder) == {"a": "float32", "b": "bfloat16"}
+    assert open_source(str(folder)).read_dtypes() == {"a": "float32", "b": "bfloat16"}
     (folder / SECOND).write_bytes((folder / SECOND).read_bytes()[:-1])
-    assert stored_dtypes(folder) is None
+    assert open_source(str(folder)).read_dtypes() is None
     (folder / SECOND).unlink()
-    assert stored_dtypes(folder) is None
+    assert open_source(str(folder)).read_dtypes() is None
+
+
+def test_headers_are_read_once_a_source(tmp_path: Path) -> None:
+    """What dtypes were asked from is what weights are checked by."""
+    folder = write_shards(tmp_path)
+    (folder / "config.json").write_text("{}")
+    source = open_source(str(folder))
+    assert source.read_dtypes() == {"a": "float32", "b": "float32"}
+    (folder / SECOND).write_bytes(b"")
+    source.check_weights({"a": Wanted("bfloat16", (1, 2)), "b": Wanted("float64", (3,)), "c": Wanted("int8", ())})
+    with pytest.raises(CheckpointError, match=r"'b': has shape \[3\]; the model wants F32 \[4\]"):
+        source.check_weights({"b": Wanted("float32", (4,))})
+
+
+def test_a_file_that_is_missing_is_none_of_a_hub_models_faults(tmp_path: Path) -> None:
+    """It is fetched when weights are; in a folder of the user's own it is missing, and without any file nothing is at hand."""
+    folder = write_shards(tmp_path)
+    (folder / "config.json").write_text("{}")
+    (folder / SECOND).unlink()
+    source = open_source(str(folder))
+    with pytest.raises(CheckpointError, match=f"{SECOND}: missing"):
+        source.check_weights({})
+    evolve(source, revision="0123abcd").check_weights({})
+    (folder / FIRST).unlink()
+    open_source(str(folder)).check_weights({"a": Wanted("int8", ())})
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt", "last.ckpt"])

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 
 from paddock.checkpoint.header import StoredTensor
-from paddock.checkpoint.index import stored_tensors
-from paddock.errors import CheckpointError
 
 _FORMATS = {"F64": "<d", "F32": "<f", "F16": "<e"}
 
 
-def stored_scalars(folder: Path, names: Iterable[str]) -> dict[str, float]:
-    """Return the named tensors of one float each, by name; others, and all of weights that are not sound, are left out."""
-    try:
-        found = stored_tensors(folder)
-        return {name: value for name in names if name in found and (value := _value(found[name])) is not None}
-    except (CheckpointError, OSError):
-        return {}
+def stored_scalars(stored: Mapping[str, StoredTensor], names: Iterable[str]) -> dict[str, float]:
+    """Return those of the named tensors that are one float each, by name; raise OSError for a file that cannot be read."""
+    return {name: value for name in names if name in stored and (value := _value(stored[name])) is not None}
 
 
 def _value(stored: StoredTensor) -> float | None:

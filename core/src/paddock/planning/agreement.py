@@ -1,13 +1,17 @@
-"""Whether the tensors of a checkpoint are those its config.json describes, by their names, before anything is allocated."""
+"""Whether the tensors of a checkpoint are those its config.json describes, by headers alone, before anything is allocated."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
 from paddock.axes import Linear, Scheme, WeightTable
-from paddock.config import DUMMY, EngineConfig
-from paddock.planning.kv_scales import NAMES, UNREAD
+from paddock.config import DUMMY, FP8_ATTENTION, EngineConfig
+from paddock.errors import PaddockError
+from paddock.planning.formats import Format
+from paddock.planning.kv_scales import NAMES, QUERIES, UNREAD
 from paddock.planning.notes import Notes
+from paddock.planning.plan import ModelFiles
+from paddock.planning.wanted import wanted_scales, wanted_tensors
 from paddock.planning.weights import Tensors
 from paddock.plugins.known import TENSORS_READ_BY_NOBODY
 
@@ -18,16 +22,31 @@ _NOT_OF_LINEARS = {"bias", *(ending.rpartition(".")[2] for endings in NAMES.valu
 
 
 def say_disagreement(
-    config: EngineConfig, scheme: Scheme, tensors: Tensors, table: WeightTable, names: frozenset[str] | None, notes: Notes
+    config: EngineConfig, fmt: Format, tensors: Tensors, table: WeightTable, files: ModelFiles, notes: Notes
 ) -> None:
-    """Note one error with every linear whose tensors are not those of the format; `tensors` is what the checkpoint must hold."""
-    if names is None or config.load_format == DUMMY:
+    """Note one error with all that a checkpoint does not hold as it must: `tensors` are those of linears.
+
+    With every linear whose tensors have not the names of the format; where all have, what loading would say: of every tensor of
+    another shape or a dtype that does not fill the parameter, or of every file that is not sound.
+    """
+    if config.load_format == DUMMY:
         return
+    if files.tensor_names is None or not _say_names(fmt.scheme, tensors, table, files.tensor_names, notes):
+        queries = QUERIES if config.attention_compute == FP8_ATTENTION else ()
+        wanted = wanted_scales(files.tensor_names or (), table, queries) | wanted_tensors(table, tensors, fmt.dtype)
+        try:
+            files.check_weights(wanted)
+        except PaddockError as error:
+            notes.find("error", "weights_do_not_fit", error.message, error.fix)
+
+
+def _say_names(scheme: Scheme, tensors: Tensors, table: WeightTable, names: frozenset[str], notes: Notes) -> bool:
+    """Note one error with every linear whose tensors are not those of the format; return whether there is one."""
     held = _by_module(name for name in names if not name.endswith((*table.ignored, *UNREAD)))
     tied = list(_quantised_though_tied(table, held))
     found = [*_differences(tensors, table, held), *tied]
     if not found:
-        return
+        return False
     rest = [f"and {len(found) - _LISTED} more"] if len(found) > _LISTED else []
     format_ = "plain" if scheme.name == "none" else f"quantised as {scheme.name!r}"
     notes.find(
@@ -49,6 +68,7 @@ def _of_nobody(held: Mapping[str, set[str]]) -> str:
         if found
         else ""
     )
+    return True
 
 
 def _differences(tensors: Tensors, table: WeightTable, held: Mapping[str, set[str]]) -> Iterator[str]:

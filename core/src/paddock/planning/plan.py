@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from attrs import frozen
 
+from paddock.axes import Wanted
 from paddock.config import EngineConfig
 from paddock.planning.hardware import Hardware
 from paddock.plugins.descriptors import (
@@ -52,6 +53,12 @@ class ModelFiles(Protocol):
 
     def read_scalars(self, names: Iterable[str]) -> Mapping[str, float]:
         """Return those of the named tensors that are one float each, by name, out of the weights' files."""
+
+    def check_weights(self, wanted: Mapping[str, Wanted]) -> None:
+        """Raise the PaddockError of loading where a file of weights at hand is unsound or a tensor is not what is wanted.
+
+        `wanted` says by its name what a tensor must be, if it is there.
+        """
 
 
 @frozen

@@ -86,7 +86,7 @@ def _decide(config: EngineConfig, registry: Registry, hardware: Hardware, files:
     ops = with_chosen_parts(ops, registry, owners=dict(config.ops), notes=notes)
     kv_scales.say_uncalibrated(config, attention.kv_cache_dtype, fmt.scheme.kv_cache_dtype, files, table, notes)
     held = stored_tensors(table, Unquantized(fmt.dtype)) if fmt.online else tensors
-    say_disagreement(config, fmt.scheme, held, table, files.tensor_names, notes)
+    say_disagreement(config, fmt, held, table, files, notes)
     say_failed_gate(config, files.manifest, notes)
     model = Divisible(table=table, tensors=tensors, needs=needs, layer_cost=_layer_cost(spec, parsed))
     layout = choose_layout(config, registry, hardware, model, notes)
