@@ -23,7 +23,7 @@ from paddock.execution import build
 from paddock.layers import reference_attention, targets
 from paddock.planning import rebuild
 from paddock.planning.kv_scales import QUERIES
-from paddock.planning.plan import Plan
+from paddock.planning.plan import Plan, Wanted
 from paddock.planning.wanted import wanted_scales, wanted_tensors
 from paddock.planning.weights import stored_tensors
 from tests.zoo.formats import WRITTEN, Written
@@ -155,9 +155,7 @@ def agree(folder: Path, **options: Any) -> None:
     plan = planned(folder, **options)
     backend = reference_attention.create(rebuild.attention_needs(plan), META)
     filled = {
-        name: axes.Wanted(
-            str(target.view.dtype).removeprefix("torch.") if target.rows is None else target.rows.dtype, target.shape
-        )
+        name: Wanted(str(target.view.dtype).removeprefix("torch.") if target.rows is None else target.rows.dtype, target.shape)
         for target in targets(build.build_model(plan, backend, META))
         for name in names_of(target)
         if not name.endswith(".act.scales")  # of an activation: no table declares them

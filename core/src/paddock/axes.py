@@ -218,17 +218,6 @@ class Tensor:
         return sum(math.prod(axis.held(out if axis.side == "out" else in_size) for axis in self.axes) for out in sizes)
 
 
-@frozen
-class Wanted:
-    """What a tensor of a checkpoint must be to fill a parameter: of a dtype that loading takes for `dtype`, and of `shape`.
-
-    Axes of one element aside.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-
-
 class Scheme(Protocol):
     """How a checkpoint stores its linears: what a quantisation's `detect` returns. Free of torch."""
 

@@ -12,10 +12,10 @@ import torch
 from attrs import evolve
 from safetensors.torch import save_file
 
-from paddock.axes import Wanted
 from paddock.checkpoint.index import INDEX, stored_tensors
 from paddock.checkpoint.source import open_source
 from paddock.errors import CheckpointError
+from paddock.planning.plan import Wanted
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 

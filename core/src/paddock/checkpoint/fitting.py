@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from paddock.axes import Wanted
 from paddock.checkpoint.dtypes import STORED_NAMES, fills
 from paddock.checkpoint.header import StoredTensor
 from paddock.checkpoint.problems import Problems, quoted
+from paddock.planning.plan import Wanted
 
 _FP8 = "float8_e4m3fn"
 _OTHER_FP8 = frozenset({"F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})

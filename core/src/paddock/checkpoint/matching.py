@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 
 from attrs import frozen
 
-from paddock.axes import Wanted
 from paddock.checkpoint.fitting import compare, described, refuse
 from paddock.checkpoint.header import StoredTensor
 from paddock.checkpoint.problems import Problems, quoted
 from paddock.checkpoint.targets import Target
+from paddock.planning.plan import Wanted
 
 
 @frozen(eq=False)

@@ -16,7 +16,6 @@ from typing import Any
 
 from attrs import field, frozen
 
-from paddock.axes import Wanted
 from paddock.checkpoint import fitting, hub
 from paddock.checkpoint.dtypes import TORCH_NAMES
 from paddock.checkpoint.header import StoredTensor
@@ -24,6 +23,7 @@ from paddock.checkpoint.index import stored_files, stored_names, stored_tensors,
 from paddock.checkpoint.json_file import read_object
 from paddock.checkpoint.scalars import stored_scalars
 from paddock.errors import CheckpointError, did_you_mean
+from paddock.planning.plan import Wanted
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 QUANTIZATION_FILES = ("hf_quant_config.json", "quant_config.json", "quantize_config.json")

@@ -7,7 +7,6 @@ from typing import Any, Protocol
 
 from attrs import frozen
 
-from paddock.axes import Wanted
 from paddock.config import EngineConfig
 from paddock.planning.hardware import Hardware
 from paddock.plugins.descriptors import (
@@ -19,6 +18,17 @@ from paddock.plugins.descriptors import (
     ParallelSpec,
     QuantizationSpec,
 )
+
+
+@frozen
+class Wanted:
+    """What a tensor of a checkpoint must be to fill a parameter: of a dtype that loading takes for `dtype`, and of `shape`.
+
+    Axes of one element aside.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
 
 
 class ModelFiles(Protocol):

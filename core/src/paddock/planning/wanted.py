@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from paddock.axes import Embedding, Linear, Vector, Wanted, WeightTable
+from paddock.axes import Embedding, Linear, Vector, WeightTable
 from paddock.planning.kv_scales import NAMES
+from paddock.planning.plan import Wanted
 from paddock.planning.weights import Tensors
 
 _SCALE = Wanted("float32", ())
