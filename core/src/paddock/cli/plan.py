@@ -40,8 +40,8 @@ def command(
 ) -> None:
     """Say what would run for MODEL, why, and whether it fits: a folder, its config.json, or a hub id.
 
-    No GPU is needed and no weights are read, but the headers of files at hand. The plan is shown even when it cannot run; then the
-    exit code is 1.
+    No GPU is needed and no weights are read, but the headers of files at hand. The plan is shown even when it cannot run; then
+    the exit code is 1.
     """
     from paddock.checkpoint.source import open_source
     from paddock.planning.issues import require_runnable
