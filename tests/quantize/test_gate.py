@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import pytest
 
 from paddock.checkpoint.source import MANIFEST
 from paddock.cli.main import main
+from paddock.config import EngineConfig
 from paddock.errors import OptionError, PlanError, QualityError
 from paddock.planning.hardware import parse_gpus
+from paddock.planning.plan import Plan
+from paddock.planning.resolve import resolve
 from paddock.quantize import gate
 from paddock.quantize.options import QuantizeOptions, parse_gate
 from paddock.quantize.stack import LayerStack
@@ -42,6 +46,48 @@ def test_a_text_of_its_own_may_be_given(llama: Path, tmp_path: Path) -> None:
     (tmp_path / "held.txt").write_text(TEXT[:300])
     manifest = run(llama, tmp_path / "out", "fp8-official", gate=10.0, gate_text=tmp_path / "held.txt")
     assert (manifest.gate["part"], manifest.gate["text"], manifest.gate["bytes"]) == ("all", "held.txt", 300)
+
+
+def test_the_gate_keeps_keys_and_values_in_what_scales_were_asked_for(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a format that cannot announce KV scales too, going on included; under strict their silence is no obstacle."""
+    monkeypatch.setenv("PADDOCK_STRICT", "1")
+    plain = run(llama, tmp_path / "plain", "fp8-official", gate=10.0).gate
+    with monkeypatch.context() as patch:
+        patch.setattr(LayerStack, "load", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(llama, tmp_path / "kept", "fp8-official", gate=10.0, kv_cache_dtype="fp8", calibration="default")
+    kept = run(llama, tmp_path / "kept", "fp8-official", gate=10.0, kv_cache_dtype="fp8", calibration="default").gate
+    assert plain["before"] == kept["before"]
+    assert (plain["before"]["kv_cache_dtype"], plain["after"]["kv_cache_dtype"]) == ("float32", "float32")
+    assert kept["after"]["kv_cache_dtype"] == "fp8"
+    assert kept["after"]["perplexity"] != plain["after"]["perplexity"]
+    assert kept["after"] == gate.measure(
+        str(tmp_path / "kept"),
+        EngineConfig(model=str(llama), device="cpu"),
+        read_text("default").kept_apart.words,
+        plugins=(),
+        autoload=True,
+        kv_cache_dtype="fp8",
+    )
+
+
+def test_whether_a_gate_can_be_measured_is_asked_of_keys_and_values_in_fp8(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no attention backend here keeps them so, nothing is written."""
+
+    def serving_plain_keys(config: EngineConfig, *arguments: Any, **options: Any) -> Plan:
+        if config.kv_cache_dtype == "fp8":
+            raise PlanError("no attention backend keeps KV in fp8")
+        return resolve(config, *arguments, **options)
+
+    monkeypatch.setattr(gate, "planned", serving_plain_keys)
+    with pytest.raises(PlanError, match="could not measure the quantised model: no attention backend keeps KV in fp8"):
+        run(llama, tmp_path / "out", "fp8-official", gate=10.0, kv_cache_dtype="fp8")
+    assert not (tmp_path / "out").exists()
+    assert run(llama, tmp_path / "out", "fp8-official", gate=10.0).status == "complete"
 
 
 @pytest.fixture
@@ -215,8 +261,34 @@ def test_the_command_writes_the_model_and_says_what_it_made(
     assert main([*words, "--gate", "ppl<=1000%", "--calibration", text]) == 0
     shown = capsys.readouterr()
     assert f"{tmp_path / 'out'}: 4 layers by fp8-official, " in shown.out
-    assert "perplexity " in shown.out
+    assert re.search(r"^perplexity \S+ before, \S+ after: ", shown.out, re.MULTILINE)
     assert json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]["quant_method"] == "fbgemm_fp8"
+
+
+def test_the_command_says_in_what_keys_and_values_were_kept(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the plain model kept them in something else; in the error of a gate that fails too."""
+    words = [
+        "quantize",
+        str(llama),
+        "--recipe",
+        "fp8-official",
+        "--kv-cache",
+        "fp8",
+        "--calibration",
+        "default",
+        "--samples",
+        "2",
+    ]
+    assert main([*words, "--device", "cpu", "--gate", "ppl<=1000%", "--out", str(tmp_path / "out")]) == 0
+    assert " after with keys and values in fp8: " in capsys.readouterr().out
+    found = {"limit": 0.0} | {
+        when: json.loads((tmp_path / "out" / MANIFEST).read_text())["gate"][when] for when in ("before", "after")
+    }
+    found["after"]["perplexity"] = found["before"]["perplexity"] * 1.01
+    with pytest.raises(QualityError, match=r"grown by 1\.00%, .* with keys and values in fp8; the gate allows"):
+        gate.require_passed(tmp_path / "out", found)
 
 
 def test_the_command_needs_no_length_for_a_model_of_few_positions(llama: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import click
 
 from paddock.cli.session import Session
 from paddock.config import DEVICES, EngineConfig
+from paddock.planning.quality_gate import measured_kv
 from paddock.quantize.options import MAX_SHARD_BYTES, QuantizeOptions, parse_gate
 
 
@@ -73,4 +74,6 @@ def command(
     click.echo(f"{asked.out}: {manifest.layers_done} layers by {asked.recipe}, {size:,} bytes in {len(manifest.shards)} files")
     if manifest.gate:
         before, after = manifest.gate["before"]["perplexity"], manifest.gate["after"]["perplexity"]
-        click.echo(f"perplexity {before:.3f} before, {after:.3f} after: {manifest.gate['growth']:+.2%}")
+        click.echo(
+            f"perplexity {before:.3f} before, {after:.3f} after{measured_kv(manifest.gate)}: {manifest.gate['growth']:+.2%}"
+        )

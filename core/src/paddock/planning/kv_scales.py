@@ -9,6 +9,8 @@ from paddock.config import DUMMY, EngineConfig
 from paddock.planning.notes import Notes
 from paddock.planning.plan import ModelFiles
 
+SCALES_ARE_ONE = "kv_scales_are_one"  # the code of the issue
+
 # Below the attention block: of ModelOpt; compressed-tensors and AutoFP8; vLLM; fused; one for both; early llm-compressor, Quark.
 NAMES = {
     kind: (
@@ -68,7 +70,7 @@ def say_uncalibrated(
     said = "the description of the checkpoint announces FP8 KV, but it" if calibrated == "fp8" else "the checkpoint"
     notes.find(
         "warning",
-        "kv_scales_are_one",
+        SCALES_ARE_ONE,
         f"{said} holds no scales of FP8 keys and values for {layers}: they count as 1, which nobody calibrated",
         _FIX,
     )

@@ -14,13 +14,14 @@ from attrs import evolve
 
 from paddock import log
 from paddock.checkpoint.source import CONFIG
-from paddock.config import EngineConfig, read_environment
+from paddock.config import AUTO, EngineConfig, read_environment
 from paddock.errors import OptionError, PaddockError, PlanError, QualityError, RequestError
 from paddock.evaluation import perplexity
 from paddock.llm import LLM
-from paddock.planning import issues
+from paddock.planning import issues, kv_scales
 from paddock.planning.hardware import Hardware
-from paddock.planning.quality_gate import WAY_OUT
+from paddock.planning.plan import Plan
+from paddock.planning.quality_gate import WAY_OUT, measured_kv
 from paddock.planning.resolve import resolve as planned
 from paddock.plugins import CheckpointFacts, resolve
 from paddock.plugins.registry import Registry
@@ -56,8 +57,13 @@ def require_measurable(
     config: EngineConfig,
     registry: Registry,
     hardware: Hardware,
+    *,
+    kv_cache_dtype: str | None,
 ) -> None:
-    """Raise PlanError where the quantised model that `files` will describe could not be run here, as `plan` would say of it."""
+    """Raise PlanError where the quantised model that `files` will describe could not be run here, as `plan` would say of it.
+
+    `kv_cache_dtype` is the one that scales are stored for, None where the recipe is asked for none.
+    """
     others = {name: value for name, value in files.items() if name != CONFIG}
     facts = CheckpointFacts(config=files[CONFIG], dtype=plain.dtype, files=others, ignored_keys=config.ignore_config_keys)
     if all(resolve(each.spec.detect)(facts) is None for each in registry.quantizations):
@@ -67,8 +73,9 @@ def require_measurable(
         )
     made = evolve(plain.source, config=files[CONFIG], quantization_files=others, tensor_names=None)
     try:
-        asked = EngineConfig.from_options(config.model, **_options(config) | {"revision": None})
-        issues.require_runnable(planned(asked, registry, hardware, made, strict=read_environment().strict))
+        asked = EngineConfig.from_options(config.model, **_options(config, kv_cache_dtype) | {"revision": None})
+        plan = planned(asked, registry, hardware, made, strict=read_environment().strict)
+        issues.require_runnable(plan if kv_cache_dtype is None else _with_kv_scales(plan))
     except PaddockError as error:
         raise PlanError(
             f"the gate could not measure the quantised model: {error.message}",
@@ -76,16 +83,26 @@ def require_measurable(
         ) from error
 
 
-def measure(folder: str, config: EngineConfig, text: str, *, plugins: tuple[object, ...], autoload: bool) -> dict[str, Any]:
-    """Return the perplexity of the model in a folder on a text.
+def measure(
+    folder: str,
+    config: EngineConfig,
+    text: str,
+    *,
+    plugins: tuple[object, ...],
+    autoload: bool,
+    kv_cache_dtype: str | None = None,
+) -> dict[str, Any]:
+    """Return the perplexity of the model in a folder on a text, and what its keys and values were kept in.
 
+    That is `kv_cache_dtype`, whatever the folder announces; None leaves it to the engine.
     Raises OptionError where the text is too short, QualityError where the model has none, and what loading it raises.
     """
-    options = _options(config)
+    options = _options(config, kv_cache_dtype)
     if folder != config.model:
         options["revision"] = None
     with LLM(folder, plugins=plugins, autoload=autoload, progress=False, **options) as llm:
         try:
+            kept_in = llm.plan.kv_cache_dtype
             found = perplexity(llm, text, window=min(_WINDOW, llm.max_model_len - 1))
         except RequestError as error:
             raise OptionError(f"the gate's text: {error.message}", fix=_LONGER) from error
@@ -96,13 +113,13 @@ def measure(folder: str, config: EngineConfig, text: str, *, plugins: tuple[obje
             f"{folder} has no perplexity on the gate's text: {found.nats:.0f} nats a token are too many",
             fix="check that model and tokenizer belong together",
         )
-    return {"tokens": found.tokens, "nats": found.nats, "perplexity": found.perplexity}
+    return {"tokens": found.tokens, "nats": found.nats, "perplexity": found.perplexity, "kv_cache_dtype": kept_in}
 
 
-def measure_quantised(folder: str, config: EngineConfig, text: str, **owners: Any) -> dict[str, Any]:
+def measure_quantised(folder: str, config: EngineConfig, text: str, **how: Any) -> dict[str, Any]:
     """Return what `measure` does; NaN, with a warning that says why, for a model that has no perplexity."""
     try:
-        return measure(folder, config, text, **owners)
+        return measure(folder, config, text, **how)
     except QualityError as error:
         log.get_logger().warning("perplexity_not_measured", model=folder, message=error.message, fix=error.fix)
         return {"tokens": 0, "nats": math.nan, "perplexity": math.nan}
@@ -125,12 +142,18 @@ def require_passed(folder: Path, gate: Mapping[str, Any]) -> None:
     if not grown <= gate["limit"]:
         before, after = gate["before"]["perplexity"], gate["after"]["perplexity"]
         raise QualityError(
-            f"perplexity has grown by {grown:.2%}, from {before:.3f} to {after:.3f}; the gate allows {gate['limit']:.2%}. "
-            f"The model stays in {folder}, marked failed",
+            f"perplexity has grown by {grown:.2%}, from {before:.3f} to {after:.3f}{measured_kv(gate)}; the gate allows "
+            f"{gate['limit']:.2%}. The model stays in {folder}, marked failed",
             fix=WAY_OUT,
         )
 
 
-def _options(config: EngineConfig) -> dict[str, Any]:
+def _options(config: EngineConfig, kv_cache_dtype: str | None) -> dict[str, Any]:
     """Return the options that a model is measured with."""
-    return {name: getattr(config, name) for name in _ENGINE_OPTIONS} | {"prefer": dict(config.prefer)}
+    taken = {name: getattr(config, name) for name in _ENGINE_OPTIONS}
+    return taken | {"prefer": dict(config.prefer), "kv_cache_dtype": kv_cache_dtype or AUTO}
+
+
+def _with_kv_scales(plan: Plan) -> Plan:
+    """Return a plan that does not miss the KV scales which the recipe is going to store, announced or not."""
+    return evolve(plan, issues=tuple(issue for issue in plan.issues if issue.code != kv_scales.SCALES_ARE_ONE))

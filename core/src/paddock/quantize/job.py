@@ -74,7 +74,7 @@ def decided(config: EngineConfig, options: QuantizeOptions, plugins: tuple[objec
     gate_text = _gate_text(text, options)
     if gate_text is not None:
         gate.check_text(gate_text, read_tokenizer(_tokenizer_folder(config, checkpoint)), checkpoint.config.vocab_size)
-        gate.require_measurable(files, checkpoint, config, registry, hardware)
+        gate.require_measurable(files, checkpoint, config, registry, hardware, kv_cache_dtype=options.kv_cache_dtype)
     calibration = None
     if ids_NL is not None and text is not None:
         calibration = text.for_calibration.said() | {"samples": len(ids_NL), "sequence_length": length}

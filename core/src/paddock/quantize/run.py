@@ -108,11 +108,18 @@ def _gate_before(job: Job, folder: OutputFolder) -> None:
 
 
 def _gate_after(job: Job, folder: OutputFolder) -> None:
-    """Measure the quantised model; where it fails, mark the folder and raise QualityError."""
+    """Measure the quantised model, with KV in what its scales are for; where it fails, mark the folder and raise QualityError."""
     if job.gate_text is None:
         return
     made = str(folder.path)
-    after = gate.measure_quantised(made, job.config, job.gate_text.words, plugins=job.plugins, autoload=job.autoload)
+    after = gate.measure_quantised(
+        made,
+        job.config,
+        job.gate_text.words,
+        plugins=job.plugins,
+        autoload=job.autoload,
+        kv_cache_dtype=job.options.kv_cache_dtype,
+    )
     found = folder.manifest.gate | {"after": after}
     folder.note_gate(found | {"growth": gate.growth(found)})
     try:
