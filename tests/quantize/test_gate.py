@@ -1,17 +1,15 @@
-"""The gate: perplexity before and after, on text that calibration never read; and the command line around it."""
+"""The gate: perplexity before and after, on text that calibration never read."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from paddock.checkpoint.source import MANIFEST
-from paddock.cli.main import main
 from paddock.config import EngineConfig
 from paddock.errors import OptionError, PlanError, QualityError
 from paddock.planning.hardware import parse_gpus
@@ -252,90 +250,6 @@ def test_a_gate_of_another_form_is_refused(text: str) -> None:
     assert "ppl<=1%" in raised.value.fix
 
 
-def test_the_command_writes_the_model_and_says_what_it_made(
-    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """One line for the folder, one for the gate."""
-    text = str(llama.parent / "text.txt")
-    words = ["quantize", str(llama), "--recipe", "fp8-official", "--out", str(tmp_path / "out"), "--device", "cpu"]
-    assert main([*words, "--gate", "ppl<=1000%", "--calibration", text]) == 0
-    shown = capsys.readouterr()
-    assert f"{tmp_path / 'out'}: 4 layers by fp8-official, " in shown.out
-    assert re.search(r"^perplexity \S+ before, \S+ after: ", shown.out, re.MULTILINE)
-    assert json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]["quant_method"] == "fbgemm_fp8"
-
-
-def test_the_command_says_in_what_keys_and_values_were_kept(
-    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Where the plain model kept them in something else; in the error of a gate that fails too."""
-    words = [
-        "quantize",
-        str(llama),
-        "--recipe",
-        "fp8-official",
-        "--kv-cache",
-        "fp8",
-        "--calibration",
-        "default",
-        "--samples",
-        "2",
-    ]
-    assert main([*words, "--device", "cpu", "--gate", "ppl<=1000%", "--out", str(tmp_path / "out")]) == 0
-    assert " after with keys and values in fp8: " in capsys.readouterr().out
-    found = {"limit": 0.0} | {
-        when: json.loads((tmp_path / "out" / MANIFEST).read_text())["gate"][when] for when in ("before", "after")
-    }
-    found["after"]["perplexity"] = found["before"]["perplexity"] * 1.01
-    with pytest.raises(QualityError, match=r"grown by 1\.00%, .* with keys and values in fp8; the gate allows"):
-        gate.require_passed(tmp_path / "out", found)
-
-
-def test_the_command_needs_no_length_for_a_model_of_few_positions(llama: Path, tmp_path: Path) -> None:
-    """Sequences are as long as the model takes, and the manifest says so."""
-    words = [
-        "quantize",
-        str(llama),
-        "--recipe",
-        "fp8-static",
-        "--out",
-        str(tmp_path / "out"),
-        "--device",
-        "cpu",
-        "--samples",
-        "2",
-    ]
-    assert main(words) == 0
-    calibration = json.loads((tmp_path / "out" / MANIFEST).read_text())["made_from"]["calibration"]
-    assert (calibration["samples"], calibration["sequence_length"]) == (2, 64)
-
-
-def test_the_command_makes_4_bit_models_as_asked(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Scheme, layout and groups are options; what they were is in the manifest, and the gate measures the result."""
-    words = ["quantize", str(llama), "--recipe", "awq", "--out", str(tmp_path / "out"), "--device", "cpu", "--tp-compatible", "1"]
-    words += ["--format", "modelopt", "--scheme", "w4a8", "--calibration", str(llama.parent / "text.txt")]
-    assert main([*words, "--samples", "3", "--sequence-length", "24", "--gate", "ppl<=1000%"]) == 0
-    assert f"{tmp_path / 'out'}: 4 layers by awq, " in capsys.readouterr().out
-    manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
-    asked = {"format": "modelopt", "scheme": "w4a8", "tp_compatible": 1}
-    assert {key: manifest["made_from"].get(key) for key in (*asked, "group_size")} == asked | {"group_size": None}
-    assert manifest["gate"]["before"] != manifest["gate"]["after"]
-    described = json.loads((tmp_path / "out/hf_quant_config.json").read_text())["quantization"]
-    assert (described["quant_algo"], described["group_size"]) == ("W4A8_AWQ", 32)
-
-
-@pytest.mark.parametrize("written", [True, False])
-def test_the_command_writes_zero_points_or_leaves_them_out(llama: Path, tmp_path: Path, written: bool) -> None:
-    """As asked, whatever the scheme's default is, and the manifest says so."""
-    words = ["quantize", str(llama), "--recipe", "awq", "--out", str(tmp_path / "out"), "--device", "cpu", "--group-size", "32"]
-    words += ["--scheme", "w4a8" if written else "w4a16", "--zero-points" if written else "--no-zero-points"]
-    words += ["--calibration", str(llama.parent / "text.txt"), "--samples", "3", "--sequence-length", "24"]
-    assert main(words) == 0
-    weights = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]["config_groups"]["group_0"]["weights"]
-    assert weights["symmetric"] is not written
-    assert json.loads((tmp_path / "out" / MANIFEST).read_text())["made_from"]["zero_points"] is written
-
-
 def test_a_4_bit_model_that_loses_too_much_fails(llama: Path, tmp_path: Path) -> None:
     """A gate of nothing at all: the figures are said, and the folder is kept, marked failed."""
     text = str(llama.parent / "text.txt")
@@ -343,37 +257,3 @@ def test_a_4_bit_model_that_loses_too_much_fails(llama: Path, tmp_path: Path) ->
         run(llama, tmp_path / "out", "awq", gate=-0.9, calibration=text)
     assert "another recipe" in raised.value.fix
     assert json.loads((tmp_path / "out" / MANIFEST).read_text())["status"] == "failed"
-
-
-@pytest.mark.parametrize(
-    ("changes", "code", "says"),
-    [
-        (["--recipe", "fp8-statik"], 1, "did you mean 'fp8-static'?"),
-        (["--gate", "ppl"], 2, "write it as ppl<=1%"),
-        (["--samples", "0"], 2, "samples is 0"),
-        (["--kv-cache", "int8"], 2, "no scales for a KV cache in 'int8'"),
-        (["--group-size", "64"], 2, "leave group_size out"),
-        (["--recipe", "awq", "--group-size", "64"], 2, "use --group-size 32"),
-        (["--recipe", "awq", "--tp-compatible", "8"], 2, "on each of 8 ranks\n  fix: use --tp-compatible 1"),
-        (["--recipe", "awq", "--no-zero-points", "--tp-compatible", "8"], 2, "on each of 8 ranks\n  fix: use --tp-compatible 1"),
-        (["--recipe", "awq", "--format", "autoawq", "--scheme", "w4a8"], 2, "or --scheme w4a16"),
-    ],
-)
-def test_the_command_fails_with_one_block(
-    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: list[str], code: int, says: str
-) -> None:
-    """On standard error, and nothing is written."""
-    words = ["quantize", str(llama), "--recipe", "fp8-static", "--out", str(tmp_path / "out"), "--device", "cpu", *changes]
-    assert main(words) == code
-    shown = capsys.readouterr()
-    assert says in shown.err
-    assert shown.out == ""
-    assert not (tmp_path / "out").exists()
-
-
-def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    """With who brings them."""
-    assert main(["list", "recipes"]) == 0
-    names = [line.split()[:3] for line in capsys.readouterr().out.splitlines()]
-    assert [name for name, *_ in names] == ["recipe", "awq", "fp8-static", "fp8-dynamic", "fp8-official"]
-    assert [each[1:] for each in names[1:3]] == [["quant-awq", "paddock-quant-awq"], ["quant-fp8", "paddock-quant-fp8"]]

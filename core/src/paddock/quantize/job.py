@@ -14,6 +14,7 @@ import torch
 from attrs import field, frozen
 from torch import Tensor
 
+from paddock import log
 from paddock.assemble import collect, detect_hardware
 from paddock.checkpoint.source import open_source
 from paddock.config import EngineConfig
@@ -78,6 +79,7 @@ def decided(config: EngineConfig, options: QuantizeOptions, plugins: tuple[objec
     calibration = None
     if ids_NL is not None and text is not None:
         calibration = text.for_calibration.said() | {"samples": len(ids_NL), "sequence_length": length}
+    _say_unread(text, options)
     return Job(
         config=config,
         options=options,
@@ -145,16 +147,24 @@ def _asked(spec: RecipeSpec, options: QuantizeOptions) -> dict[str, Any]:
 
 
 def _check_used(recipe: Recipe, options: QuantizeOptions) -> None:
-    """Raise OptionError for calibration options that nothing would read."""
+    """Raise OptionError for numbers of calibration that nothing would read; a text may be given to every recipe."""
     given = {"samples": options.samples, "sequence_length": options.sequence_length}
-    if options.gate is None or options.gate_text is not None:
-        given["calibration"] = options.calibration  # type: ignore[assignment]
     for name, value in given.items():
         if value is not None and not recipe.calibrated:
             raise OptionError(
                 f"{name} is {value!r}, but nothing would read it: the recipe {options.recipe!r} is not calibrated",
                 fix=f"leave {name} out",
             )
+
+
+def _say_unread(text: Text | None, options: QuantizeOptions) -> None:
+    """Warn of a calibration text that neither the recipe nor the gate reads."""
+    if text is None and options.calibration is not None:
+        log.get_logger().warning(
+            "calibration_not_read",
+            calibration=options.calibration,
+            message=f"the recipe {options.recipe!r} needs no text, and no gate reads this one: the result is the same without it",
+        )
 
 
 def _text(recipe: Recipe, options: QuantizeOptions) -> Text | None:

@@ -51,7 +51,7 @@ class QuantizeOptions:
     `samples` None takes as many sequences as the text gives, at most 128; `sequence_length` None is 512 tokens, or what the model
     takes if that is less. `gate` is the share by which perplexity may grow, None for no gate, measured on `gate_text` or else on
     the last fifth of the calibration text, which calibration never reads. A shard has at most `max_shard_bytes`, unless one
-    tensor alone has more.
+    tensor alone has more. A calibration text that nothing reads is no error: a warning says so.
     `group_size`, `scheme`, `format`, `tp_compatible` (ranks whose shares must not slice a group) and `zero_points` (whether a
     group's range may lie unevenly about 0) are for recipes that read them; None leaves them to the recipe.
     Raises OptionError for a value out of range.
