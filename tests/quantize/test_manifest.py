@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from paddock.checkpoint.source import MANIFEST
+from paddock.checkpoint.source import MANIFEST, PARTIAL
 from paddock.errors import CheckpointError
-from paddock.quantize.manifest import PARTIAL, Manifest, read_manifest
+from paddock.quantize.manifest import Manifest, read_manifest
 
 
 def test_file_and_name_are_on_disk_in_this_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from paddock.checkpoint.source import MANIFEST
+from paddock.cli.main import main
 from paddock.errors import CheckpointError, OptionError, PaddockError
 from paddock.quantize import folder as folders
 from paddock.quantize.manifest import write_json
@@ -174,6 +175,15 @@ def partial(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
         with pytest.raises(KeyboardInterrupt):
             run(llama, tmp_path / "out", "fp8-static", max_shard_bytes=SMALL)
     return tmp_path / "out"
+
+
+@pytest.mark.parametrize("command", ["plan", "generate"])
+def test_a_partial_folder_is_no_model_yet(partial: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    """Who names it as one is told that quantising it has not ended, and how to go on."""
+    assert main([command, str(partial), *(["a"] if command == "generate" else [])]) == 1
+    shown = capsys.readouterr().err
+    assert "paddock quantize has not finished it" in shown
+    assert "run the same paddock quantize command again" in shown
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from paddock.checkpoint import json_file
-from paddock.checkpoint.source import open_source
+from paddock.checkpoint.source import MANIFEST, open_source
 from paddock.errors import CheckpointError
 
 
@@ -164,6 +164,18 @@ def test_a_folder_without_config_says_what_it_holds(here: Path) -> None:
     (here / "g" / "m.gguf").touch()
     assert "one" in refusal("all").fix
     assert "GGUF" in refusal("g").fix
+
+
+def test_a_folder_that_is_not_quantised_to_its_end_says_so(here: Path) -> None:
+    """By its manifest; one that says something else, or cannot be read, leaves it a folder like any other without config."""
+    (here / "p").mkdir()
+    manifest = here / "p" / MANIFEST
+    manifest.write_text(json.dumps({"status": "partial", "layers_done": 3}))
+    assert refusal("p").message == "p has no config.json: paddock quantize has not finished it"
+    assert "the same paddock quantize command again" in refusal("p").fix
+    for other in ('{"status": "complete"}', '{"status": ["partial"]}', "{}", "{"):
+        manifest.write_text(other)
+        assert "not a model folder" in refusal("p").message
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 QUANTIZATION_FILES = ("hf_quant_config.json", "quant_config.json", "quantize_config.json")
 MANIFEST, MOST_OF_MANIFEST = "paddock_manifest.json", 64 << 20  # bytes
 _NO_GGUF = "safetensors files of the model the GGUF file was made from"
+PARTIAL = "partial"  # what a manifest's status says until quantising has ended
 _HUB = "hub:"
 _SHOWN = 5  # names in a hint
 
@@ -137,7 +138,7 @@ def _missing(name: str) -> CheckpointError:
 
 def _read(name: str, folder: Path, revision: str | None) -> ModelSource:
     if not (folder / CONFIG).exists():
-        raise CheckpointError(f"{folder} has no {CONFIG}: it is not a model folder", fix=_without_config(folder))
+        raise _without_config(folder)
     names = stored_names(folder)
     return ModelSource(
         name=name,
@@ -156,8 +157,26 @@ def _read_optional(path: Path, **limits: int) -> dict[str, Any]:
     return read_object(path, **limits) if path.exists() else {}
 
 
-def _without_config(folder: Path) -> str:
-    """Return the way out for a folder without config.json, by what it holds instead."""
+def _without_config(folder: Path) -> CheckpointError:
+    """Return the error for a folder without config.json, by what it holds instead."""
+    if _is_partial(folder):
+        return CheckpointError(
+            f"{folder} has no {CONFIG}: paddock quantize has not finished it",
+            fix="run the same paddock quantize command again, which goes on where it stopped",
+        )
+    return CheckpointError(f"{folder} has no {CONFIG}: it is not a model folder", fix=_instead(folder))
+
+
+def _is_partial(folder: Path) -> bool:
+    """Return whether a manifest, if there is one that can be read, says that its quantising has not ended."""
+    try:
+        return _read_optional(folder / MANIFEST, max_bytes=MOST_OF_MANIFEST).get("status") == PARTIAL
+    except CheckpointError:
+        return False
+
+
+def _instead(folder: Path) -> str:
+    """Return which folder or files to give instead of a folder without config.json."""
     if any(folder.glob("*.gguf")):
         return f"Paddock does not read GGUF; use the {_NO_GGUF}"
     if any(folder.glob("*.pth")):

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from paddock import log
 from paddock.checkpoint.index import INDEX, PICKLES
-from paddock.checkpoint.source import CONFIG, MANIFEST
+from paddock.checkpoint.source import CONFIG, MANIFEST, PARTIAL
 from paddock.errors import CheckpointError, OptionError
-from paddock.quantize.manifest import PARTIAL, File, Manifest, Shard, differences, read_manifest, sync_names, write_json
+from paddock.quantize.manifest import File, Manifest, Shard, differences, read_manifest, sync_names, write_json
 
 _WORK = ".paddock-work"
 _BEGUN = (_WORK, f"{MANIFEST}.new")

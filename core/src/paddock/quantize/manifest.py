@@ -13,11 +13,11 @@ import cattrs
 from attrs import field, frozen, validators
 
 from paddock.checkpoint.json_file import finite, read_object
-from paddock.checkpoint.source import MANIFEST, MOST_OF_MANIFEST
+from paddock.checkpoint.source import MANIFEST, MOST_OF_MANIFEST, PARTIAL
 from paddock.errors import CheckpointError
 from paddock.planning.quality_gate import FAILED
 
-PARTIAL, COMPLETE = "partial", "complete"
+COMPLETE = "complete"
 
 
 @frozen(kw_only=True)
