@@ -57,18 +57,16 @@ def _say_names(scheme: Scheme, tensors: Tensors, table: WeightTable, names: froz
         ),
         _of_nobody(held) or (_FIX_TIED if len(tied) == len(found) else f"{_FIX}; {_FIX_TIED}" if tied else _FIX),
     )
+    return True
 
 
 def _of_nobody(held: Mapping[str, set[str]]) -> str:
     """Return what to do about tensors of a format that nothing here reads, an empty text where there are none."""
     found = {TENSORS_READ_BY_NOBODY[name]: name for has in held.values() for name in has if name in TENSORS_READ_BY_NOBODY}
+    if not found:
+        return ""
     said = (f"tensors called {name} are {format_}'s, which nothing here reads" for format_, name in sorted(found.items()))
-    return (
-        "; ".join((*said, "use a checkpoint in another format (`paddock list quantizations`), or the plain model"))
-        if found
-        else ""
-    )
-    return True
+    return "; ".join((*said, "use a checkpoint in another format (`paddock list quantizations`), or the plain model"))
 
 
 def _differences(tensors: Tensors, table: WeightTable, held: Mapping[str, set[str]]) -> Iterator[str]:
