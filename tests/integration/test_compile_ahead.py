@@ -92,7 +92,7 @@ def test_a_decode_of_block_scales_is_fused(tmp_path: Path) -> None:
     """Norms and activations emit a scale a token and 128 features themselves: a layer is ten kernels, none torch's."""
     fp8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128], "ignored_layers": ["lm_head"]}
     found = _first_steps(tmp_path, MODEL | {"quantization_config": fp8}, "fp8", "attention")
-    product, group = "_block_one_kernel", "_group_kernel"
+    product, group = FP8_PRODUCT, "_group_kernel"
     layer = [NORM, product, ROTATION, "_decode", group, product, NORM, product, group, product]
     launched = [name for name in found["decode"] if name != "_cut"]
     assert launched[1 : 1 + 2 * len(layer)] == 2 * layer

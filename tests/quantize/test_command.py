@@ -84,7 +84,10 @@ def test_the_command_says_in_what_keys_and_values_were_kept(
         "default",
         "--samples",
         "2",
+        "--gate-text",
+        str(tmp_path / "held.txt"),
     ]
+    (tmp_path / "held.txt").write_text("It was the best of times, it was the worst of times. " * 6)
     assert main([*words, "--device", "cpu", "--gate", "ppl<=1000%", "--out", str(tmp_path / "out")]) == 0
     assert " after with keys and values in fp8: " in capsys.readouterr().out
     found = {"limit": 0.0} | {

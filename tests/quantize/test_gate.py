@@ -51,12 +51,15 @@ def test_the_gate_keeps_keys_and_values_in_what_scales_were_asked_for(
 ) -> None:
     """In a format that cannot announce KV scales too, going on included; under strict their silence is no obstacle."""
     monkeypatch.setenv("PADDOCK_STRICT", "1")
-    plain = run(llama, tmp_path / "plain", "fp8-official", gate=10.0).gate
+    held = tmp_path / "held.txt"
+    held.write_text(TEXT[:300])
+    plain = run(llama, tmp_path / "plain", "fp8-official", gate=10.0, gate_text=held).gate
+    asked: dict[str, Any] = {"gate": 10.0, "gate_text": held, "kv_cache_dtype": "fp8", "calibration": "default", "samples": 2}
     with monkeypatch.context() as patch:
         patch.setattr(LayerStack, "load", _interrupt)
         with pytest.raises(KeyboardInterrupt):
-            run(llama, tmp_path / "kept", "fp8-official", gate=10.0, kv_cache_dtype="fp8", calibration="default")
-    kept = run(llama, tmp_path / "kept", "fp8-official", gate=10.0, kv_cache_dtype="fp8", calibration="default").gate
+            run(llama, tmp_path / "kept", "fp8-official", **asked)
+    kept = run(llama, tmp_path / "kept", "fp8-official", **asked).gate
     assert plain["before"] == kept["before"]
     assert (plain["before"]["kv_cache_dtype"], plain["after"]["kv_cache_dtype"]) == ("float32", "float32")
     assert kept["after"]["kv_cache_dtype"] == "fp8"
@@ -64,7 +67,7 @@ def test_the_gate_keeps_keys_and_values_in_what_scales_were_asked_for(
     assert kept["after"] == gate.measure(
         str(tmp_path / "kept"),
         EngineConfig(model=str(llama), device="cpu"),
-        read_text("default").kept_apart.words,
+        read_text(str(held)).words,
         plugins=(),
         autoload=True,
         kv_cache_dtype="fp8",
@@ -85,7 +88,8 @@ def test_whether_a_gate_can_be_measured_is_asked_of_keys_and_values_in_fp8(
     with pytest.raises(PlanError, match="could not measure the quantised model: no attention backend keeps KV in fp8"):
         run(llama, tmp_path / "out", "fp8-official", gate=10.0, kv_cache_dtype="fp8")
     assert not (tmp_path / "out").exists()
-    assert run(llama, tmp_path / "out", "fp8-official", gate=10.0).status == "complete"
+    (tmp_path / "held.txt").write_text(TEXT[:300])
+    assert run(llama, tmp_path / "out", "fp8-official", gate=10.0, gate_text=tmp_path / "held.txt").status == "complete"
 
 
 @pytest.fixture
