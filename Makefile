@@ -18,7 +18,7 @@ STAMPS := $(VENV)/.stamps
 DISTRIBUTIONS := $(shell sed -n '/^distributions = \[/,/\]/p' pyproject.toml | grep -o '"[^"]*"' | tr -d '"')
 INSTALLED := $(DISTRIBUTIONS:%=$(STAMPS)/installed/%)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
-PYTEST_ARGS ?= --numprocesses 2 --dist loadfile
+PYTEST_ARGS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 GPU_ARGS ?= --numprocesses 8 --dist worksteal
 SANITIZER ?= compute-sanitizer

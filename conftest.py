@@ -10,6 +10,8 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 from paddock.planning.hardware import gpu_device_files_exist
 
 if not gpu_device_files_exist():
@@ -17,3 +19,14 @@ if not gpu_device_files_exist():
 _TOOLS = Path(__file__).parent / ".tools"
 if _TOOLS.is_dir() and str(_TOOLS) not in sys.path:
     sys.path.append(str(_TOOLS))
+# Files of few tests that take long. Workers take a file at a time, so these come first: none is begun when the others end.
+_LONG = (
+    *("test_smollm2.py", "test_ops_filter.py", "test_awq_quality.py", "test_compiler_processes.py", "test_disk_startup.py"),
+    *("test_compile_ahead.py", "test_generation.py", "test_kernel_variants.py", "test_memory.py", "test_recipe_ratio.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put long files first, as they are listed; all others stay as they are collected."""
+    places = {name: place for place, name in enumerate(_LONG)}
+    items.sort(key=lambda item: places.get(item.path.name, len(_LONG)))
