@@ -65,7 +65,7 @@ class ActivationLayer(nn.Module):
         """
         fused = linear.fuses_silu_mul if self._gated and self.scales is None else None
         if fused is not None and isinstance(x_TI, QuantizedActivation) and self.emits.is_fp8(x_TI.values_TI):
-            scale, _, _ = self.emits.scaling
+            scale = self.emits.scale
             if scale is not None:
                 return fused.apply_silu_mul(linear, x_TI, scale)
         activated: Activation = self(linear(x_TI))

@@ -8,7 +8,7 @@ from paddock.axes import Linear, Scheme, WeightTable
 from paddock.config import DUMMY, FP8_ATTENTION, EngineConfig
 from paddock.errors import PaddockError
 from paddock.planning.formats import Format
-from paddock.planning.kv_scales import NAMES, QUERIES, UNREAD
+from paddock.planning.kv_scales import ENDINGS, QUERIES, UNREAD
 from paddock.planning.notes import Notes
 from paddock.planning.plan import ModelFiles
 from paddock.planning.wanted import wanted_scales, wanted_tensors
@@ -18,7 +18,7 @@ from paddock.plugins.known import TENSORS_READ_BY_NOBODY
 _LISTED = 10
 _FIX = "take config.json and weights from the same export; a module that is plain there must be in the config's ignore list"
 _FIX_TIED = "set tie_word_embeddings to false in config.json, so that the quantised head is read as the linear it is"
-_NOT_OF_LINEARS = {"bias", *(ending.rpartition(".")[2] for endings in NAMES.values() for ending in endings)}
+_NOT_OF_LINEARS = {"bias", *(ending.rpartition(".")[2] for ending in ENDINGS)}
 
 
 def say_disagreement(

@@ -172,8 +172,8 @@ def _unread(config: EngineConfig, registry: Registry, files: ModelFiles, declare
             fix="leave quantization at auto, which reads it as it is, or use the unquantised checkpoint",
         )
     brought = {provided.spec.name: provided.spec for provided in registry.quantizations}
-    of_it = [spec.summary for name, spec in sorted(brought.items()) if name.startswith(declared) and spec.summary]
     if declared in brought:
+        of_it = [spec.summary for name, spec in sorted(brought.items()) if name.startswith(declared) and spec.summary]
         read = f"of {declared}, this is read: {'; '.join(of_it)}; " if of_it else ""
         return PlanError(
             f"the checkpoint is quantised as {said}, but no installed quantisation recognises it",

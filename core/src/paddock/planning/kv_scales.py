@@ -23,6 +23,7 @@ NAMES = {
     )
     for kind in ("k", "v")
 }
+ENDINGS = tuple(f".{name}" for names in NAMES.values() for name in names)
 # Of queries in FP8, which are read where attention multiplies in FP8.
 QUERIES = ("q_scale", "q_proj.q_scale", "attn.q_scale", "q_proj.output_scale")
 # What some savers write beside them and may stay unread: zero points of symmetric scales, the scale of queries, where those are
@@ -78,8 +79,7 @@ def say_uncalibrated(
 
 def _say_ones(files: ModelFiles, notes: Notes) -> None:
     """Warn where each stored scale is 1: tools that calibrate none write it."""
-    endings = tuple(f".{ending}" for of_kind in NAMES.values() for ending in of_kind)
-    stored = files.read_scalars(name for name in files.tensor_names or () if name.endswith(endings))
+    stored = files.read_scalars(name for name in files.tensor_names or () if name.endswith(ENDINGS))
     if stored and all(scale == 1 for scale in stored.values()):
         said = f"all {len(stored)} scales of FP8 keys and values that the checkpoint holds are 1"
-        notes.find("warning", "kv_scales_are_one", f"{said}: what tools write that calibrate none", _FIX)
+        notes.find("warning", SCALES_ARE_ONE, f"{said}: what tools write that calibrate none", _FIX)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from paddock.axes import Embedding, Linear, Vector, WeightTable
-from paddock.planning.kv_scales import NAMES
+from paddock.planning.kv_scales import ENDINGS
 from paddock.planning.plan import Wanted
 from paddock.planning.weights import Tensors
 
@@ -32,7 +32,7 @@ def wanted_tensors(table: WeightTable, tensors: Tensors, dtype: str) -> dict[str
 
 def wanted_scales(names: Iterable[str], table: WeightTable, queries: Iterable[str] = ()) -> dict[str, Wanted]:
     """Return what those of `names` must be that are scales of keys or values, or of queries under the endings in `queries`."""
-    endings = tuple(f".{ending}" for ending in (*(each for kind in NAMES.values() for each in kind), *queries))
+    endings = (*ENDINGS, *(f".{name}" for name in queries))
     return {name: _SCALE for name in names if name.endswith(endings) and not name.endswith(table.ignored)}
 
 

@@ -6,6 +6,8 @@ parts, G stored groups, P parts.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from attrs import frozen
 from torch import Tensor
@@ -63,9 +65,8 @@ class Stored:
         scales_GO = stored if self.scheme.packing in (schemes.AWQ_GEMM, schemes.GPTQ) else stored.T
         good_GO = scales_GO.isfinite() & ((scales_GO != 0) if self.scheme.signed_scales else (scales_GO > 0))
         allowed = "a number other than 0" if self.scheme.signed_scales else "positive"
-        if not bool(good_GO.all()):
-            for part, (good_GR, scales_GR) in enumerate(zip(self._by_part(good_GO), self._by_part(scales_GO), strict=True)):
-                self._demand(good_GR, scales_GR, "scales", allowed, part=part)
+        if not bool(good_GO.all()):  # of every linear: parts are looked at only where one is bad
+            self._demand_each(self._by_part(good_GO), self._by_part(scales_GO), "scales", allowed)
         return scales_GO.contiguous()
 
     def zeros(self) -> Tensor | None:
@@ -89,9 +90,8 @@ class Stored:
         g_idx_PI = self.layer.get_parameter(name).detach().long()
         in_order_I = torch.arange(share.start, share.start + share.size, device=g_idx_PI.device) // size
         g_idx_PI = torch.where(g_idx_PI == _ABSENT, in_order_I, g_idx_PI)
-        for part, g_idx_I in enumerate(g_idx_PI):
-            inside_I = (g_idx_I >= 0) & (g_idx_I < whole // size)
-            self._demand(inside_I, g_idx_I, name, f"a group from 0 to {whole // size - 1}", part=part)
+        inside_PI = (g_idx_PI >= 0) & (g_idx_PI < whole // size)
+        self._demand_each(inside_PI, g_idx_PI, name, f"a group from 0 to {whole // size - 1}")
         g_idx_I = g_idx_PI[0]
         if not bool((g_idx_PI == g_idx_I).all()):
             raise CheckpointError(
@@ -118,8 +118,7 @@ class Stored:
         if name not in {tensor.name for tensor in self.tensors}:
             return None
         factor_PI = self.layer.get_parameter(name).detach()
-        for part, factor_I in enumerate(factor_PI):
-            self._demand((factor_I > 0) & factor_I.isfinite(), factor_I, name, "positive", part=part)
+        self._demand_each((factor_PI > 0) & factor_PI.isfinite(), factor_PI, name, "positive")
         if not bool((factor_PI == factor_PI[0]).all()):
             raise CheckpointError(
                 f"{self.path}: its {name} differs from that of {self._others()}, which run as one product",
@@ -132,11 +131,11 @@ class Stored:
         names = {tensor.name for tensor in self.tensors}
         for name in ("weight_scale_2", "input_scale"):
             if name in names:
-                for at, scalar in enumerate(self.layer.get_parameter(name)):
-                    self._demand((scalar > 0) & scalar.isfinite(), scalar, name, "positive", part=at)
+                scalar_P = self.layer.get_parameter(name)
+                self._demand_each((scalar_P > 0) & scalar_P.isfinite(), scalar_P, name, "positive")
         if "spare_bias" in names:
-            for at, bias_R in enumerate(self._by_part(self.layer.get_parameter("spare_bias"))):
-                self._demand(bias_R == 0, bias_R, "bias", "0: the model has no bias there", part=at)
+            bias_O = self.layer.get_parameter("spare_bias")
+            self._demand_each(self._by_part(bias_O == 0), self._by_part(bias_O), "bias", "0: the model has no bias there")
         if "weight_shape" not in names:
             return
         for part, shape in zip(self.layer.whole.out, self.layer.get_parameter("weight_shape").tolist(), strict=True):
@@ -196,6 +195,11 @@ class Stored:
 
     def _others(self) -> str:
         return ", ".join(f"{self.layer.source}{part.source}" for part in self.layer.linear.out[1:])
+
+    def _demand_each(self, good_P: Iterable[Tensor], values_P: Iterable[Tensor], name: str, allowed: str) -> None:
+        """Demand it of each part's numbers, in order."""
+        for part, (good, values) in enumerate(zip(good_P, values_P, strict=True)):
+            self._demand(good, values, name, allowed, part=part)
 
     def _demand(self, good: Tensor, values: Tensor, name: str, allowed: str, fix: str = _FIX, *, part: int) -> None:
         """Raise CheckpointError, with the part's own prefix in the checkpoint, where a number is none that may be."""
