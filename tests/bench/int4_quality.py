@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from unittest import mock
 
 import torch
 from attrs import define, frozen
@@ -135,8 +136,8 @@ def logits_of(llm: LLM, ids: list[int]) -> Tensor:
 def measured(model: Path, settings: Settings, group: int) -> dict[tuple[str, str], Sums]:
     """Return what each pair gives; raise PaddockError for a model or a text with which nothing can be measured."""
     found = {pair: Sums() for pair in PAIRS}
-    int4_compute.W8A8_FROM = 1
     with tempfile.TemporaryDirectory(prefix="paddock-int4-quality-") as scratch, ExitStack() as stack:
+        stack.enter_context(mock.patch.object(int4_compute, "W8A8_FROM", 1))
         save_rounded(model, Path(scratch) / "int4", group)
         plain = stack.enter_context(opened(model, settings))
         engines = {"plain": plain}
