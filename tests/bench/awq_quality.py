@@ -4,9 +4,10 @@
         [--weights NAME...] [--reference autoawq modelopt] [--tasks NAME... --limit N] [--keep DIR]
 
 Held to the plain model over windows of text that calibration never read, as `tests.bench.fp8_quality` does and with its choice of
-texts; `--tasks` also asks multiple-choice questions. All rows are computed in float32 by Paddock's engine: weights that a tool
+texts; `--tasks` also asks multiple-choice questions. All rows are computed in `--dtype` by Paddock's engine: weights that a tool
 made are given to it as a plain checkpoint of them (`tests.bench.int4_references`). Only ModelOpt's W4A8, which rounds inputs
-by a scale of its own, runs through transformers and is held to transformers' plain model.
+by a scale of its own, runs through transformers, in float32, and is held to transformers' plain model. Below the table each row
+of Paddock is held to the tools' rows that compute alike, over the same windows in pairs.
 
 Every checkpoint of Paddock is computed as W4A16 and, where its layout has a word for it, as W4A8: their weights are the same.
 `--weights` names layouts, with `plain-rounding:` before one the recipe without its searches. `--keep` leaves the
@@ -18,7 +19,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -38,7 +39,9 @@ from paddock_quant_awq.recipes import layer
 from paddock_quant_awq.recipes.chosen import W4A8, W4A16
 from tests.bench import int4_references, modelopt_simulation
 from tests.bench.fp8_quality import HELD_OUT, WINDOW, Settings, Texts, context_of, opened, read
+from tests.bench.quality_rows import Row, further
 
+OURS = "paddock"
 PLAIN_ROUNDING = "plain-rounding:"
 LAYOUTS: dict[str, dict[str, Any]] = {
     "compressed-tensors": {"format": "compressed-tensors", "zero_points": True},
@@ -51,8 +54,9 @@ COMPUTED = {layout: (W4A16,) if layout == "autoawq" else (W4A16, W4A8) for layou
 
 @frozen(kw_only=True)
 class Int4Settings:
-    """What is measured: `weights` of ours, `references`, and the first `limit` documents of `tasks`."""
+    """What is measured of the model `name`: `weights` of ours, `references`, and the first `limit` documents of `tasks`."""
 
+    name: str
     texts: Settings
     group_size: int | None
     weights: tuple[str, ...] = tuple(LAYOUTS)
@@ -64,19 +68,13 @@ class Int4Settings:
 
 @frozen(kw_only=True)
 class Int4Row:
-    """One way to make and compute a model, held to the plain one: growth of perplexity is a share, KL in nats.
+    """One way to make and compute a model: `quality` is how far it is from the plain one, its recipe how the weights are made.
 
     `accuracies` are shares of documents answered rightly, one a task, None where they were not asked.
     """
 
-    library: str
-    weights: str
     computes: str
-    perplexity: float
-    growth: float
-    top1: float
-    kl: float
-    kl_max: float
+    quality: Row
     accuracies: tuple[float | None, ...] = field(default=())
 
 
@@ -98,17 +96,19 @@ def table(model: Path, settings: Int4Settings, folder: Path) -> Iterator[Int4Row
     with opened(model, settings.texts) as plain:
         texts = read(plain, settings.texts)
         row = partial(measured, plain, texts=texts, settings=settings)
-        yield row(plain, library="paddock", weights="as they are", computes="float32")
+        yield row(plain, library=OURS, weights="as they are", computes=settings.texts.dtype)
         for weights in settings.weights:
             made = ours(model, folder / f"paddock-{weights}", settings, weights)
             for computes in COMPUTED[weights.removeprefix(PLAIN_ROUNDING)]:
                 with opened(made, settings.texts, int4_compute=computes) as found:
-                    yield row(found, library="paddock", weights=weights, computes=computes)
+                    yield row(found, library=OURS, weights=weights, computes=computes)
         for name in settings.references:
             out = folder / f"reference-{name}"
             assert settings.group_size is not None, "the references are told their groups"
             if not out.exists():
-                options = {"clip_tokens": settings.clip_tokens} if name == "autoawq" else {}
+                options: dict[str, Any] = {"device": settings.texts.device}
+                if name == "autoawq":
+                    options = {"clip_tokens": settings.clip_tokens}
                 int4_references.MAKERS[name](model, out, texts.calibration_NL, settings.group_size, **options)
             with opened(out, settings.texts) as found:
                 yield row(found, library=name, weights="its own search", computes=W4A16)
@@ -134,17 +134,14 @@ def ours(model: Path, out: Path, settings: Int4Settings, weights: str) -> Path:
     return out
 
 
-def measured(plain: LLM, found: LLM, *, texts: Texts, settings: Int4Settings, **names: str) -> Int4Row:
+def measured(
+    plain: LLM, found: LLM, *, texts: Texts, settings: Int4Settings, library: str, weights: str, computes: str
+) -> Int4Row:
     """Return how near an engine comes to the plain one."""
-    ids = [token for window in texts.windows for token in window]
-    compared = compare(plain, found, ids, window=settings.texts.window)
+    compared = [compare(plain, found, ids, window=settings.texts.window) for ids in texts.windows]
     return Int4Row(
-        **names,
-        perplexity=compared.perplexity_b,
-        growth=compared.perplexity_b / compared.perplexity_a - 1,
-        top1=compared.top1,
-        kl=compared.kl,
-        kl_max=compared.kl_max,
+        computes=computes,
+        quality=Row.of(compared, model=settings.name, library=library, recipe=weights, kv=settings.texts.dtype),
         accuracies=tuple(
             choices(found, task, read_documents(task).documents, limit=settings.limit).accuracy for task in settings.tasks
         ),
@@ -154,37 +151,37 @@ def measured(plain: LLM, found: LLM, *, texts: Texts, settings: Int4Settings, **
 def simulated(model: Path, texts: Texts, settings: Int4Settings) -> Int4Row:
     """Return the row of ModelOpt's simulation of W4A8, its groups as ours, through transformers."""
     assert settings.group_size is not None, "the references are told their groups"
-    config = "W4A8_AWQ_BETA_CFG"
-    plain = int4_references.loaded(model)
-    found = int4_references.modelopt_simulated(model, texts.calibration_NL, settings.group_size, config)
-    row = modelopt_simulation.row(
-        plain, found, texts.windows, name=model.name, library="modelopt", recipe=config, kv=settings.texts.dtype
+    device = settings.texts.device
+    plain = int4_references.loaded(model, device)
+    found = int4_references.modelopt_simulated(
+        model, texts.calibration_NL, settings.group_size, "W4A8_AWQ_BETA_CFG", device=device
     )
-    return Int4Row(
-        library="modelopt",
-        weights="its own search, simulated",
-        computes=W4A8,
-        perplexity=row.perplexity,
-        growth=row.growth.share,
-        top1=row.top1,
-        kl=row.kl,
-        kl_max=row.kl_max,
-        accuracies=(None,) * len(settings.tasks),
+    quality = modelopt_simulation.row(
+        plain, found, texts.windows, name=model.name, library="modelopt", recipe="its own search, simulated", kv="float32"
     )
+    return Int4Row(computes=W4A8, quality=quality, accuracies=(None,) * len(settings.tasks))
 
 
-def printed(rows: Iterable[Int4Row], tasks: Sequence[str]) -> str:
-    """Return the rows as a table of Markdown."""
+def printed(rows: Sequence[Int4Row], tasks: Sequence[str]) -> str:
+    """Return the rows as a table of Markdown, and below it how Paddock's differ from the tools' that compute alike."""
     heads = ["library", "weights", "computes", "perplexity", "growth", "same first choice", "KL, nats", "largest KL", *tasks]
     lines = [f"| {' | '.join(heads)} |", f"| {' | '.join(['---'] * 3 + ['---:'] * (len(heads) - 3))} |"]
-    return "\n".join([*lines, *map(line, rows)])
+    said = [
+        f"growth of {ours.quality.recipe} as {ours.computes} is {further(ours.quality, theirs.quality)} "
+        f"from that of {theirs.quality.library}, ± one standard error over {len(ours.quality.windows)} windows"
+        for ours in rows
+        for theirs in rows
+        if ours.quality.library == OURS != theirs.quality.library and ours.computes == theirs.computes
+    ]
+    return "\n".join([*lines, *map(line, rows), *([""] if said else []), *said])
 
 
 def line(row: Int4Row) -> str:
-    """Return a row as a line of the table."""
-    figures = [f"{row.perplexity:.4f}", f"{row.growth:+.2%}", f"{row.top1:.4f}", f"{row.kl:.5f}", f"{row.kl_max:.3f}"]
+    """Return a row as a line of the table; the growth is ± its standard error over windows."""
+    found = row.quality
+    figures = [f"{found.perplexity:.4f}", str(found.growth), f"{found.top1:.4f}", f"{found.kl:.5f}", f"{found.kl_max:.3f}"]
     answers = ["" if share is None else f"{share:.3f}" for share in row.accuracies]
-    return f"| {' | '.join([row.library, row.weights, row.computes, *figures, *answers])} |"
+    return f"| {' | '.join([found.library, found.recipe, row.computes, *figures, *answers])} |"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -193,12 +190,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = []
     try:
         settings = Int4Settings(
+            name=given.model.name,
             texts=Settings(
                 calibration=given.calibration,
                 text=given.text,
                 windows=given.windows,
                 window=given.window or min(WINDOW, context_of(given.model) - 1),
                 samples=given.samples,
+                dtype=given.dtype,
                 device=given.device,
             ),
             group_size=given.group_size,
@@ -241,6 +240,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=[], help="multiple-choice sets to ask")
     parser.add_argument("--limit", type=int, default=100, metavar="N", help="documents of each (%(default)s)")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="leave the checkpoints here, and take those that are here")
+    parser.add_argument("--dtype", default="float32", help="what all but ModelOpt's W4A8 computes in (%(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(arguments)
 

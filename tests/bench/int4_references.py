@@ -1,7 +1,8 @@
 """What AutoAWQ and NVIDIA ModelOpt make of a model in 4 bits, as plain checkpoints: the weights their own searches end with.
 
 Weights in 4 bits change a model as other weights do, so a folder of those weights is evaluated like any model. Both read the
-calibration sequences that Paddock's recipe reads, through transformers, in float32 on the CPU.
+calibration sequences that Paddock's recipe reads, through transformers, in float32. AutoAWQ computes on a GPU wherever there is
+one; ModelOpt where it is told.
 
 N sequences, L tokens a sequence, T tokens, I inputs, O outputs.
 """
@@ -76,26 +77,26 @@ def autoawq(folder: Path, out: Path, calibration_NL: Tensor, group: int, *, clip
     return _saved(model, folder, out, {})
 
 
-def modelopt(folder: Path, out: Path, calibration_NL: Tensor, group: int) -> Path:
+def modelopt(folder: Path, out: Path, calibration_NL: Tensor, group: int, *, device: str = "cpu") -> Path:
     """Return `out` with the weights that ModelOpt's INT4_AWQ_CFG stands for, what it multiplies inputs with included.
 
     Raises PaddockError where it is not installed.
     """
-    model = modelopt_simulated(folder, calibration_NL, group, "INT4_AWQ_CFG")
+    model = modelopt_simulated(folder, calibration_NL, group, "INT4_AWQ_CFG", device=device)
     with _quiet(), torch.inference_mode():
         weights = {
-            f"{name}.weight": module(torch.eye(module.in_features)).T.contiguous()
+            f"{name}.weight": module(torch.eye(module.in_features, device=device)).T.contiguous()
             for name, module in model.named_modules()
             if hasattr(module, "weight_quantizer") and module.weight_quantizer.is_enabled
         }
     return _saved(loaded(folder), folder, out, weights)
 
 
-def modelopt_simulated(folder: Path, calibration_NL: Tensor, group: int, config: str) -> Any:
+def modelopt_simulated(folder: Path, calibration_NL: Tensor, group: int, config: str, *, device: str = "cpu") -> Any:
     """Return a model of transformers that computes by one of ModelOpt's configurations, its groups of 128 now of `group`."""
     with _quiet(), torch.inference_mode():
         quantization = _imported("nvidia-modelopt", "modelopt.torch.quantization")
-        model = loaded(folder)
+        model = loaded(folder, device)
         chosen = _with_group(copy.deepcopy(getattr(quantization, config)), group)
         quantization.quantize(model, chosen, lambda each: _run(each, calibration_NL))
     return model
@@ -141,15 +142,15 @@ def _with_group(value: Any, group: int) -> Any:
 
 def _run(model: Any, calibration_NL: Tensor) -> None:
     for start in range(0, len(calibration_NL), _BATCH):
-        model(calibration_NL[start : start + _BATCH], use_cache=False)
+        model(calibration_NL[start : start + _BATCH].to(model.device), use_cache=False)
 
 
-def loaded(folder: Path) -> Any:
+def loaded(folder: Path, device: str = "cpu") -> Any:
     """Return a model of transformers in float32."""
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return model.eval()
+    return model.to(device).eval()
 
 
 def _saved(model: Any, folder: Path, out: Path, changed: dict[str, Tensor]) -> Path:

@@ -95,19 +95,23 @@ def growth(tokens: Sequence[int], nats: Sequence[float]) -> Growth:
     return Growth(share=math.expm1(mean), error=error)
 
 
-def difference(row: Row, reference: Row) -> Difference:
-    """Return how a row differs from another library's, window by window: what both find hard or easy in one drops out."""
+def further(row: Row, reference: Row) -> Growth:
+    """Return how much further perplexity grows in a row, window by window: what both find hard or easy in one drops out."""
     tokens = [each.tokens for each in row.windows]
     assert tokens == [each.tokens for each in reference.windows], "both score the same windows"
     pairs = zip(row.windows, reference.windows, strict=True)
-    nats = [(ours.nats - ours.nats_plain) - (theirs.nats - theirs.nats_plain) for ours, theirs in pairs]
+    return growth(tokens, [(ours.nats - ours.nats_plain) - (theirs.nats - theirs.nats_plain) for ours, theirs in pairs])
+
+
+def difference(row: Row, reference: Row) -> Difference:
+    """Return how a row differs from another library's."""
     return Difference(
         model=row.model,
         recipe=row.recipe,
         reference=f"{reference.library} {reference.recipe}",
         kv=row.kv,
-        growth=growth(tokens, nats),
-        windows=len(tokens),
+        growth=further(row, reference),
+        windows=len(row.windows),
     )
 
 

@@ -20,14 +20,16 @@ pytestmark = pytest.mark.bench
 def rows_of(llama: Path, folder: Path, *, weights: tuple[str, ...] = (), references: tuple[str, ...] = ()) -> list[Int4Row]:
     """Return the rows for 32 windows of 24 tokens that the plain model writes."""
     texts = Settings(calibration=str(llama.parent / "text.txt"), text="generated", windows=32, window=24, samples=6)
-    return list(table(llama, Int4Settings(texts=texts, group_size=GROUP, weights=weights, references=references), folder))
+    return list(
+        table(llama, Int4Settings(name=llama.name, texts=texts, group_size=GROUP, weights=weights, references=references), folder)
+    )
 
 
 def test_every_layout_is_held_to_the_plain_model(llama: Path, tmp_path: Path) -> None:
     """FP8 inputs cost something on top of the weights, and zero points save something; without searches it is another model."""
     first, *rest = rows_of(llama, tmp_path, weights=(*LAYOUTS, "plain-rounding:compressed-tensors"))
-    assert (first.growth, first.top1, first.kl) == (0, 1, 0)
-    found = {(row.weights, row.computes): row.kl for row in rest}
+    assert (first.quality.growth.share, first.quality.top1, first.quality.kl) == (0, 1, 0)
+    found = {(row.quality.recipe, row.computes): row.quality.kl for row in rest}
     assert all(found[layout, "w4a16"] < found[layout, "w4a8"] for layout in LAYOUTS if "w4a8" in COMPUTED[layout])
     assert found["compressed-tensors", "w4a16"] < found["compressed-tensors-symmetric", "w4a16"]
     assert found["compressed-tensors", "w4a16"] != found["plain-rounding:compressed-tensors", "w4a16"]
@@ -62,7 +64,7 @@ def test_paddock_is_no_further_from_the_plain_model_than_other_tools(llama: Path
     pytest.importorskip("modelopt.torch.quantization")
     pytest.importorskip("awq.quantize.quantizer")
     _, *rows = rows_of(llama, tmp_path, weights=("compressed-tensors",), references=("autoawq", "modelopt"))
-    kl = {(row.library, row.computes): row.kl for row in rows}
+    kl = {(row.quality.library, row.computes): row.quality.kl for row in rows}
     assert 0 < kl["paddock", "w4a16"] <= min(kl["autoawq", "w4a16"], kl["modelopt", "w4a16"]), kl
     assert kl["paddock", "w4a16"] < kl["paddock", "w4a8"] <= kl["modelopt", "w4a8"], kl
 
