@@ -108,15 +108,14 @@ MAKERS: dict[str, Callable[..., Path]] = {"autoawq": autoawq, "modelopt": modelo
 def _any_outputs(clip: Callable[..., Tensor], tokens: int) -> Callable[[Tensor, Tensor], Tensor]:
     """Return AutoAWQ's search of clipping for any number of outputs: it takes multiples of 64, so zeros fill them up.
 
-    Outputs are searched each for itself: 64 at a time are as many at once, and take less memory.
+    Outputs are searched each for itself: 64 at a time are as many at once, and take less memory of a CPU.
     """
 
     def filled(weight_OI: Tensor, x_NLI: Tensor) -> Tensor:
         outputs = len(weight_OI)
         padded_OI = torch.nn.functional.pad(weight_OI, (0, 0, 0, -outputs % _CLIP_OUTPUTS))
-        limits = [
-            clip(part_OI, x_NLI, n_sample_token=tokens) for part_OI in padded_OI.view(-1, _CLIP_OUTPUTS, padded_OI.shape[1])
-        ]
+        at_once = _CLIP_OUTPUTS if weight_OI.is_cpu else len(padded_OI)
+        limits = [clip(part_OI, x_NLI, n_sample_token=tokens) for part_OI in padded_OI.split(at_once)]
         return torch.cat(limits)[:outputs]
 
     return filled

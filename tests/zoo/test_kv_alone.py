@@ -100,6 +100,36 @@ def test_scales_that_are_all_1_are_a_warning_and_an_error_when_strict(tmp_path: 
     assert not planned(alone, strict=True).issues
 
 
+@pytest.mark.parametrize(("copy", "read"), [(0.004, True), (0.00401, True), (0.008, False)])
+def test_copies_of_a_scale_that_contradict_each_other_are_an_error(tmp_path: Path, copy: float, read: bool) -> None:
+    """Under another name of the same scale; with both numbers, and no error where keys and values are not kept in FP8."""
+    _, alone = folders(tmp_path)
+    describe(alone, IN_CONFIG, None)
+    stored = load_file(alone / "model.safetensors")
+    copies = {f"model.layers.0.self_attn.{name}": torch.tensor(copy) for name in ("k_scale", "k_proj.output_scale")}
+    save_file(stored | copies, alone / "model.safetensors")
+    errors = planned(alone).errors
+    assert [error.code for error in errors] == ([] if read else ["kv_scales_contradict"])
+    for error in errors:
+        assert (
+            "model.layers.0.self_attn.k_proj.k_scale is 0.004 and model.layers.0.self_attn.k_proj.output_scale" in error.message
+        )
+        assert "model.layers.0.self_attn.k_scale is 0.008" in error.message
+        assert "kv_cache_dtype" in error.fix
+    assert not planned(alone, kv_cache_dtype="float32").errors
+
+
+def test_one_scale_for_both_may_not_contradict_that_of_values(tmp_path: Path) -> None:
+    """`kv_scale` is a copy of each."""
+    _, alone = folders(tmp_path)
+    describe(alone, IN_CONFIG, None)
+    stored = load_file(alone / "model.safetensors")
+    save_file(stored | {"model.layers.1.self_attn.kv_scale": torch.tensor(0.008)}, alone / "model.safetensors")
+    (error,) = planned(alone).errors
+    assert "kv_scale is 0.008 and model.layers.1.self_attn.v_proj.v_scale is 0.012" in error.message
+    assert "k_proj" not in error.message
+
+
 @pytest.mark.parametrize("bad", [0.0, -1.0, 1e5, float("nan")])
 def test_scales_that_cannot_be_are_refused(tmp_path: Path, bad: float) -> None:
     """By the name of the layer, as of every checkpoint."""

@@ -74,11 +74,11 @@ def weights(config: Made) -> WeightTable:
     return WeightTable(
         outer=(
             Embedding("embed", Part("tokens", VOCAB, VOCABULARY, source="tokens"), embed),
-            Vector("norm", embed, bias=True),
+            Vector("norm", embed, bias=True, source="norm"),
             Linear("head", (head,), embed, tied_to="embed" if config.tied else ""),
         ),
         layer=(
-            Vector("norm", embed, bias=True),
+            Vector("norm", embed, bias=True, source="norm"),
             Linear("qkv", (q, k, v), embed, bias=True),
             Linear("o", (Part("o", EMBED, WIDTH, source="o"),), Part("heads", HEADS, NUM_HEADS, HEAD)),
             Linear("up", (Part("up", FFN, MLP, source="up"),), embed),

@@ -22,7 +22,8 @@ GROUPED = {"quantization_config": {"quant_method": "grouped"}}
 LINEARS = ("q", "k", "v", "o", "up", "down")
 PLAIN = {f"layers.{i}.{linear}.weight" for i in range(4) for linear in LINEARS} | {"head.weight"}
 WORDS = {f"layers.{i}.{linear}.{name}" for i in range(4) for linear in LINEARS for name in ("words", "scales")} | {"head.weight"}
-REST = {"tokens.weight", "norm.weight", "layers.0.q.bias"}
+NORMS = {f"{prefix}norm.{name}" for prefix in ("", *(f"layers.{i}." for i in range(4))) for name in ("weight", "bias")}
+REST = NORMS | {"tokens.weight"} | {f"layers.{i}.{linear}.bias" for i in range(4) for linear in "qkv"}
 KV_SCALES = {f"layers.{i}.{name}" for i in range(4) for name in ("k_proj.k_scale", "v_proj.v_scale")}
 
 
@@ -64,7 +65,12 @@ class HalvingPlugin:
 
 
 def with_names(names: Iterable[str], raw: dict[str, Any] | None = None, plugins: tuple[object, ...] = (), **options: Any) -> Plan:
-    """Return the plan of a folder whose weights hold these tensors, with the backend that serves every format."""
+    """Return the plan of a folder whose weights hold these tensors and REST, with the backend that serves every format."""
+    return of_names(REST.union(names), raw, plugins, **options)
+
+
+def of_names(names: Iterable[str], raw: dict[str, Any] | None = None, plugins: tuple[object, ...] = (), **options: Any) -> Plan:
+    """Return the plan of a folder whose weights hold these tensors alone."""
     files = source({**RAW, **(raw or {})}, tensor_names=frozenset(names))
     return resolve(EngineConfig(model="made", attention_backend="torch", **options), registry(*plugins), gpus(), files)
 
@@ -140,9 +146,7 @@ def test_a_gpu_too_old_for_a_format_is_refused_by_plan() -> None:
     assert planned({}, gpus(capability=(8, 9)), plugins=[Demanding()], quantization="halved").quantization is not None
 
 
-@pytest.mark.parametrize(
-    ("names", "raw"), [(PLAIN | REST, {}), (WORDS | REST | KV_SCALES, GROUPED), ({*PLAIN, "layers.0.up.bias"}, {})]
-)
+@pytest.mark.parametrize(("names", "raw"), [(PLAIN, {}), (WORDS | KV_SCALES, GROUPED), ({*PLAIN, "layers.0.up.bias"}, {})])
 def test_tensors_as_the_config_describes_them_are_no_issue(names: set[str], raw: dict[str, Any]) -> None:
     """Biases, norms, embeddings and KV scales are none of a format's tensors."""
     assert not with_names(names, raw).issues
@@ -189,6 +193,17 @@ def test_a_plain_checkpoint_to_be_quantised_must_be_plain() -> None:
     asked: dict[str, Any] = {"plugins": (HalvingPlugin(),), "quantization": "halved"}
     assert not with_names(PLAIN, **asked).issues
     assert [issue.code for issue in with_names(WORDS, **asked).errors] == ["checkpoint_disagrees"]
+
+
+@pytest.mark.parametrize("gone", [{"tokens.weight"}, {"norm.bias"}, {"layers.2.k.bias", "layers.3.norm.weight"}, REST])
+def test_embeddings_norms_and_biases_that_are_missing_are_said(gone: set[str]) -> None:
+    """All of them by name, the first ten where there are more."""
+    (error,) = of_names((PLAIN | REST) - gone).issues
+    assert (error.level, error.code) == ("error", "weights_are_missing")
+    first, *listed = error.message.split("\n    ")
+    assert f"does not hold {len(gone)} of the model's tensors" in first
+    assert listed[-1] == f"and {len(gone) - 10} more" if len(gone) > 10 else set(listed) == gone
+    assert gone.issuperset(listed[:10])
 
 
 def test_dummy_weights_agree_with_everything() -> None:

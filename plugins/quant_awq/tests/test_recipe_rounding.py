@@ -62,6 +62,26 @@ def test_clipped_groups_have_smaller_steps(name: str) -> None:
     assert (clipped.meaning().abs() <= spread(largest_OG) * 0.56).all()
 
 
+@pytest.mark.parametrize(("name", "ratio"), [("zero points", 15 / 14), ("7.5", 7.5 / 7), ("7", 1.0)])
+def test_a_wider_range_has_the_numbers_of_a_grid_of_seven_steps(name: str, ratio: float) -> None:
+    """Weights of -7 .. 7 are exact with 14 steps from end to end; by their own range no format but 7 has them."""
+    weight_OI = torch.randint(-7, 8, (4, 64), generator=torch.Generator().manual_seed(1)).float()
+    weight_OI[:, ::GROUP], weight_OI[:, 1::GROUP] = -7, 7
+    limits_OG = torch.full((4, 2), 7 * ratio)
+    torch.testing.assert_close(ROUNDINGS[name].rounded(weight_OI, limits_OG).meaning(), weight_OI, rtol=2**-8, atol=0)
+    assert torch.equal(ROUNDINGS[name].rounded(weight_OI).meaning(), weight_OI) == (ratio == 1)
+
+
+@pytest.mark.parametrize("name", ROUNDINGS)
+def test_a_wider_range_clips_nothing(name: str) -> None:
+    """Steps are longer by as much, and no weight is further than half a step from its number, zero points included."""
+    weight_OI = weight(64, 64)
+    limits_OG = weight_OI.view(64, 2, GROUP).abs().amax(-1) * 15 / 14
+    plain, wider = ROUNDINGS[name].rounded(weight_OI), ROUNDINGS[name].rounded(weight_OI, limits_OG)
+    torch.testing.assert_close(wider.scales_OG.float(), plain.scales_OG.float() * 15 / 14, rtol=2**-7, atol=0)
+    assert ((wider.meaning() - weight_OI).abs() <= spread(wider.scales_OG) * 0.51).all()
+
+
 def test_compressed_tensors_words() -> None:
     """-8..7 in order are 0x76543210 and 0xfedcba98."""
     codes_OI = torch.arange(16, dtype=torch.uint8)[None]

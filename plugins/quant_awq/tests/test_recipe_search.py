@@ -85,11 +85,12 @@ def spiked(length: float, columns: slice) -> tuple[Tensor, Tensor]:
 def test_a_weight_little_above_its_group_is_clipped() -> None:
     """Limits fall where the output and the weights come nearer to what they were, and only there."""
     weight_OI, x_RI = spiked(0.8 * float(weight(48, 64).abs().max()), slice(5, 6))
-    limits_OG = search.clip_limits(weight_OI, x_RI, ROUNDING)
+    limits_OG = search.range_limits(weight_OI, x_RI, ROUNDING)
     assert limits_OG is not None
     largest_OG = weight_OI.view(48, 2, 32).abs().amax(-1)
-    assert (limits_OG <= largest_OG).all()
+    assert (limits_OG <= largest_OG * max(search.WIDER)).all()
     assert (limits_OG < largest_OG).sum() > 10
+    assert (limits_OG > largest_OG).sum() > 10
     clipped_OI, plain_OI = ROUNDING.rounded(weight_OI, limits_OG).meaning(), ROUNDING.rounded(weight_OI).meaning()
     assert search.output_error(clipped_OI - weight_OI, x_RI) < search.output_error(plain_OI - weight_OI, x_RI)
     errors = [(each - weight_OI).view(48, 2, 32).square().sum(-1) for each in (clipped_OI, plain_OI)]
@@ -102,20 +103,39 @@ def test_an_outlier_that_the_sample_never_reads_is_not_cut_off() -> None:
     cut_OI = ROUNDING.rounded(weight_OI, torch.full((48, 2), 1.1)).meaning()
     whole_OI = ROUNDING.rounded(weight_OI).meaning()
     assert search.output_error((cut_OI - weight_OI)[:8], x_RI) < search.output_error((whole_OI - weight_OI)[:8], x_RI)
-    limits_OG = search.clip_limits(weight_OI, x_RI, ROUNDING)
+    limits_OG = search.range_limits(weight_OI, x_RI, ROUNDING)
     if limits_OG is not None:
-        assert (limits_OG[:8, 0] == 2.0).all()
+        assert (limits_OG[:8, 0] >= 2.0).all()
 
 
 def test_limits_do_not_depend_on_how_many_rows_are_clipped_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces bound the memory, nothing else."""
     weight_OI, x_RI = weight(48, 64), rows()
-    whole = search.clip_limits(weight_OI, x_RI, ROUNDING)
+    whole = search.range_limits(weight_OI, x_RI, ROUNDING)
     monkeypatch.setattr(search, "_CHUNK", 64 * 7)
-    pieces = search.clip_limits(weight_OI, x_RI, ROUNDING)
+    pieces = search.range_limits(weight_OI, x_RI, ROUNDING)
     assert whole is not None
     assert pieces is not None
     assert torch.equal(whole, pieces)
+
+
+def test_ratios_that_only_widen_clip_no_weight() -> None:
+    """Those of queries and keys: the output comes nearer, and every group keeps its largest weight."""
+    weight_OI, x_RI = weight(48, 64), rows()
+    limits_OG = search.range_limits(weight_OI, x_RI, ROUNDING, ratios=search.WIDER)
+    assert limits_OG is not None
+    largest_OG = weight_OI.view(48, 2, 32).abs().amax(-1)
+    assert (limits_OG >= largest_OG).all()
+    assert (limits_OG > largest_OG).sum() > 10
+
+
+def test_weights_on_a_grid_of_seven_steps_are_met_by_a_wider_range() -> None:
+    """Largest / 7.5 has them not, a range wider by 7.5 / 7 has them all."""
+    numbers_OI = torch.randint(-7, 8, (16, 64), generator=torch.Generator().manual_seed(1)).float()
+    numbers_OI[:, ::32] = 7
+    limits_OG = search.range_limits(numbers_OI, rows(), ROUNDING)
+    assert limits_OG is not None
+    torch.testing.assert_close(ROUNDING.rounded(numbers_OI, limits_OG).meaning(), numbers_OI, rtol=1e-6, atol=0)
 
 
 def test_weights_that_are_numbers_of_the_grid_are_not_clipped() -> None:
@@ -124,7 +144,7 @@ def test_weights_that_are_numbers_of_the_grid_are_not_clipped() -> None:
     numbers_OI[:, ::32] = -7
     whole = Rounding(group=32, divisor=7.0, scale_dtype=torch.float32)
     assert torch.equal(whole.rounded(numbers_OI).meaning(), numbers_OI)
-    assert search.clip_limits(numbers_OI, rows(), whole) is None
+    assert search.range_limits(numbers_OI, rows(), whole) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

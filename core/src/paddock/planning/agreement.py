@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from paddock.axes import Linear, Scheme, WeightTable
+from paddock.axes import Embedding, Linear, Scheme, Vector, WeightTable
 from paddock.config import DUMMY, FP8_ATTENTION, EngineConfig
 from paddock.errors import PaddockError
 from paddock.planning.formats import Format
 from paddock.planning.kv_scales import ENDINGS, QUERIES, UNREAD
 from paddock.planning.notes import Notes
 from paddock.planning.plan import ModelFiles
-from paddock.planning.wanted import wanted_scales, wanted_tensors
+from paddock.planning.wanted import embedding_names, vector_names, wanted_scales, wanted_tensors
 from paddock.planning.weights import Tensors
 from paddock.plugins.known import TENSORS_READ_BY_NOBODY
 
@@ -26,12 +26,14 @@ def say_disagreement(
 ) -> None:
     """Note one error with all that a checkpoint does not hold as it must: `tensors` are those of linears.
 
-    With every linear whose tensors have not the names of the format; where all have, what loading would say: of every tensor of
-    another shape or a dtype that does not fill the parameter, or of every file that is not sound.
+    With every linear whose tensors have not the names of the format; where all have, what loading would say: of every tensor that
+    is missing beside, and of every one of another shape or a dtype that does not fill the parameter, or of every file that is
+    not sound.
     """
     if config.load_format == DUMMY:
         return
     if files.tensor_names is None or not _say_names(fmt.scheme, tensors, table, files.tensor_names, notes):
+        _say_missing(table, files.tensor_names, notes)
         queries = QUERIES if config.attention_compute == FP8_ATTENTION else ()
         wanted = wanted_scales(files.tensor_names or (), table, queries) | wanted_tensors(table, tensors, fmt.dtype)
         try:
@@ -83,6 +85,32 @@ def _differences(tensors: Tensors, table: WeightTable, held: Mapping[str, set[st
                     f"{source}{part.source}: config.json means {', '.join(sorted(must))}; "
                     f"the checkpoint holds {', '.join(sorted(has)) or 'nothing'}"
                 )
+
+
+def _say_missing(table: WeightTable, names: frozenset[str] | None, notes: Notes) -> None:
+    """Note one error with every embedding, norm and bias that the checkpoint does not hold."""
+    missing = [] if names is None else [each for each in _others(table) if names.isdisjoint(each)]
+    if not missing:
+        return
+    listed = [" or ".join(each) for each in missing[:_LISTED]]
+    rest = [f"and {len(missing) - _LISTED} more"] if len(missing) > _LISTED else []
+    notes.find(
+        "error",
+        "weights_are_missing",
+        "\n    ".join([f"the checkpoint does not hold {len(missing)} of the model's tensors:", *listed, *rest]),
+        "take config.json and weights from the same export, or fetch the weights again",
+    )
+
+
+def _others(table: WeightTable) -> Iterator[list[str]]:
+    """Yield the names of each tensor that no format decides on: of embeddings, norms and biases."""
+    for _, source, module in table.modules():
+        if isinstance(module, Embedding):
+            yield embedding_names(module, source, table)
+        elif isinstance(module, Vector):
+            yield from ([name] for name in vector_names(module, source))
+        elif module.bias and not module.tied_to:
+            yield from ([f"{source}{part.source}.bias"] for part in module.out)
 
 
 def _quantised_though_tied(table: WeightTable, held: Mapping[str, set[str]]) -> Iterator[str]:

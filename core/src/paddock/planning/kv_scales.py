@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 
 from paddock.axes import WeightTable
 from paddock.config import DUMMY, EngineConfig
 from paddock.planning.notes import Notes
 from paddock.planning.plan import ModelFiles
 
-SCALES_ARE_ONE = "kv_scales_are_one"  # the code of the issue
+SCALES_ARE_ONE, SCALES_CONTRADICT = "kv_scales_are_one", "kv_scales_contradict"  # codes of issues
 
 # Below the attention block: of ModelOpt; compressed-tensors and AutoFP8; vLLM; fused; one for both; early llm-compressor, Quark.
 NAMES = {
@@ -33,6 +34,8 @@ UNREAD = (
     *(".q_scale", ".q_proj.output_scale", ".prob_output_scale", ".attn.prob_scale"),
 )
 
+_ROUNDED = 0.01  # more than copies of a scale differ by in bfloat16
+
 _FIX = "use a checkpoint with calibrated KV scales, or keep KV in 16 bits with kv_cache_dtype"
 
 
@@ -53,9 +56,10 @@ def _has_both(found: dict[str, set[str]], prefix: str) -> bool:
 def say_uncalibrated(
     config: EngineConfig, kv_dtype: str, calibrated: str | None, files: ModelFiles, table: WeightTable, notes: Notes
 ) -> None:
-    """Warn where KV is kept in FP8 with scales of 1 that nobody calibrated: that are missing, or all stored as 1.
+    """Say where KV is kept in FP8 with scales that cannot be meant.
 
-    `calibrated` is what config.json says the checkpoint has scales for.
+    Those of 1 that nobody calibrated, for they are missing or all stored as 1, are a warning; copies of one scale that say
+    different numbers are an error. `calibrated` is what config.json says the checkpoint has scales for.
     """
     if kv_dtype != "fp8" or config.load_format == DUMMY:
         return
@@ -64,8 +68,10 @@ def say_uncalibrated(
         without = [] if calibrated == "fp8" else list(range(table.num_layers))
     else:
         without = layers_without(names, table)
+    stored = files.read_scalars(name for name in names or () if name.endswith(ENDINGS))
+    _say_contradictions(stored, notes)
     if not without:
-        _say_ones(files, notes)
+        _say_ones(stored, notes)
         return
     layers = "every layer" if len(without) == table.num_layers else f"{len(without)} of {table.num_layers} layers"
     said = "the description of the checkpoint announces FP8 KV, but it" if calibrated == "fp8" else "the checkpoint"
@@ -77,9 +83,28 @@ def say_uncalibrated(
     )
 
 
-def _say_ones(files: ModelFiles, notes: Notes) -> None:
+def _say_ones(stored: Mapping[str, float], notes: Notes) -> None:
     """Warn where each stored scale is 1: tools that calibrate none write it."""
-    stored = files.read_scalars(name for name in files.tensor_names or () if name.endswith(ENDINGS))
     if stored and all(scale == 1 for scale in stored.values()):
         said = f"all {len(stored)} scales of FP8 keys and values that the checkpoint holds are 1"
         notes.find("warning", SCALES_ARE_ONE, f"{said}: what tools write that calibrate none", _FIX)
+
+
+def _say_contradictions(stored: Mapping[str, float], notes: Notes) -> None:
+    """Refuse copies of one scale, under several of its names, that are not the same number but for rounding to 16 bits."""
+    copies: dict[tuple[str, str], dict[str, float]] = {}
+    for name, scale in stored.items():
+        ending = max((each for each in ENDINGS if name.endswith(each)), key=len)
+        for kind, endings in NAMES.items():
+            if ending.removeprefix(".") in endings:
+                copies.setdefault((name.removesuffix(ending), kind), {})[name] = scale
+    if wrong := [
+        each
+        for each in copies.values()
+        if len(each) > 1 and not math.isclose(min(each.values()), max(each.values()), rel_tol=_ROUNDED)
+    ]:
+        first = " and ".join(f"{name} is {scale:g}" for name, scale in sorted(wrong[0].items()))
+        more = f"; so do {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        notes.find(
+            "error", SCALES_CONTRADICT, f"copies of one scale of FP8 keys or values contradict each other: {first}{more}", _FIX
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from paddock.axes import Embedding, Linear, Vector, WeightTable
 from paddock.planning.kv_scales import ENDINGS
@@ -21,10 +21,9 @@ def wanted_tensors(table: WeightTable, tensors: Tensors, dtype: str) -> dict[str
     for _, source, module in table.modules():
         if isinstance(module, Embedding):
             shape = module.rows.size, module.width.size
-            found |= {f"{name}.weight": Wanted(dtype, shape) for name in (source + module.rows.source, *_tied_to(module, table))}
+            found |= {name: Wanted(dtype, shape) for name in embedding_names(module, source, table)}
         elif isinstance(module, Vector):
-            names = ("weight", "bias") if module.bias else ("weight",)
-            found |= {f"{source}{module.source}.{name}": Wanted(dtype, (module.width.size,)) for name in names}
+            found |= {name: Wanted(dtype, (module.width.size,)) for name in vector_names(module, source)}
         elif not module.tied_to:
             found |= _of_linear(module, source, tensors, dtype)
     return found
@@ -34,6 +33,18 @@ def wanted_scales(names: Iterable[str], table: WeightTable, queries: Iterable[st
     """Return what those of `names` must be that are scales of keys or values, or of queries under the endings in `queries`."""
     endings = (*ENDINGS, *(f".{name}" for name in queries))
     return {name: _SCALE for name in names if name.endswith(endings) and not name.endswith(table.ignored)}
+
+
+def embedding_names(module: Embedding, source: str, table: WeightTable) -> list[str]:
+    """Return the names under which a checkpoint may hold an embedding: its own, and those of heads that share its table."""
+    heads = [head for head in table.outer if isinstance(head, Linear) and head.tied_to == module.name]
+    tied = [part.source for head in heads for part in head.out if part.source]
+    return [f"{name}.weight" for name in (source + module.rows.source, *tied)]
+
+
+def vector_names(module: Vector, source: str) -> list[str]:
+    """Return the names of a norm's tensors."""
+    return [f"{source}{module.source}.{name}" for name in (("weight", "bias") if module.bias else ("weight",))]
 
 
 def _of_linear(module: Linear, source: str, tensors: Tensors, dtype: str) -> dict[str, Wanted]:
@@ -46,10 +57,3 @@ def _of_linear(module: Linear, source: str, tensors: Tensors, dtype: str) -> dic
         if module.bias:
             found[f"{prefix}.bias"] = Wanted(dtype, (part.size,))
     return found
-
-
-def _tied_to(embedding: Embedding, table: WeightTable) -> Iterator[str]:
-    """Yield the sources of heads that share an embedding's table."""
-    for head in table.outer:
-        if isinstance(head, Linear) and head.tied_to == embedding.name:
-            yield from (part.source for part in head.out if part.source)

@@ -44,17 +44,22 @@ class Rounding:
     scale_dtype: torch.dtype
 
     def rounded(self, weight_OI: Tensor, limits_OG: Tensor | None = None) -> Rounded:
-        """Return a float32 weight rounded, its magnitudes first clipped to the group's limit."""
-        weight_OGS = grouped(weight_OI, self.group)
+        """Return a float32 weight rounded by the range it has with magnitudes clipped to the group's limit.
+
+        A limit beyond the group's largest magnitude widens the range by as much: no weight is clipped, and steps are longer.
+        """
+        weight_OGS, wider_OG = grouped(weight_OI, self.group), torch.ones(())
         if limits_OG is not None:
+            largest_OG = weight_OGS.abs().amax(-1)
+            wider_OG = (limits_OG / largest_OG.clamp(min=torch.finfo(torch.float32).tiny)).clamp(min=1)
             weight_OGS = weight_OGS.clamp(-limits_OG.unsqueeze(-1), limits_OG.unsqueeze(-1))
         if self.divisor is not None:
-            range_OG = weight_OGS.abs().amax(-1) * (LARGEST / self.divisor)
+            range_OG = weight_OGS.abs().amax(-1) * wider_OG * (LARGEST / self.divisor)
             scales_OG, zeros_OG = (range_OG.clamp(min=_LEAST_RANGE) / LARGEST).to(self.scale_dtype), None
             shift_OG1: Tensor | int = MIDDLE
         else:
-            low_OG = weight_OGS.amin(-1).clamp(max=0)
-            range_OG = weight_OGS.amax(-1).clamp(min=0) - low_OG
+            low_OG = weight_OGS.amin(-1).clamp(max=0) * wider_OG
+            range_OG = weight_OGS.amax(-1).clamp(min=0) * wider_OG - low_OG
             scales_OG = (range_OG.clamp(min=_LEAST_RANGE) / LARGEST).to(self.scale_dtype)
             zeros_OG = (-low_OG / scales_OG.float()).round().clamp(0, LARGEST).to(torch.uint8)
             shift_OG1 = zeros_OG.float().unsqueeze(-1)

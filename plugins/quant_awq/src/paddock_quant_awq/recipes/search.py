@@ -1,7 +1,9 @@
-"""AWQ's two searches (arXiv 2306.00978): a scale an input channel, and how far a group's weights are clipped.
+"""AWQ's two searches (arXiv 2306.00978): a scale an input channel, and the range that a group's 16 numbers span.
 
 A channel whose inputs are large gets a scale above 1: its weights are multiplied by it before rounding and its inputs divided, so
-that rounding costs it less, at the others' expense.
+that rounding costs it less, at the others' expense. A narrower range than a group's own clips its largest weights and rounds the
+others more finely; one a little wider may meet its weights better, and spares the largest what a zero point between two numbers,
+or a scale of largest / 7.5, cuts off.
 
 O outputs, I inputs, G groups of S inputs, R rows of a sample of inputs.
 """
@@ -14,10 +16,12 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from paddock_quant_awq.recipes.rounding import Rounding, grouped
+from paddock_quant_awq.recipes.rounding import LARGEST, Rounding, grouped
 
 GRID = 20  # exponents, as AutoAWQ
-CLIPS = 10  # limits tried: 1, 0.95, ... 0.55 of a group's largest magnitude
+# Of a group's largest magnitude: 15 steps spread over what 14 to 14.75 would span, and 0.95, ... 0.55.
+WIDER = tuple(LARGEST / steps for steps in (14, 14.25, 14.5, 14.75))
+RATIOS = (*WIDER, *(1 - step / 20 for step in range(1, 10)))
 _LEAST_SCALE = 1e-4
 _CHUNK = 1 << 26  # weights that are clipped at a time
 
@@ -60,24 +64,25 @@ def output_error(difference_OI: Tensor, rows_RI: Tensor) -> float:
     return float((rows_RI @ difference_OI.T).square().mean(dtype=torch.float64))
 
 
-def clip_limits(weight_OI: Tensor, rows_RI: Tensor, rounding: Rounding) -> Tensor | None:
-    """Return the largest magnitude [O, G] float32 to allow each group; None where clipping makes the whole output no better.
+def range_limits(weight_OI: Tensor, rows_RI: Tensor, rounding: Rounding, *, ratios: tuple[float, ...] = RATIOS) -> Tensor | None:
+    """Return the magnitude [O, G] float32 to round each group by; None where its own makes the whole output no worse.
 
-    Each group's limit is the one with the least squared error of what the group adds to the output, among those with which its
-    weights themselves are no further from what they were: a sample shows some inputs seldom, and a large weight that is cut off
-    costs most where they come. Groups are clipped each for itself, so their errors may add up: the whole output decides.
+    Each group's is that one of `ratios` of its largest with the least squared error of what the group adds to the output, among
+    those with which its weights themselves are no further from what they were: a sample shows some inputs seldom, and a large
+    weight that is cut off costs most where they come. Groups are searched each for itself, so their errors may add up: the whole
+    output decides.
     """
     x_RGS = grouped(rows_RI, rounding.group)
     moments_GSS = torch.einsum("rgs,rgt->gst", x_RGS, x_RGS)
     step = max(1, _CHUNK // weight_OI.shape[1])
     chunks = (weight_OI[start : start + step] for start in range(0, len(weight_OI), step))
-    limits_OG = torch.cat([_limits(chunk_OI, moments_GSS, rounding) for chunk_OI in chunks])
+    limits_OG = torch.cat([_limits(chunk_OI, moments_GSS, rounding, ratios) for chunk_OI in chunks])
     clipped = output_error(rounding.rounded(weight_OI, limits_OG).meaning() - weight_OI, rows_RI)
     plain = output_error(rounding.rounded(weight_OI).meaning() - weight_OI, rows_RI)
     return limits_OG if clipped < plain else None
 
 
-def _limits(weight_OI: Tensor, moments_GSS: Tensor, rounding: Rounding) -> Tensor:
+def _limits(weight_OI: Tensor, moments_GSS: Tensor, rounding: Rounding, ratios: Iterable[float]) -> Tensor:
     largest_OG = grouped(weight_OI, rounding.group).abs().amax(-1)
 
     def errors(limits_OG: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,8 +93,8 @@ def _limits(weight_OI: Tensor, moments_GSS: Tensor, rounding: Rounding) -> Tenso
 
     best_OG = largest_OG
     least_OG, plain_OG = errors(largest_OG)
-    for step in range(1, CLIPS):
-        limits_OG = largest_OG * (1 - step / (2 * CLIPS))
+    for ratio in ratios:
+        limits_OG = largest_OG * ratio
         error_OG, weights_OG = errors(limits_OG)
         better_OG = (error_OG < least_OG) & (weights_OG <= plain_OG)
         best_OG, least_OG = torch.where(better_OG, limits_OG, best_OG), torch.where(better_OG, error_OG, least_OG)
