@@ -115,7 +115,7 @@ def _any_outputs(clip: Callable[..., Tensor], tokens: int) -> Callable[[Tensor, 
         outputs = len(weight_OI)
         padded_OI = torch.nn.functional.pad(weight_OI, (0, 0, 0, -outputs % _CLIP_OUTPUTS))
         at_once = _CLIP_OUTPUTS if weight_OI.is_cpu else len(padded_OI)
-        limits = [clip(part_OI, x_NLI, n_sample_token=tokens) for part_OI in padded_OI.split(at_once)]
+        limits = [clip(part_OI, x_NLI, n_sample_token=tokens) for part_OI in torch.split(padded_OI, at_once)]
         return torch.cat(limits)[:outputs]
 
     return filled
