@@ -59,7 +59,7 @@ def test_clipped_groups_have_smaller_steps(name: str) -> None:
     weight_OI[:, ::GROUP], weight_OI[:, 1::GROUP] = largest_OG, -largest_OG
     plain, clipped = ROUNDINGS[name].rounded(weight_OI), ROUNDINGS[name].rounded(weight_OI, largest_OG / 2)
     torch.testing.assert_close(clipped.scales_OG.float() * 2, plain.scales_OG.float(), rtol=2**-8, atol=0)
-    assert (clipped.meaning().abs() <= spread(largest_OG) * 0.56).all()
+    assert (clipped.meaning().abs() <= spread(largest_OG) * 0.58).all()  # 8 steps where 7 are half of the largest
 
 
 @pytest.mark.parametrize(("name", "ratio"), [("zero points", 15 / 14), ("7.5", 7.5 / 7), ("7", 1.0)])

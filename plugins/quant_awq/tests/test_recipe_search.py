@@ -88,7 +88,7 @@ def test_a_weight_little_above_its_group_is_clipped() -> None:
     limits_OG = search.range_limits(weight_OI, x_RI, ROUNDING)
     assert limits_OG is not None
     largest_OG = weight_OI.view(48, 2, 32).abs().amax(-1)
-    assert (limits_OG <= largest_OG * max(search.WIDER)).all()
+    assert (limits_OG <= largest_OG * ROUNDING.steps / min(search.STEPS)).all()
     assert (limits_OG < largest_OG).sum() > 10
     assert (limits_OG > largest_OG).sum() > 10
     clipped_OI, plain_OI = ROUNDING.rounded(weight_OI, limits_OG).meaning(), ROUNDING.rounded(weight_OI).meaning()
@@ -108,21 +108,21 @@ def test_an_outlier_that_the_sample_never_reads_is_not_cut_off() -> None:
         assert (limits_OG[:8, 0] >= 2.0).all()
 
 
-def test_limits_do_not_depend_on_how_many_rows_are_clipped_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_do_not_depend_on_how_many_rows_are_searched_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces bound the memory, nothing else."""
     weight_OI, x_RI = weight(48, 64), rows()
     whole = search.range_limits(weight_OI, x_RI, ROUNDING)
-    monkeypatch.setattr(search, "_CHUNK", 64 * 7)
+    monkeypatch.setattr(search, "_CPU_CHUNK", 64 * 7)
     pieces = search.range_limits(weight_OI, x_RI, ROUNDING)
     assert whole is not None
     assert pieces is not None
     assert torch.equal(whole, pieces)
 
 
-def test_ratios_that_only_widen_clip_no_weight() -> None:
-    """Those of queries and keys: the output comes nearer, and every group keeps its largest weight."""
+def test_without_clips_every_group_keeps_its_largest_weight() -> None:
+    """So queries and keys are searched: the output comes nearer by ranges that are wider."""
     weight_OI, x_RI = weight(48, 64), rows()
-    limits_OG = search.range_limits(weight_OI, x_RI, ROUNDING, ratios=search.WIDER)
+    limits_OG = search.range_limits(weight_OI, x_RI, ROUNDING, clips=False)
     assert limits_OG is not None
     largest_OG = weight_OI.view(48, 2, 32).abs().amax(-1)
     assert (limits_OG >= largest_OG).all()

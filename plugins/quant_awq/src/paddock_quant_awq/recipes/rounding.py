@@ -43,23 +43,28 @@ class Rounding:
     divisor: float | None
     scale_dtype: torch.dtype
 
-    def rounded(self, weight_OI: Tensor, limits_OG: Tensor | None = None) -> Rounded:
-        """Return a float32 weight rounded by the range it has with magnitudes clipped to the group's limit.
+    @property
+    def steps(self) -> float:
+        """Return how many steps there are from end to end of a group's range: 2 x divisor of one from -largest to largest."""
+        return LARGEST if self.divisor is None else 2 * self.divisor
 
-        A limit beyond the group's largest magnitude widens the range by as much: no weight is clipped, and steps are longer.
+    def rounded(self, weight_OI: Tensor, limits_OG: Tensor | None = None) -> Rounded:
+        """Return a float32 weight rounded by the range it has with magnitudes cut off at the group's limit.
+
+        A limit beyond the group's largest magnitude widens the range by as much: steps are longer. Every weight gets the nearest
+        of the 16 numbers, of which one may lie beyond the limit.
         """
-        weight_OGS, wider_OG = grouped(weight_OI, self.group), torch.ones(())
-        if limits_OG is not None:
-            largest_OG = weight_OGS.abs().amax(-1)
-            wider_OG = (limits_OG / largest_OG.clamp(min=torch.finfo(torch.float32).tiny)).clamp(min=1)
-            weight_OGS = weight_OGS.clamp(-limits_OG.unsqueeze(-1), limits_OG.unsqueeze(-1))
+        weight_OGS = grouped(weight_OI, self.group)
+        largest_OG = weight_OGS.abs().amax(-1)
+        limits_OG = largest_OG if limits_OG is None else limits_OG
         if self.divisor is not None:
-            range_OG = weight_OGS.abs().amax(-1) * wider_OG * (LARGEST / self.divisor)
+            range_OG = limits_OG * (LARGEST / self.divisor)
             scales_OG, zeros_OG = (range_OG.clamp(min=_LEAST_RANGE) / LARGEST).to(self.scale_dtype), None
             shift_OG1: Tensor | int = MIDDLE
         else:
-            low_OG = weight_OGS.amin(-1).clamp(max=0) * wider_OG
-            range_OG = weight_OGS.amax(-1).clamp(min=0) * wider_OG - low_OG
+            wider_OG = (limits_OG / largest_OG.clamp(min=torch.finfo(torch.float32).tiny)).clamp(min=1)
+            low_OG = weight_OGS.amin(-1).clamp(max=0).maximum(-limits_OG) * wider_OG
+            range_OG = weight_OGS.amax(-1).clamp(min=0).minimum(limits_OG) * wider_OG - low_OG
             scales_OG = (range_OG.clamp(min=_LEAST_RANGE) / LARGEST).to(self.scale_dtype)
             zeros_OG = (-low_OG / scales_OG.float()).round().clamp(0, LARGEST).to(torch.uint8)
             shift_OG1 = zeros_OG.float().unsqueeze(-1)

@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from paddock_quant_awq.recipes.rounding import LARGEST, Rounding, grouped
+from paddock_quant_awq.recipes.rounding import Rounding, grouped
 
 GRID = 20  # exponents, as AutoAWQ
-# Of a group's largest magnitude: 15 steps spread over what 14 to 14.75 would span, and 0.95, ... 0.55.
-WIDER = tuple(LARGEST / steps for steps in (14, 14.25, 14.5, 14.75))
-RATIOS = (*WIDER, *(1 - step / 20 for step in range(1, 10)))
+STEPS = (15, 14.75, 14.5, 14.25, 14)  # that a group's whole range may be divided into
+CLIPS = tuple(1 - step / 20 for step in range(1, 10))  # 0.95, ... 0.55 of a group's largest magnitude
 _LEAST_SCALE = 1e-4
-_CHUNK = 1 << 26  # weights that are clipped at a time
+_CHUNK = 1 << 26  # weights whose ranges are searched at a time
+_CPU_CHUNK = 1 << 18  # and on a CPU, whose cache holds so many: half the time
 
 
 def weight_means(weights: Iterable[Tensor], group: int) -> Tensor:
@@ -64,17 +64,18 @@ def output_error(difference_OI: Tensor, rows_RI: Tensor) -> float:
     return float((rows_RI @ difference_OI.T).square().mean(dtype=torch.float64))
 
 
-def range_limits(weight_OI: Tensor, rows_RI: Tensor, rounding: Rounding, *, ratios: tuple[float, ...] = RATIOS) -> Tensor | None:
+def range_limits(weight_OI: Tensor, rows_RI: Tensor, rounding: Rounding, *, clips: bool = True) -> Tensor | None:
     """Return the magnitude [O, G] float32 to round each group by; None where its own makes the whole output no worse.
 
-    Each group's is that one of `ratios` of its largest with the least squared error of what the group adds to the output, among
-    those with which its weights themselves are no further from what they were: a sample shows some inputs seldom, and a large
-    weight that is cut off costs most where they come. Groups are searched each for itself, so their errors may add up: the whole
-    output decides.
+    Each group's is the one with the least squared error of what the group adds to the output, of those that divide its range
+    into STEPS and, with `clips`, CLIPS of its largest. Its weights themselves must be no further from what they were: a sample
+    shows some inputs seldom, and a large weight that is cut off costs most where they come. Groups are searched each for itself,
+    so their errors may add up: the whole output decides.
     """
+    ratios = (*(rounding.steps / steps for steps in STEPS if steps != rounding.steps), *(CLIPS if clips else ()))
     x_RGS = grouped(rows_RI, rounding.group)
     moments_GSS = torch.einsum("rgs,rgt->gst", x_RGS, x_RGS)
-    step = max(1, _CHUNK // weight_OI.shape[1])
+    step = max(1, (_CPU_CHUNK if weight_OI.is_cpu else _CHUNK) // weight_OI.shape[1])
     chunks = (weight_OI[start : start + step] for start in range(0, len(weight_OI), step))
     limits_OG = torch.cat([_limits(chunk_OI, moments_GSS, rounding, ratios) for chunk_OI in chunks])
     clipped = output_error(rounding.rounded(weight_OI, limits_OG).meaning() - weight_OI, rows_RI)
