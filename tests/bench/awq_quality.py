@@ -1,7 +1,7 @@
 """What the recipe `awq` costs in quality, beside the plain model, AutoAWQ's own search and NVIDIA ModelOpt's own.
 
     python -m tests.bench.awq_quality MODEL --group-size N [--text FILE] [--windows N] [--samples N]
-        [--weights NAME...] [--reference autoawq modelopt] [--tasks NAME... --limit N] [--keep DIR]
+        [--weights NAME...] [--reference autoawq modelopt] [--tasks NAME... --limit N] [--keep DIR] [--dtype NAME] [--device NAME]
 
 Held to the plain model over windows of text that calibration never read, as `tests.bench.fp8_quality` does and with its choice of
 texts; `--tasks` also asks multiple-choice questions. All rows are computed in `--dtype` by Paddock's engine: weights that a tool
@@ -80,7 +80,7 @@ class Int4Row:
 
 @contextmanager
 def without_searches() -> Iterator[None]:
-    """Leave weights unscaled and unclipped."""
+    """Leave weights unscaled, and round each group by its own range."""
     with (
         mock.patch.object(layer, "candidates", lambda x_mean_I, w_mean_I: iter([torch.ones_like(x_mean_I)])),
         mock.patch.object(layer, "range_limits", return_value=None),

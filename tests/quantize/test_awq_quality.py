@@ -8,9 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from paddock.evaluation import Comparison
 from tests.bench import int4_references
-from tests.bench.awq_quality import COMPUTED, LAYOUTS, Int4Row, Int4Settings, main, table
+from tests.bench.awq_quality import COMPUTED, LAYOUTS, Int4Row, Int4Settings, main, printed, table
 from tests.bench.fp8_quality import Settings
+from tests.bench.quality_rows import Row
 from tests.quantize.made import LINEARS, logits_of, sequences
 from tests.quantize.test_awq import GROUP, PATHS
 
@@ -92,6 +94,29 @@ def test_the_command_prints_a_table_and_keeps_what_it_made(
     assert capsys.readouterr().out == first
     assert kept.stat().st_mtime_ns == written
     assert [line.split(" | ")[1:3] for line in first.splitlines()[2:]] == [["as they are", "float32"], ["autoawq", "w4a16"]]
+
+
+def test_paddocks_rows_stand_beside_the_tools_that_compute_alike() -> None:
+    """A line for each pair, from the windows of both; none for the plain row, nor across ways to compute."""
+
+    def row(library: str, recipe: str, computes: str, more: float) -> Int4Row:
+        found = [
+            Comparison(tokens=9, windows=1, kl=0.1, kl_max=0.2, top1=0.9, nats_a=2.0, nats_b=2.0 + more * each) for each in (1, 2)
+        ]
+        quality = Row.of(found, model="llama", library=library, recipe=recipe, kv="float32")
+        return Int4Row(computes=computes, quality=quality, accuracies=(0.5, None))
+
+    rows = [
+        row("paddock", "as they are", "float32", 0),
+        row("paddock", "autoawq", "w4a16", 0.01),
+        row("paddock", "ct", "w4a8", 0.01),
+    ]
+    text = printed([*rows, row("autoawq", "its own search", "w4a16", 0.02)], ("piqa", "boolq"))
+    table, said = text.split("\n\n")
+    lines = table.splitlines()
+    assert {line.count("|") for line in lines} == {11}
+    assert lines[3].endswith("| 0.500 |  |")
+    assert said == ("growth of autoawq as w4a16 is -1.489% ± 0.493% from that of autoawq, ± one standard error over 2 windows")
 
 
 def test_a_group_that_does_not_fit_is_one_error(llama: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -119,15 +119,29 @@ def test_copies_of_a_scale_that_contradict_each_other_are_an_error(tmp_path: Pat
     assert not planned(alone, kv_cache_dtype="float32").errors
 
 
-def test_one_scale_for_both_may_not_contradict_that_of_values(tmp_path: Path) -> None:
-    """`kv_scale` is a copy of each."""
+def test_one_scale_for_both_is_no_copy_of_either(tmp_path: Path) -> None:
+    """`kv_scale` beside scales of keys and of values is neither's, and stays unread."""
+    _, alone = folders(tmp_path)
+    describe(alone, IN_CONFIG, None)
+    before = logits(built(planned(alone), alone), TOKENS)
+    stored = load_file(alone / "model.safetensors")
+    save_file(stored | {"model.layers.1.self_attn.kv_scale": torch.tensor(0.012)}, alone / "model.safetensors")
+    assert not planned(alone).issues
+    assert torch.equal(logits(built(planned(alone), alone), TOKENS), before)
+
+
+def test_all_contradictions_are_listed_in_order(tmp_path: Path) -> None:
+    """Each with its copies; the order is that of names, whatever the file's."""
     _, alone = folders(tmp_path)
     describe(alone, IN_CONFIG, None)
     stored = load_file(alone / "model.safetensors")
-    save_file(stored | {"model.layers.1.self_attn.kv_scale": torch.tensor(0.008)}, alone / "model.safetensors")
+    copies = {f"model.layers.{i}.self_attn.attn.{kind}_scale": torch.tensor(0.5) for i in (1, 0) for kind in "vk"}
+    save_file(stored | copies, alone / "model.safetensors")
     (error,) = planned(alone).errors
-    assert "kv_scale is 0.008 and model.layers.1.self_attn.v_proj.v_scale is 0.012" in error.message
-    assert "k_proj" not in error.message
+    first, *cases = error.message.split("\n    ")
+    assert first.endswith("contradict each other:")
+    assert cases[0] == "model.layers.0.self_attn.attn.k_scale is 0.5 and model.layers.0.self_attn.k_proj.k_scale is 0.004"
+    assert [case.split()[0] for case in cases] == sorted(copies)
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, 1e5, float("nan")])

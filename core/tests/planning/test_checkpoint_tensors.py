@@ -206,6 +206,23 @@ def test_embeddings_norms_and_biases_that_are_missing_are_said(gone: set[str]) -
     assert gone.issuperset(listed[:10])
 
 
+def test_a_tied_table_may_be_held_under_either_name() -> None:
+    """Its own or the head's; the error names both where neither is there."""
+    names = (PLAIN | REST) - {"head.weight", "tokens.weight"}
+    for name in ("head.weight", "tokens.weight"):
+        assert not of_names({*names, name}, {"tied": True}).issues
+    (error,) = of_names(names, {"tied": True}).issues
+    assert error.message.endswith("\n    tokens.weight or head.weight")
+
+
+def test_a_plain_checkpoint_to_be_quantised_lacks_a_bias() -> None:
+    """What is read is compared, whatever is kept."""
+    plan = of_names((PLAIN | REST) - {"layers.1.v.bias"}, plugins=(HalvingPlugin(),), quantization="halved")
+    assert [(issue.code, issue.message.splitlines()[1:]) for issue in plan.issues] == [
+        ("weights_are_missing", ["    layers.1.v.bias"])
+    ]
+
+
 def test_dummy_weights_agree_with_everything() -> None:
     """What is not read is not compared."""
     assert not with_names(WORDS, load_format="dummy").issues

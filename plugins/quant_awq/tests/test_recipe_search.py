@@ -104,8 +104,8 @@ def test_an_outlier_that_the_sample_never_reads_is_not_cut_off() -> None:
     whole_OI = ROUNDING.rounded(weight_OI).meaning()
     assert search.output_error((cut_OI - weight_OI)[:8], x_RI) < search.output_error((whole_OI - weight_OI)[:8], x_RI)
     limits_OG = search.range_limits(weight_OI, x_RI, ROUNDING)
-    if limits_OG is not None:
-        assert (limits_OG[:8, 0] >= 2.0).all()
+    assert limits_OG is not None
+    assert (limits_OG[:8, 0] >= 2.0).all()
 
 
 def test_limits_do_not_depend_on_how_many_rows_are_searched_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,14 +119,33 @@ def test_limits_do_not_depend_on_how_many_rows_are_searched_at_a_time(monkeypatc
     assert torch.equal(whole, pieces)
 
 
-def test_without_clips_every_group_keeps_its_largest_weight() -> None:
-    """So queries and keys are searched: the output comes nearer by ranges that are wider."""
+@pytest.mark.parametrize("divisor", [None, 7.5, 7.0])
+def test_without_clips_no_weight_is_further_than_half_a_step(divisor: float | None) -> None:
+    """So queries and keys are searched: the output comes nearer by other steps, and nothing is cut off by more."""
     weight_OI, x_RI = weight(48, 64), rows()
-    limits_OG = search.range_limits(weight_OI, x_RI, ROUNDING, clips=False)
+    rounding = Rounding(group=32, divisor=divisor, scale_dtype=torch.float32)
+    limits_OG = search.range_limits(weight_OI, x_RI, rounding, clips=False)
     assert limits_OG is not None
-    largest_OG = weight_OI.view(48, 2, 32).abs().amax(-1)
-    assert (limits_OG >= largest_OG).all()
-    assert (limits_OG > largest_OG).sum() > 10
+    plain, found = rounding.rounded(weight_OI), rounding.rounded(weight_OI, limits_OG)
+    steps_OI = found.scales_OG.repeat_interleave(32, dim=1)
+    assert ((found.meaning() - weight_OI).abs() <= steps_OI * 0.5001).all()
+    assert (found.scales_OG != plain.scales_OG).sum() > 10
+    errors = [search.output_error(each.meaning() - weight_OI, x_RI) for each in (found, plain)]
+    assert errors[0] < errors[1]
+
+
+def test_groups_of_zeros_stay_zeros() -> None:
+    """Beside groups that are searched; a limit of 0 or of another number changes nothing there."""
+    weight_OI = weight(48, 64)
+    weight_OI[:, :32] = 0
+    for divisor in (None, 7.5, 7.0):
+        rounding = Rounding(group=32, divisor=divisor, scale_dtype=torch.float16)
+        limits_OG = search.range_limits(weight_OI, rows(), rounding)
+        assert limits_OG is not None
+        for limits in (limits_OG, limits_OG + 5):
+            found = rounding.rounded(weight_OI, limits)
+            assert (found.meaning()[:, :32] == 0).all()
+            assert (found.scales_OG > 0).all()
 
 
 def test_weights_on_a_grid_of_seven_steps_are_met_by_a_wider_range() -> None:

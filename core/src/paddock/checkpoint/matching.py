@@ -27,6 +27,7 @@ def match(
     """Return what fills each target; `source` names the checkpoint in errors.
 
     Of a target's name and aliases the first that is stored fills it; further ones are copies and need only have its shape.
+    Planning compares the numbers of KV scales.
     An alias may serve several targets, as one KV scale serves keys and values.
     Tensors whose name ends in one of `ignored_suffixes` may be left over. Raises CheckpointError with every missing,
     unexpected, mis-shaped and wrongly typed tensor.

@@ -9,13 +9,12 @@ from paddock.config import DUMMY, FP8_ATTENTION, EngineConfig
 from paddock.errors import PaddockError
 from paddock.planning.formats import Format
 from paddock.planning.kv_scales import ENDINGS, QUERIES, UNREAD
-from paddock.planning.notes import Notes
+from paddock.planning.notes import Notes, listed
 from paddock.planning.plan import ModelFiles
 from paddock.planning.wanted import embedding_names, vector_names, wanted_scales, wanted_tensors
 from paddock.planning.weights import Tensors
 from paddock.plugins.known import TENSORS_READ_BY_NOBODY
 
-_LISTED = 10
 _FIX = "take config.json and weights from the same export; a module that is plain there must be in the config's ignore list"
 _FIX_TIED = "set tie_word_embeddings to false in config.json, so that the quantised head is read as the linear it is"
 _NOT_OF_LINEARS = {"bias", *(ending.rpartition(".")[2] for ending in ENDINGS)}
@@ -49,14 +48,11 @@ def _say_names(scheme: Scheme, tensors: Tensors, table: WeightTable, names: froz
     found = [*_differences(tensors, table, held), *tied]
     if not found:
         return False
-    rest = [f"and {len(found) - _LISTED} more"] if len(found) > _LISTED else []
     format_ = "plain" if scheme.name == "none" else f"quantised as {scheme.name!r}"
     notes.find(
         "error",
         "checkpoint_disagrees",
-        "\n    ".join(
-            [f"by config.json the model is {format_}, but its weights say otherwise:", *sorted(found)[:_LISTED], *rest]
-        ),
+        listed(f"by config.json the model is {format_}, but its weights say otherwise:", sorted(found)),
         _of_nobody(held) or (_FIX_TIED if len(tied) == len(found) else f"{_FIX}; {_FIX_TIED}" if tied else _FIX),
     )
     return True
@@ -92,12 +88,11 @@ def _say_missing(table: WeightTable, names: frozenset[str] | None, notes: Notes)
     missing = [] if names is None else [each for each in _others(table) if names.isdisjoint(each)]
     if not missing:
         return
-    listed = [" or ".join(each) for each in missing[:_LISTED]]
-    rest = [f"and {len(missing) - _LISTED} more"] if len(missing) > _LISTED else []
+    said = f"the checkpoint does not hold {len(missing)} of the model's tensors:"
     notes.find(
         "error",
         "weights_are_missing",
-        "\n    ".join([f"the checkpoint does not hold {len(missing)} of the model's tensors:", *listed, *rest]),
+        listed(said, [" or ".join(each) for each in missing]),
         "take config.json and weights from the same export, or fetch the weights again",
     )
 

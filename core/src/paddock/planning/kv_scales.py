@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from paddock.axes import WeightTable
 from paddock.config import DUMMY, EngineConfig
-from paddock.planning.notes import Notes
+from paddock.planning.notes import Notes, listed
 from paddock.planning.plan import ModelFiles
 
 SCALES_ARE_ONE, SCALES_CONTRADICT = "kv_scales_are_one", "kv_scales_contradict"  # codes of issues
@@ -34,7 +34,8 @@ UNREAD = (
     *(".q_scale", ".q_proj.output_scale", ".prob_output_scale", ".attn.prob_scale"),
 )
 
-_ROUNDED = 0.01  # more than copies of a scale differ by in bfloat16
+_JOINT = ".kv_scale"  # for keys and values at once: no copy of either's own, beside which it stays unread
+_ROUNDED = {"rel_tol": 0.01, "abs_tol": 2.0**-24}  # more than copies of a scale differ by in bfloat16, or in float16
 
 _FIX = "use a checkpoint with calibrated KV scales, or keep KV in 16 bits with kv_cache_dtype"
 
@@ -53,7 +54,7 @@ def _has_both(found: dict[str, set[str]], prefix: str) -> bool:
     return all(any(name.startswith(prefix) for name in found.get(kind, ())) for kind in NAMES)
 
 
-def say_uncalibrated(
+def say_scales(
     config: EngineConfig, kv_dtype: str, calibrated: str | None, files: ModelFiles, table: WeightTable, notes: Notes
 ) -> None:
     """Say where KV is kept in FP8 with scales that cannot be meant.
@@ -92,19 +93,17 @@ def _say_ones(stored: Mapping[str, float], notes: Notes) -> None:
 
 def _say_contradictions(stored: Mapping[str, float], notes: Notes) -> None:
     """Refuse copies of one scale, under several of its names, that are not the same number but for rounding to 16 bits."""
-    copies: dict[tuple[str, str], dict[str, float]] = {}
+    copies: dict[str, dict[str, float]] = {}
     for name, scale in stored.items():
         ending = max((each for each in ENDINGS if name.endswith(each)), key=len)
-        for kind, endings in NAMES.items():
-            if ending.removeprefix(".") in endings:
-                copies.setdefault((name.removesuffix(ending), kind), {})[name] = scale
-    if wrong := [
-        each
+        if ending != _JOINT and math.isfinite(scale):
+            kind = next(kind for kind, endings in NAMES.items() if ending.removeprefix(".") in endings)
+            copies.setdefault(f"{name.removesuffix(ending)}.{kind}", {})[name] = scale
+    wrong = [
+        " and ".join(f"{name} is {scale:g}" for name, scale in sorted(each.items()))
         for each in copies.values()
-        if len(each) > 1 and not math.isclose(min(each.values()), max(each.values()), rel_tol=_ROUNDED)
-    ]:
-        first = " and ".join(f"{name} is {scale:g}" for name, scale in sorted(wrong[0].items()))
-        more = f"; so do {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        notes.find(
-            "error", SCALES_CONTRADICT, f"copies of one scale of FP8 keys or values contradict each other: {first}{more}", _FIX
-        )
+        if not math.isclose(min(each.values()), max(each.values()), **_ROUNDED)
+    ]
+    if wrong:
+        said = "copies of one scale of FP8 keys or values contradict each other:"
+        notes.find("error", SCALES_CONTRADICT, listed(said, sorted(wrong)), _FIX)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 
 from attrs import define, field, frozen
@@ -13,6 +13,7 @@ from paddock.plugins.descriptors import AttentionSpec, Issue, OpSpec, Quantizati
 from paddock.plugins.provider import Provider
 
 ASKED = "asked for"
+_LISTED = 10
 
 
 @frozen
@@ -52,6 +53,12 @@ class Notes:
         self.used.append(
             Used(role=role, name=name, plugin=provider.plugin, distribution=provider.distribution, version=provider.version)
         )
+
+
+def listed(said: str, cases: Sequence[str]) -> str:
+    """Return a sentence and the first ten of its cases, a line each, and how many more there are."""
+    rest = [f"and {len(cases) - _LISTED} more"] if len(cases) > _LISTED else []
+    return "\n    ".join([said, *cases[:_LISTED], *rest])
 
 
 def why_not_here(spec: AttentionSpec | OpSpec | QuantizationSpec, hardware: Hardware, dtype: str) -> list[Obstacle]:

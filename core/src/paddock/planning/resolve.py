@@ -84,7 +84,7 @@ def _decide(config: EngineConfig, registry: Registry, hardware: Hardware, files:
         notes=notes,
     )
     ops = with_chosen_parts(ops, registry, owners=dict(config.ops), notes=notes)
-    kv_scales.say_uncalibrated(config, attention.kv_cache_dtype, fmt.scheme.kv_cache_dtype, files, table, notes)
+    kv_scales.say_scales(config, attention.kv_cache_dtype, fmt.scheme.kv_cache_dtype, files, table, notes)
     held = stored_tensors(table, Unquantized(fmt.dtype)) if fmt.online else tensors
     say_disagreement(config, fmt, held, table, files, notes)
     say_failed_gate(config, files.manifest, notes)

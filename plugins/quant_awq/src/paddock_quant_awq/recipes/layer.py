@@ -1,4 +1,4 @@
-"""AWQ on one layer: what its linears were given is kept, then scales are searched, folded, weights clipped and rounded.
+"""AWQ on one layer: what its linears were given is kept, then scales are searched, folded, ranges searched, weights rounded.
 
 T tokens, I inputs, O outputs, R rows of a sample, K KV heads, D head size.
 """
@@ -103,7 +103,7 @@ class AwqLayerWork:
         return self.layout.rounding.rounded(weight_OI.float() * scale_I).meaning() / scale_I
 
     def _rounded(self, folded: Folded) -> dict[str, Rounded]:
-        """Return every weight scaled, clipped and rounded."""
+        """Return every weight scaled and rounded by the ranges found."""
         found = {}
         for name, linear in self.layer.linears.items():
             rows_RI = self._seen[name].rows()

@@ -36,7 +36,8 @@ class Rounding:
     """How a format rounds: groups of `group` inputs, scales in `scale_dtype`.
 
     With `divisor` a scale is a group's largest magnitude divided by it, and there are no zero points; with None the scale is the
-    group's range / 15, 0 being within the range, and the zero point is where 0 falls. Weights are divided by the scale as stored.
+    group's range / 15, 0 being within the range, and the zero point is where 0 falls: `rounded` takes other magnitudes than the
+    largest too. Weights are divided by the scale as stored.
     """
 
     group: int
@@ -62,7 +63,7 @@ class Rounding:
             scales_OG, zeros_OG = (range_OG.clamp(min=_LEAST_RANGE) / LARGEST).to(self.scale_dtype), None
             shift_OG1: Tensor | int = MIDDLE
         else:
-            wider_OG = (limits_OG / largest_OG.clamp(min=torch.finfo(torch.float32).tiny)).clamp(min=1)
+            wider_OG = (limits_OG / largest_OG.clamp(min=_LEAST_RANGE)).clamp(min=1)
             low_OG = weight_OGS.amin(-1).clamp(max=0).maximum(-limits_OG) * wider_OG
             range_OG = weight_OGS.amax(-1).clamp(min=0).minimum(limits_OG) * wider_OG - low_OG
             scales_OG = (range_OG.clamp(min=_LEAST_RANGE) / LARGEST).to(self.scale_dtype)

@@ -70,7 +70,7 @@ def range_limits(weight_OI: Tensor, rows_RI: Tensor, rounding: Rounding, *, clip
     Each group's is the one with the least squared error of what the group adds to the output, of those that divide its range
     into STEPS and, with `clips`, CLIPS of its largest. Its weights themselves must be no further from what they were: a sample
     shows some inputs seldom, and a large weight that is cut off costs most where they come. Groups are searched each for itself,
-    so their errors may add up: the whole output decides.
+    so their errors may add up: the whole output decides. Without `clips` a range loses no more than half a step at its end.
     """
     ratios = (*(rounding.steps / steps for steps in STEPS if steps != rounding.steps), *(CLIPS if clips else ()))
     x_RGS = grouped(rows_RI, rounding.group)
