@@ -83,7 +83,7 @@ def without_searches() -> Iterator[None]:
     """Leave weights unscaled, and round each group by its own range."""
     with (
         mock.patch.object(layer, "candidates", lambda x_mean_I, w_mean_I: iter([torch.ones_like(x_mean_I)])),
-        mock.patch.object(layer, "range_limits", return_value=None),
+        mock.patch.object(layer, "best_parts", return_value=None),
     ):
         yield
 

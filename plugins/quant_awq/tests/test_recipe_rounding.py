@@ -52,14 +52,14 @@ def test_weights_of_zero_stay_zero(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ROUNDINGS)
-def test_clipped_groups_have_smaller_steps(name: str) -> None:
-    """A limit of half the largest magnitude halves the scale of a group that reaches as far on both sides."""
+def test_half_of_a_range_has_steps_of_half_the_size(name: str) -> None:
+    """And weights beyond it are the last of the numbers."""
     weight_OI = weight(4, 64)
+    plain, half = ROUNDINGS[name].rounded(weight_OI), ROUNDINGS[name].rounded(weight_OI, torch.full((4, 2), 0.5))
+    torch.testing.assert_close(half.scales_OG.float() * 2, plain.scales_OG.float(), rtol=2**-8, atol=0)
+    assert (half.codes_OI == 0).any(-1).all()
     largest_OG = weight_OI.view(4, 2, GROUP).abs().amax(-1)
-    weight_OI[:, ::GROUP], weight_OI[:, 1::GROUP] = largest_OG, -largest_OG
-    plain, clipped = ROUNDINGS[name].rounded(weight_OI), ROUNDINGS[name].rounded(weight_OI, largest_OG / 2)
-    torch.testing.assert_close(clipped.scales_OG.float() * 2, plain.scales_OG.float(), rtol=2**-8, atol=0)
-    assert (clipped.meaning().abs() <= spread(largest_OG) * 0.58).all()  # 8 steps where 7 are half of the largest
+    assert (half.meaning().abs() <= spread(largest_OG) * 0.58).all()  # 8 steps where 7 are half of the largest
 
 
 @pytest.mark.parametrize(("name", "ratio"), [("zero points", 15 / 14), ("7.5", 7.5 / 7), ("7", 1.0)])
@@ -67,17 +67,16 @@ def test_a_wider_range_has_the_numbers_of_a_grid_of_seven_steps(name: str, ratio
     """Weights of -7 .. 7 are exact with 14 steps from end to end; by their own range no format but 7 has them."""
     weight_OI = torch.randint(-7, 8, (4, 64), generator=torch.Generator().manual_seed(1)).float()
     weight_OI[:, ::GROUP], weight_OI[:, 1::GROUP] = -7, 7
-    limits_OG = torch.full((4, 2), 7 * ratio)
-    torch.testing.assert_close(ROUNDINGS[name].rounded(weight_OI, limits_OG).meaning(), weight_OI, rtol=2**-8, atol=0)
+    parts_OG = torch.full((4, 2), ratio)
+    torch.testing.assert_close(ROUNDINGS[name].rounded(weight_OI, parts_OG).meaning(), weight_OI, rtol=2**-8, atol=0)
     assert torch.equal(ROUNDINGS[name].rounded(weight_OI).meaning(), weight_OI) == (ratio == 1)
 
 
 @pytest.mark.parametrize("name", ROUNDINGS)
-def test_a_wider_range_clips_nothing(name: str) -> None:
+def test_a_wider_range_cuts_nothing_off(name: str) -> None:
     """Steps are longer by as much, and no weight is further than half a step from its number, zero points included."""
     weight_OI = weight(64, 64)
-    limits_OG = weight_OI.view(64, 2, GROUP).abs().amax(-1) * 15 / 14
-    plain, wider = ROUNDINGS[name].rounded(weight_OI), ROUNDINGS[name].rounded(weight_OI, limits_OG)
+    plain, wider = ROUNDINGS[name].rounded(weight_OI), ROUNDINGS[name].rounded(weight_OI, torch.full((64, 2), 15 / 14))
     torch.testing.assert_close(wider.scales_OG.float(), plain.scales_OG.float() * 15 / 14, rtol=2**-7, atol=0)
     assert ((wider.meaning() - weight_OI).abs() <= spread(wider.scales_OG) * 0.51).all()
 

@@ -82,51 +82,50 @@ def spiked(length: float, columns: slice) -> tuple[Tensor, Tensor]:
     return weight_OI, x_RI
 
 
-def test_a_weight_little_above_its_group_is_clipped() -> None:
-    """Limits fall where the output and the weights come nearer to what they were, and only there."""
+def test_a_weight_little_above_its_group_is_cut_off() -> None:
+    """Ranges fall, and rise, where the output comes nearer to what it was."""
     weight_OI, x_RI = spiked(0.8 * float(weight(48, 64).abs().max()), slice(5, 6))
-    limits_OG = search.range_limits(weight_OI, x_RI, ROUNDING)
-    assert limits_OG is not None
-    largest_OG = weight_OI.view(48, 2, 32).abs().amax(-1)
-    assert (limits_OG <= largest_OG * ROUNDING.steps / min(search.STEPS)).all()
-    assert (limits_OG < largest_OG).sum() > 10
-    assert (limits_OG > largest_OG).sum() > 10
-    clipped_OI, plain_OI = ROUNDING.rounded(weight_OI, limits_OG).meaning(), ROUNDING.rounded(weight_OI).meaning()
-    assert search.output_error(clipped_OI - weight_OI, x_RI) < search.output_error(plain_OI - weight_OI, x_RI)
-    errors = [(each - weight_OI).view(48, 2, 32).square().sum(-1) for each in (clipped_OI, plain_OI)]
-    assert (errors[0] <= errors[1]).all()
+    parts_OG = search.best_parts(weight_OI, x_RI, ROUNDING)
+    assert parts_OG is not None
+    assert {round(ROUNDING.steps / part, 3) for part in parts_OG.flatten().tolist()} <= set(search.STEPS)
+    assert (parts_OG < 1).sum() > 10
+    assert (parts_OG > 1).sum() > 10
+    found_OI, plain_OI = ROUNDING.rounded(weight_OI, parts_OG).meaning(), ROUNDING.rounded(weight_OI).meaning()
+    assert search.output_error(found_OI - weight_OI, x_RI) < search.output_error(plain_OI - weight_OI, x_RI)
 
 
-def test_an_outlier_that_the_sample_never_reads_is_not_cut_off() -> None:
+def test_an_outlier_that_the_sample_never_reads_is_hardly_cut_off() -> None:
     """Cutting it down would make the sampled output better, and the weight far from what it was, for a text that does read it."""
     weight_OI, x_RI = spiked(2.0, slice(5, 6))
-    cut_OI = ROUNDING.rounded(weight_OI, torch.full((48, 2), 1.1)).meaning()
+    cut_OI = ROUNDING.rounded(weight_OI, torch.full((48, 2), 15 / 27)).meaning()
     whole_OI = ROUNDING.rounded(weight_OI).meaning()
     assert search.output_error((cut_OI - weight_OI)[:8], x_RI) < search.output_error((whole_OI - weight_OI)[:8], x_RI)
-    limits_OG = search.range_limits(weight_OI, x_RI, ROUNDING)
-    assert limits_OG is not None
-    assert (limits_OG[:8, 0] >= 2.0).all()
+    parts_OG = search.best_parts(weight_OI, x_RI, ROUNDING)
+    assert parts_OG is not None
+    assert (parts_OG[:8, 0] > 0.75).all()
+    errors = [(ROUNDING.rounded(weight_OI, parts).meaning() - weight_OI)[:8, :32].square().sum(-1) for parts in (parts_OG, None)]
+    assert (errors[0] <= 2 * errors[1]).all()
 
 
-def test_limits_do_not_depend_on_how_many_rows_are_searched_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_do_not_depend_on_how_many_rows_are_searched_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces bound the memory, nothing else."""
     weight_OI, x_RI = weight(48, 64), rows()
-    whole = search.range_limits(weight_OI, x_RI, ROUNDING)
+    whole = search.best_parts(weight_OI, x_RI, ROUNDING)
     monkeypatch.setattr(search, "_CPU_CHUNK", 64 * 7)
-    pieces = search.range_limits(weight_OI, x_RI, ROUNDING)
+    pieces = search.best_parts(weight_OI, x_RI, ROUNDING)
     assert whole is not None
     assert pieces is not None
     assert torch.equal(whole, pieces)
 
 
 @pytest.mark.parametrize("divisor", [None, 7.5, 7.0])
-def test_without_clips_no_weight_is_further_than_half_a_step(divisor: float | None) -> None:
+def test_without_cuts_no_weight_is_further_than_half_a_step(divisor: float | None) -> None:
     """So queries and keys are searched: the output comes nearer by other steps, and nothing is cut off by more."""
     weight_OI, x_RI = weight(48, 64), rows()
     rounding = Rounding(group=32, divisor=divisor, scale_dtype=torch.float32)
-    limits_OG = search.range_limits(weight_OI, x_RI, rounding, clips=False)
-    assert limits_OG is not None
-    plain, found = rounding.rounded(weight_OI), rounding.rounded(weight_OI, limits_OG)
+    parts_OG = search.best_parts(weight_OI, x_RI, rounding, cuts=False)
+    assert parts_OG is not None
+    plain, found = rounding.rounded(weight_OI), rounding.rounded(weight_OI, parts_OG)
     steps_OI = found.scales_OG.repeat_interleave(32, dim=1)
     assert ((found.meaning() - weight_OI).abs() <= steps_OI * 0.5001).all()
     assert (found.scales_OG != plain.scales_OG).sum() > 10
@@ -135,15 +134,15 @@ def test_without_clips_no_weight_is_further_than_half_a_step(divisor: float | No
 
 
 def test_groups_of_zeros_stay_zeros() -> None:
-    """Beside groups that are searched; a limit of 0 or of another number changes nothing there."""
+    """Beside groups that are searched, and whatever part of their range they are rounded by."""
     weight_OI = weight(48, 64)
     weight_OI[:, :32] = 0
     for divisor in (None, 7.5, 7.0):
         rounding = Rounding(group=32, divisor=divisor, scale_dtype=torch.float16)
-        limits_OG = search.range_limits(weight_OI, rows(), rounding)
-        assert limits_OG is not None
-        for limits in (limits_OG, limits_OG + 5):
-            found = rounding.rounded(weight_OI, limits)
+        parts_OG = search.best_parts(weight_OI, rows(), rounding)
+        assert parts_OG is not None
+        for parts in (parts_OG, parts_OG * 5):
+            found = rounding.rounded(weight_OI, parts)
             assert (found.meaning()[:, :32] == 0).all()
             assert (found.scales_OG > 0).all()
 
@@ -152,18 +151,18 @@ def test_weights_on_a_grid_of_seven_steps_are_met_by_a_wider_range() -> None:
     """Largest / 7.5 has them not, a range wider by 7.5 / 7 has them all."""
     numbers_OI = torch.randint(-7, 8, (16, 64), generator=torch.Generator().manual_seed(1)).float()
     numbers_OI[:, ::32] = 7
-    limits_OG = search.range_limits(numbers_OI, rows(), ROUNDING)
-    assert limits_OG is not None
-    torch.testing.assert_close(ROUNDING.rounded(numbers_OI, limits_OG).meaning(), numbers_OI, rtol=1e-6, atol=0)
+    parts_OG = search.best_parts(numbers_OI, rows(), ROUNDING)
+    assert parts_OG is not None
+    torch.testing.assert_close(ROUNDING.rounded(numbers_OI, parts_OG).meaning(), numbers_OI, rtol=1e-6, atol=0)
 
 
-def test_weights_that_are_numbers_of_the_grid_are_not_clipped() -> None:
+def test_weights_that_are_numbers_of_the_grid_are_left_there() -> None:
     """Nothing is better than no error."""
     numbers_OI = torch.randint(-7, 8, (16, 64), generator=torch.Generator().manual_seed(1)).float()
     numbers_OI[:, ::32] = -7
     whole = Rounding(group=32, divisor=7.0, scale_dtype=torch.float32)
     assert torch.equal(whole.rounded(numbers_OI).meaning(), numbers_OI)
-    assert search.range_limits(numbers_OI, rows(), whole) is None
+    assert search.best_parts(numbers_OI, rows(), whole) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -17,10 +17,10 @@ from paddock_quant_awq.recipes.folding import Folded, shared
 from paddock_quant_awq.recipes.groups import Rows, ScaleGroup
 from paddock_quant_awq.recipes.layouts import Layout, Stored, static_scales
 from paddock_quant_awq.recipes.rounding import Rounded
-from paddock_quant_awq.recipes.search import best_scale, candidates, output_error, range_limits, weight_means
+from paddock_quant_awq.recipes.search import best_parts, best_scale, candidates, output_error, weight_means
 from paddock_quant_awq.recipes.seen import SeenInputs, require_finite
 
-_UNCLIPPED = frozenset({"q", "k", "qkv"})  # parts whose product, the attention scores, a softmax sharpens (AutoAWQ)
+_UNCUT = frozenset({"q", "k", "qkv"})  # parts whose product, the attention scores, a softmax sharpens (AutoAWQ)
 
 
 @frozen(eq=False, kw_only=True)
@@ -110,8 +110,8 @@ class AwqLayerWork:
             for part, (path, weight_OI) in zip(linear.declared.out, linear.weights.items(), strict=True):
                 scaled_OI = folded.scaled(path, weight_OI)
                 seen_RI = rows_RI / folded.columns[path] if path in folded.columns else rows_RI
-                limits_OG = range_limits(scaled_OI, seen_RI, self.layout.rounding, clips=part.name not in _UNCLIPPED)
-                found[path] = self.layout.rounding.rounded(scaled_OI, limits_OG)
+                parts_OG = best_parts(scaled_OI, seen_RI, self.layout.rounding, cuts=part.name not in _UNCUT)
+                found[path] = self.layout.rounding.rounded(scaled_OI, parts_OG)
         return found
 
     def _error(self, folded: Folded, rounded: Mapping[str, Rounded], plain_TE: Tensor) -> float:

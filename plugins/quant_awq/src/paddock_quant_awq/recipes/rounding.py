@@ -36,8 +36,8 @@ class Rounding:
     """How a format rounds: groups of `group` inputs, scales in `scale_dtype`.
 
     With `divisor` a scale is a group's largest magnitude divided by it, and there are no zero points; with None the scale is the
-    group's range / 15, 0 being within the range, and the zero point is where 0 falls: `rounded` takes other magnitudes than the
-    largest too. Weights are divided by the scale as stored.
+    group's range / 15, 0 being within the range, and the zero point is where 0 falls: of all of that range, or of the part that
+    `rounded` is told. Weights are divided by the scale as stored.
     """
 
     group: int
@@ -49,23 +49,20 @@ class Rounding:
         """Return how many steps there are from end to end of a group's range: 2 x divisor of one from -largest to largest."""
         return LARGEST if self.divisor is None else 2 * self.divisor
 
-    def rounded(self, weight_OI: Tensor, limits_OG: Tensor | None = None) -> Rounded:
-        """Return a float32 weight rounded by the range it has with magnitudes cut off at the group's limit.
+    def rounded(self, weight_OI: Tensor, parts_OG: Tensor | None = None) -> Rounded:
+        """Return a float32 weight rounded: each to the nearest of the 16 numbers that span this part of its group's range.
 
-        A limit beyond the group's largest magnitude widens the range by as much: steps are longer. Every weight gets the nearest
-        of the 16 numbers, of which one may lie beyond the limit.
+        A part below 1 is nearer to 0 at both ends, so that the weights beyond it are cut off; one above 1 has longer steps.
         """
         weight_OGS = grouped(weight_OI, self.group)
-        largest_OG = weight_OGS.abs().amax(-1)
-        limits_OG = largest_OG if limits_OG is None else limits_OG
+        parts_OG = torch.ones((), device=weight_OI.device) if parts_OG is None else parts_OG
         if self.divisor is not None:
-            range_OG = limits_OG * (LARGEST / self.divisor)
+            range_OG = weight_OGS.abs().amax(-1) * parts_OG * (LARGEST / self.divisor)
             scales_OG, zeros_OG = (range_OG.clamp(min=_LEAST_RANGE) / LARGEST).to(self.scale_dtype), None
             shift_OG1: Tensor | int = MIDDLE
         else:
-            wider_OG = (limits_OG / largest_OG.clamp(min=_LEAST_RANGE)).clamp(min=1)
-            low_OG = weight_OGS.amin(-1).clamp(max=0).maximum(-limits_OG) * wider_OG
-            range_OG = weight_OGS.amax(-1).clamp(min=0).minimum(limits_OG) * wider_OG - low_OG
+            low_OG = weight_OGS.amin(-1).clamp(max=0) * parts_OG
+            range_OG = weight_OGS.amax(-1).clamp(min=0) * parts_OG - low_OG
             scales_OG = (range_OG.clamp(min=_LEAST_RANGE) / LARGEST).to(self.scale_dtype)
             zeros_OG = (-low_OG / scales_OG.float()).round().clamp(0, LARGEST).to(torch.uint8)
             shift_OG1 = zeros_OG.float().unsqueeze(-1)

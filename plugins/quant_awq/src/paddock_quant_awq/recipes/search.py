@@ -1,9 +1,9 @@
 """AWQ's two searches (arXiv 2306.00978): a scale an input channel, and the range that a group's 16 numbers span.
 
 A channel whose inputs are large gets a scale above 1: its weights are multiplied by it before rounding and its inputs divided, so
-that rounding costs it less, at the others' expense. A narrower range than a group's own clips its largest weights and rounds the
-others more finely; one a little wider may meet its weights better, and spares the largest what a zero point between two numbers,
-or a scale of largest / 7.5, cuts off.
+that rounding costs it less, at the others' expense. A narrower range than a group's own cuts off its largest weights and rounds
+the others more finely; one a little wider may meet its weights better, and spares the largest what a zero point between two
+numbers, or a scale of largest / 7.5, cuts off.
 
 O outputs, I inputs, G groups of S inputs, R rows of a sample of inputs.
 """
@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from paddock_quant_awq.recipes.rounding import Rounding, grouped
+from paddock_quant_awq.recipes.rounding import LARGEST, Rounding, grouped
 
 GRID = 20  # exponents, as AutoAWQ
-STEPS = (15, 14.75, 14.5, 14.25, 14)  # that a group's whole range may be divided into
-CLIPS = tuple(1 - step / 20 for step in range(1, 10))  # 0.95, ... 0.55 of a group's largest magnitude
+# What a group's range may be divided into: 13 to 18 by halves, of which there are 15, and up to 27 where the largest are cut off.
+STEPS = (*(13 + half / 2 for half in range(11)), 19, 20, 21.5, 23, 25, 27)
+_EVEN = 0.3  # of the mean square of a group's inputs, added to each input's own
+_FURTHEST = 2.0  # times as large as by its own range the squared error of a group's weights may become
 _LEAST_SCALE = 1e-4
 _CHUNK = 1 << 26  # weights whose ranges are searched at a time
 _CPU_CHUNK = 1 << 18  # and on a CPU, whose cache holds so many: half the time
@@ -64,39 +66,39 @@ def output_error(difference_OI: Tensor, rows_RI: Tensor) -> float:
     return float((rows_RI @ difference_OI.T).square().mean(dtype=torch.float64))
 
 
-def range_limits(weight_OI: Tensor, rows_RI: Tensor, rounding: Rounding, *, clips: bool = True) -> Tensor | None:
-    """Return the magnitude [O, G] float32 to round each group by; None where its own makes the whole output no worse.
+def best_parts(weight_OI: Tensor, rows_RI: Tensor, rounding: Rounding, *, cuts: bool = True) -> Tensor | None:
+    """Return the part of its range [O, G] float32 that each group is best rounded by; None where the whole output gets no better.
 
-    Each group's is the one with the least squared error of what the group adds to the output, of those that divide its range
-    into STEPS and, with `clips`, CLIPS of its largest. Its weights themselves must be no further from what they were: a sample
-    shows some inputs seldom, and a large weight that is cut off costs most where they come. Groups are searched each for itself,
-    so their errors may add up: the whole output decides. Without `clips` a range loses no more than half a step at its end.
+    Each group's is the one with the least squared error of what the group adds to the output, of those that divide its range into
+    STEPS; without `cuts` no more than there are numbers for, so that no weight is further than half a step from its own. A sample
+    shows some inputs seldom: so each counts as if it came a little more often than it did, and weights stay near what they were.
+    Groups are searched each for itself, and their errors may add up: the whole output decides.
     """
-    ratios = (*(rounding.steps / steps for steps in STEPS if steps != rounding.steps), *(CLIPS if clips else ()))
     x_RGS = grouped(rows_RI, rounding.group)
     moments_GSS = torch.einsum("rgs,rgt->gst", x_RGS, x_RGS)
+    squares_GS = moments_GSS.diagonal(dim1=-2, dim2=-1)
+    squares_GS += _EVEN * squares_GS.mean(-1, keepdim=True)
+    parts = [rounding.steps / steps for steps in STEPS if steps != rounding.steps and (cuts or steps <= LARGEST)]
     step = max(1, (_CPU_CHUNK if weight_OI.is_cpu else _CHUNK) // weight_OI.shape[1])
     chunks = (weight_OI[start : start + step] for start in range(0, len(weight_OI), step))
-    limits_OG = torch.cat([_limits(chunk_OI, moments_GSS, rounding, ratios) for chunk_OI in chunks])
-    clipped = output_error(rounding.rounded(weight_OI, limits_OG).meaning() - weight_OI, rows_RI)
+    parts_OG = torch.cat([_best(chunk_OI, moments_GSS, rounding, parts) for chunk_OI in chunks])
+    found = output_error(rounding.rounded(weight_OI, parts_OG).meaning() - weight_OI, rows_RI)
     plain = output_error(rounding.rounded(weight_OI).meaning() - weight_OI, rows_RI)
-    return limits_OG if clipped < plain else None
+    return parts_OG if found < plain else None
 
 
-def _limits(weight_OI: Tensor, moments_GSS: Tensor, rounding: Rounding, ratios: Iterable[float]) -> Tensor:
-    largest_OG = grouped(weight_OI, rounding.group).abs().amax(-1)
-
-    def errors(limits_OG: Tensor) -> tuple[Tensor, Tensor]:
+def _best(weight_OI: Tensor, moments_GSS: Tensor, rounding: Rounding, parts: Iterable[float]) -> Tensor:
+    def errors(parts_OG: Tensor) -> tuple[Tensor, Tensor]:
         """Return the squared error [O, G] of what a group adds to the output, and of its weights."""
-        difference_OGS = grouped(rounding.rounded(weight_OI, limits_OG).meaning() - weight_OI, rounding.group)
+        difference_OGS = grouped(rounding.rounded(weight_OI, parts_OG).meaning() - weight_OI, rounding.group)
         output_OG = (torch.einsum("ogs,gst->ogt", difference_OGS, moments_GSS) * difference_OGS).sum(-1)
         return output_OG, difference_OGS.square().sum(-1)
 
-    best_OG = largest_OG
-    least_OG, plain_OG = errors(largest_OG)
-    for ratio in ratios:
-        limits_OG = largest_OG * ratio
-        error_OG, weights_OG = errors(limits_OG)
-        better_OG = (error_OG < least_OG) & (weights_OG <= plain_OG)
-        best_OG, least_OG = torch.where(better_OG, limits_OG, best_OG), torch.where(better_OG, error_OG, least_OG)
+    best_OG = torch.ones(len(weight_OI), len(moments_GSS), device=weight_OI.device)
+    least_OG, plain_OG = errors(best_OG)
+    for part in parts:
+        parts_OG = torch.full_like(best_OG, part)
+        output_OG, weights_OG = errors(parts_OG)
+        better_OG = (output_OG < least_OG) & (weights_OG <= _FURTHEST * plain_OG)
+        best_OG, least_OG = torch.where(better_OG, parts_OG, best_OG), torch.where(better_OG, output_OG, least_OG)
     return best_OG
