@@ -103,9 +103,14 @@ def mix_up(folder: Path) -> None:
     save_file({**tensors, "model.more.weight": torch.zeros(3)}, folder / WEIGHTS)
 
 
-def mix_up_without_tokenizer(folder: Path) -> None:
+def add(folder: Path) -> None:
+    """Add a tensor, which loading refuses and the plan does not see."""
+    save_file({**load_file(folder / WEIGHTS), "model.more.weight": torch.zeros(3)}, folder / WEIGHTS)
+
+
+def add_without_tokenizer(folder: Path) -> None:
     """Lose the tokenizer too."""
-    mix_up(folder)
+    add(folder)
     (folder / "tokenizer.json").unlink()
 
 
@@ -164,10 +169,13 @@ CASES = {
     "wrong tensors": Case(
         breaks=mix_up,
         says=(
-            "'model.norm.weight': missing",
-            "'model.more.weight': unexpected",
-            "check that",
+            "model.norm.weight: missing",
+            "model.more.weight: unexpected",
+            "from the same export",
         ),
+    ),
+    "a tensor too many": Case(
+        breaks=add, says=("'model.more.weight': unexpected; no parameter of the model takes it", "check that")
     ),
     "misfits": Case(
         breaks=reshape,
@@ -185,7 +193,7 @@ CASES = {
         says=("model.safetensors: truncated", "bytes of tensor data are missing", "fetch"),
     ),
     "no tokenizer, seen before the weights are read": Case(
-        breaks=mix_up_without_tokenizer,
+        breaks=add_without_tokenizer,
         says=("tiny has no tokenizer.json", "write one"),
     ),
     "a pickle": Case(breaks=pickled, says=("pytorch_model.bin", "safetensors", "convert")),

@@ -202,8 +202,19 @@ def test_embeddings_norms_and_biases_that_are_missing_are_said(gone: set[str]) -
     assert (error.level, error.code) == ("error", "weights_are_missing")
     first, *listed = error.message.split("\n    ")
     assert f"does not hold {len(gone)} of the model's tensors" in first
-    assert listed[-1] == f"and {len(gone) - 10} more" if len(gone) > 10 else set(listed) == gone
-    assert gone.issuperset(listed[:10])
+    said = {f"{name}: missing" for name in gone}
+    assert listed[-1] == f"and {len(gone) - 10} more" if len(gone) > 10 else set(listed) == said
+    assert said.issuperset(listed[:10])
+
+
+def test_what_is_there_in_place_of_what_is_missing_is_said_too() -> None:
+    """Not what is read, nor what may stay unread."""
+    names = (PLAIN | REST | KV_SCALES | {"layers.0.q_scale", "model.last.weight"}) - {"norm.weight"}
+    (error,) = of_names(names).issues
+    assert error.message.split("\n    ")[1:] == [
+        "norm.weight: missing",
+        "model.last.weight: unexpected, nothing of the model takes it",
+    ]
 
 
 def test_a_tied_table_may_be_held_under_either_name() -> None:
@@ -212,14 +223,14 @@ def test_a_tied_table_may_be_held_under_either_name() -> None:
     for name in ("head.weight", "tokens.weight"):
         assert not of_names({*names, name}, {"tied": True}).issues
     (error,) = of_names(names, {"tied": True}).issues
-    assert error.message.endswith("\n    tokens.weight or head.weight")
+    assert error.message.endswith("\n    tokens.weight or head.weight: missing")
 
 
 def test_a_plain_checkpoint_to_be_quantised_lacks_a_bias() -> None:
     """What is read is compared, whatever is kept."""
     plan = of_names((PLAIN | REST) - {"layers.1.v.bias"}, plugins=(HalvingPlugin(),), quantization="halved")
     assert [(issue.code, issue.message.splitlines()[1:]) for issue in plan.issues] == [
-        ("weights_are_missing", ["    layers.1.v.bias"])
+        ("weights_are_missing", ["    layers.1.v.bias: missing"])
     ]
 
 

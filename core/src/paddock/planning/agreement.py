@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 
 from paddock.axes import Embedding, Linear, Scheme, Vector, WeightTable
 from paddock.config import DUMMY, FP8_ATTENTION, EngineConfig
@@ -32,9 +32,9 @@ def say_disagreement(
     if config.load_format == DUMMY:
         return
     if files.tensor_names is None or not _say_names(fmt.scheme, tensors, table, files.tensor_names, notes):
-        _say_missing(table, files.tensor_names, notes)
         queries = QUERIES if config.attention_compute == FP8_ATTENTION else ()
         wanted = wanted_scales(files.tensor_names or (), table, queries) | wanted_tensors(table, tensors, fmt.dtype)
+        _say_missing(table, files.tensor_names, wanted, notes)
         try:
             files.check_weights(wanted)
         except PaddockError as error:
@@ -83,16 +83,21 @@ def _differences(tensors: Tensors, table: WeightTable, held: Mapping[str, set[st
                 )
 
 
-def _say_missing(table: WeightTable, names: frozenset[str] | None, notes: Notes) -> None:
-    """Note one error with every embedding, norm and bias that the checkpoint does not hold."""
+def _say_missing(table: WeightTable, names: frozenset[str] | None, wanted: Container[str], notes: Notes) -> None:
+    """Note one error with every embedding, norm and bias that the checkpoint does not hold, and what it holds in their place."""
     missing = [] if names is None else [each for each in _others(table) if names.isdisjoint(each)]
-    if not missing:
+    if names is None or not missing:
         return
-    said = f"the checkpoint does not hold {len(missing)} of the model's tensors:"
+    unread = (*table.ignored, *UNREAD)
+    alien = sorted(name for name in names if name not in wanted and not name.endswith(unread))
+    cases = [f"{' or '.join(each)}: missing" for each in missing]
     notes.find(
         "error",
         "weights_are_missing",
-        listed(said, [" or ".join(each) for each in missing]),
+        listed(
+            f"the checkpoint does not hold {len(missing)} of the model's tensors:",
+            [*cases, *(f"{name}: unexpected, nothing of the model takes it" for name in alien)],
+        ),
         "take config.json and weights from the same export, or fetch the weights again",
     )
 
