@@ -20,8 +20,8 @@ pytestmark = pytest.mark.bench
 
 
 def rows_of(llama: Path, folder: Path, *, weights: tuple[str, ...] = (), references: tuple[str, ...] = ()) -> list[Int4Row]:
-    """Return the rows for 32 windows of 24 tokens that the plain model writes."""
-    texts = Settings(calibration=str(llama.parent / "text.txt"), text="generated", windows=32, window=24, samples=6)
+    """Return the rows for 12 windows of 24 tokens that the plain model writes."""
+    texts = Settings(calibration=str(llama.parent / "text.txt"), text="generated", windows=12, window=24, samples=6)
     return list(
         table(llama, Int4Settings(name=llama.name, texts=texts, group_size=GROUP, weights=weights, references=references), folder)
     )
