@@ -54,9 +54,8 @@ COMPUTED = {layout: (W4A16,) if layout == "autoawq" else (W4A16, W4A8) for layou
 
 @frozen(kw_only=True)
 class Int4Settings:
-    """What is measured of the model `name`: `weights` of ours, `references`, and the first `limit` documents of `tasks`."""
+    """What is measured: `weights` of ours, `references`, and the first `limit` documents of `tasks`."""
 
-    name: str
     texts: Settings
     group_size: int | None
     weights: tuple[str, ...] = tuple(LAYOUTS)
@@ -95,7 +94,7 @@ def table(model: Path, settings: Int4Settings, folder: Path) -> Iterator[Int4Row
     """
     with opened(model, settings.texts) as plain:
         texts = read(plain, settings.texts)
-        row = partial(measured, plain, texts=texts, settings=settings)
+        row = partial(measured, plain, model=model.name, texts=texts, settings=settings)
         yield row(plain, library=OURS, weights="as they are", computes=settings.texts.dtype)
         for weights in settings.weights:
             made = ours(model, folder / f"paddock-{weights}", settings, weights)
@@ -106,9 +105,8 @@ def table(model: Path, settings: Int4Settings, folder: Path) -> Iterator[Int4Row
             out = folder / f"reference-{name}"
             assert settings.group_size is not None, "the references are told their groups"
             if not out.exists():
-                options: dict[str, Any] = {"device": settings.texts.device}
-                if name == "autoawq":
-                    options = {"clip_tokens": settings.clip_tokens}
+                auto = name == "autoawq"  # which chooses its device itself
+                options: dict[str, Any] = {"clip_tokens": settings.clip_tokens} if auto else {"device": settings.texts.device}
                 int4_references.MAKERS[name](model, out, texts.calibration_NL, settings.group_size, **options)
             with opened(out, settings.texts) as found:
                 yield row(found, library=name, weights="its own search", computes=W4A16)
@@ -135,13 +133,13 @@ def ours(model: Path, out: Path, settings: Int4Settings, weights: str) -> Path:
 
 
 def measured(
-    plain: LLM, found: LLM, *, texts: Texts, settings: Int4Settings, library: str, weights: str, computes: str
+    plain: LLM, found: LLM, *, model: str, texts: Texts, settings: Int4Settings, library: str, weights: str, computes: str
 ) -> Int4Row:
     """Return how near an engine comes to the plain one."""
     compared = [compare(plain, found, ids, window=settings.texts.window) for ids in texts.windows]
     return Int4Row(
         computes=computes,
-        quality=Row.of(compared, model=settings.name, library=library, recipe=weights, kv=settings.texts.dtype),
+        quality=Row.of(compared, model=model, library=library, recipe=weights, kv=settings.texts.dtype),
         accuracies=tuple(
             choices(found, task, read_documents(task).documents, limit=settings.limit).accuracy for task in settings.tasks
         ),
@@ -190,7 +188,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = []
     try:
         settings = Int4Settings(
-            name=given.model.name,
             texts=Settings(
                 calibration=given.calibration,
                 text=given.text,

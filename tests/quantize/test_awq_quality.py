@@ -22,9 +22,7 @@ pytestmark = pytest.mark.bench
 def rows_of(llama: Path, folder: Path, *, weights: tuple[str, ...] = (), references: tuple[str, ...] = ()) -> list[Int4Row]:
     """Return the rows for 12 windows of 24 tokens that the plain model writes."""
     texts = Settings(calibration=str(llama.parent / "text.txt"), text="generated", windows=12, window=24, samples=6)
-    return list(
-        table(llama, Int4Settings(name=llama.name, texts=texts, group_size=GROUP, weights=weights, references=references), folder)
-    )
+    return list(table(llama, Int4Settings(texts=texts, group_size=GROUP, weights=weights, references=references), folder))
 
 
 def test_every_layout_is_held_to_the_plain_model(llama: Path, tmp_path: Path) -> None:

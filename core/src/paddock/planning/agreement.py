@@ -31,14 +31,17 @@ def say_disagreement(
     """
     if config.load_format == DUMMY:
         return
-    if files.tensor_names is None or not _say_names(fmt.scheme, tensors, table, files.tensor_names, notes):
-        queries = QUERIES if config.attention_compute == FP8_ATTENTION else ()
-        wanted = wanted_scales(files.tensor_names or (), table, queries) | wanted_tensors(table, tensors, fmt.dtype)
-        _say_missing(table, files.tensor_names, wanted, notes)
-        try:
-            files.check_weights(wanted)
-        except PaddockError as error:
-            notes.find("error", "weights_do_not_fit", error.message, error.fix)
+    names = files.tensor_names
+    if names is not None and _say_names(fmt.scheme, tensors, table, names, notes):
+        return
+    queries = QUERIES if config.attention_compute == FP8_ATTENTION else ()
+    wanted = wanted_scales(names or (), table, queries) | wanted_tensors(table, tensors, fmt.dtype)
+    if names is not None:
+        _say_missing(table, names, wanted, notes)
+    try:
+        files.check_weights(wanted)
+    except PaddockError as error:
+        notes.find("error", "weights_do_not_fit", error.message, error.fix)
 
 
 def _say_names(scheme: Scheme, tensors: Tensors, table: WeightTable, names: frozenset[str], notes: Notes) -> bool:
@@ -83,10 +86,10 @@ def _differences(tensors: Tensors, table: WeightTable, held: Mapping[str, set[st
                 )
 
 
-def _say_missing(table: WeightTable, names: frozenset[str] | None, wanted: Container[str], notes: Notes) -> None:
+def _say_missing(table: WeightTable, names: frozenset[str], wanted: Container[str], notes: Notes) -> None:
     """Note one error with every embedding, norm and bias that the checkpoint does not hold, and what it holds in their place."""
-    missing = [] if names is None else [each for each in _others(table) if names.isdisjoint(each)]
-    if names is None or not missing:
+    missing = [each for each in _others(table) if names.isdisjoint(each)]
+    if not missing:
         return
     unread = (*table.ignored, *UNREAD)
     alien = sorted(name for name in names if name not in wanted and not name.endswith(unread))
