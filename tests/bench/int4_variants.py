@@ -61,7 +61,7 @@ class Candidate:
     def name(self) -> str:
         """Return what the tile is, a star where it is what runs now."""
         tile = self.tile
-        marks = "".join(f" {word}" for word in ("shared", "late", "deep") if getattr(tile, word))
+        marks = "".join(f" {word}" for word in ("shared", "waves", "late", "deep") if getattr(tile, word))
         star = "*" if tile in _running(self.fp8) else ""
         kind = "fp8" if self.fp8 else "bf16"
         cut = f"n{tile.tokens} h{tile.halves} t{tile.teams} c{tile.cuts} s{tile.slots} r{tile.registers}"
@@ -70,10 +70,10 @@ class Candidate:
 
 def _running(fp8: bool) -> list[Int4Tile]:
     """Return the tiles that ops take."""
+    many = [tile for tile in ops_linear_int4._MANY if tile.late == fp8]
     if not fp8:
-        return [*ops_linear_int4._HALVES.values(), ops_linear_int4._HALVES_MANY]
-    more = [ops_linear_int4._FP8_MANY, ops_linear_int4._FP8_MANY_NARROW]
-    return [*ops_linear_int4._FP8.values(), *ops_linear_int4._FP8_DEEP.values(), *more]
+        return [*ops_linear_int4._HALVES.values(), *many]
+    return [*ops_linear_int4._FP8.values(), *ops_linear_int4._FP8_DEEP.values(), ops_linear_int4._FP8_MANY_NARROW, *many]
 
 
 def _candidates() -> Iterator[Candidate]:
@@ -100,14 +100,16 @@ def _candidates() -> Iterator[Candidate]:
     wide, narrow = ops_linear_int4._FP8_MANY, ops_linear_int4._FP8_MANY_NARROW
     many = [
         *(evolve(tile, shared=shared) for tile in (wide, narrow) for shared in (True, False)),
+        *(evolve(tile, waves=True) for tile in (wide, narrow)),
         Int4Tile(tokens=128, teams=2, halves=2, slots=4, late=True),
     ]
     for tile in many:
-        yield Candidate(tile=tile, fp8=True, fewest=129, most=4096)
+        yield Candidate(tile=tile, fp8=True, fewest=129, most=8192)
     for tokens, tile in ops_linear_int4._HALVES.items():
         if tokens > 8:
             yield Candidate(tile=tile, fp8=False, fewest=tokens // 2 + 1, most=tokens)
-    yield Candidate(tile=ops_linear_int4._HALVES_MANY, fp8=False, fewest=129, most=4096)
+    for tile in (ops_linear_int4._HALVES_MANY, evolve(ops_linear_int4._HALVES_MANY, shared=True, waves=True)):
+        yield Candidate(tile=tile, fp8=False, fewest=129, most=8192)
 
 
 def _weight(shape: tuple[int, int], seed: int) -> Int4Weight:

@@ -48,18 +48,18 @@ def _name(tile: RingTile) -> str:
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the arithmetic of who takes what be called as Python's."""
-    for name in ("first_unit", "program_of", "share_of", "place_in"):
+    for name in ("first_unit", "program_of", "whole_tiles", "share_of", "place_in"):
         monkeypatch.setattr(ring, name, getattr(ring, name).fn)
 
 
 def _pieces(program: int, programs: int, span: int, tiles: int, tile: RingTile) -> list[tuple[int, int, int]]:
     """Return a program's pieces: the tile, the first step of it and how many."""
-    first, count = ring.share_of(program, programs, span, tiles, tile.shared)
+    first, count = ring.share_of(program, programs, span, tiles, tile.shared, tile.waves)
     found, t = list[tuple[int, int, int]](), 0
     while t < count:
-        number, block = ring.place_in(program, programs, first, t, span, tile.shared)
+        number, block = ring.place_in(program, programs, first, t, span, tiles, tile.shared, tile.waves)
         taken = min(span - block, count - t)
-        last = ring.place_in(program, programs, first, t + taken - 1, span, tile.shared)
+        last = ring.place_in(program, programs, first, t + taken - 1, span, tiles, tile.shared, tile.waves)
         assert last == (number, block + taken - 1)
         found.append((number, block, taken))
         t += taken

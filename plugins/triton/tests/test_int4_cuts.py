@@ -152,7 +152,7 @@ def test_no_tile_is_cut_as_the_kernel_cannot(fp8: bool, group: int, cut: dict[st
 def test_every_tile_that_is_picked_is_one_that_the_kernel_can_take(group: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever tokens and sizes there are; each is among those whose copies are counted above, but for who shares tiles."""
     monkeypatch.setattr(ops_linear_int4, "processors", lambda _device: 132)
-    known = [(evolve(tile, shared=True), fp8) for tile, fp8, of_group in CUTS if of_group == group]
+    known = [(evolve(tile, shared=True, waves=False), fp8) for tile, fp8, of_group in CUTS if of_group == group]
     for outputs, inputs in ((64, 512), (8192, 8192), (10240, 8192), (14848, 59392), (57344, 8192)):
         form = Int4Form(inputs=inputs, outputs=outputs, group=group)
         packed = torch.empty(form.blocks, form.slabs, 1024, dtype=torch.uint8, device="meta")
@@ -162,7 +162,8 @@ def test_every_tile_that_is_picked_is_one_that_the_kernel_can_take(group: int, m
             for pick, fp8 in ((ops_linear_int4._fp8_tile, True), (ops_linear_int4._halves_tile, False)):
                 tile = pick(tokens, weight)
                 ops_linear_int4._spec(tile, weight, fp8=fp8)
-                assert (evolve(tile, shared=True), fp8) in known, (tokens, outputs)
+                assert (evolve(tile, shared=True, waves=False), fp8) in known, (tokens, outputs)
+                assert len(ops_linear_int4._asked_for(tile)) == 1
 
 
 @pytest.mark.parametrize(
@@ -180,30 +181,62 @@ def test_programs_share_all_steps_evenly(programs: int, units: int) -> None:
     assert owners == last_owners == [*range(programs)]
 
 
+@pytest.mark.parametrize("waves", [False, True], ids=["all shared", "in waves"])
 @pytest.mark.parametrize(
-    ("tiles", "span", "programs"), [(1, 4, 4), (3, 5, 4), (10, 7, 66), (5, 64, 132), (200, 3, 132), (7, 9, 1)]
+    ("tiles", "span", "programs"),
+    [(1, 4, 4), (3, 5, 4), (10, 7, 66), (5, 64, 132), (200, 3, 132), (7, 9, 1), (264, 5, 132), (1856, 493, 132)],
 )
-def test_as_many_parts_of_a_tile_are_kept_as_are_waited_for(tiles: int, span: int, programs: int) -> None:
-    """A program keeps one part at most, before it begins the tile that it may have to wait for; none waits for an earlier one."""
-    first_unit, program_of = ring.first_unit.fn, ring.program_of.fn
+def test_as_many_parts_of_a_tile_are_kept_as_are_waited_for(
+    tiles: int, span: int, programs: int, waves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program keeps one part at most, before it begins the tile that it may have to wait for; none waits for an earlier one.
+
+    In waves each takes whole tiles first, equally many, side by side with the others'. Every step is taken once.
+    """
+    for name in ("first_unit", "program_of", "whole_tiles", "share_of", "place_in"):
+        monkeypatch.setattr(ring, name, getattr(ring, name).fn)
+    whole, steps, counts = int(ring.whole_tiles(programs, tiles, waves)), [0] * tiles, list[int]()
+    assert whole == (tiles // programs * programs if waves else 0)
     kept: dict[int, list[int]] = {}  # by tile: the programs that go on with it
     waiting: dict[int, int] = {}  # by tile: the program that begins it
     for program in range(programs):
-        unit, stop = (int(first_unit(each, programs, tiles * span)) for each in (program, program + 1))
-        while unit < stop:
-            tile, block = divmod(unit, span)
-            taken = min(span - block, stop - unit)
-            if block > 0:
+        first, count = ring.share_of(program, programs, span, tiles, True, waves)
+        counts.append(count)
+        t = 0
+        while t < count:
+            tile, block = ring.place_in(program, programs, first, t, span, tiles, True, waves)
+            taken = min(span - block, count - t)
+            assert steps[tile] == block  # parts are taken in the order of programs
+            steps[tile] += taken
+            if t // span < whole // programs:
+                assert (tile, block, taken) == (program + t // span * programs, 0, span)
+            elif block > 0:
                 assert program not in waiting.values()
                 kept.setdefault(tile, []).append(program)
             elif taken < span:
-                assert unit + taken == stop
+                assert t + taken == count
                 waiting[tile] = program
-            unit += taken
+            t += taken
+    assert steps == [span] * tiles
+    assert max(counts) - min(counts) <= 1
     assert kept.keys() == waiting.keys()
     for tile, parts in kept.items():
-        last = int(program_of(tile * span + span - 1, programs, tiles * span))
+        last = int(ring.program_of((tile - whole) * span + span - 1, programs, (tiles - whole) * span))
         assert parts == [*range(waiting[tile] + 1, last + 1)]
+
+
+def test_tiles_of_many_tokens_are_compiled_ahead_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever of them the largest step takes: a step of another size would compile another amid serving."""
+    monkeypatch.setattr(ops_linear_int4, "processors", lambda _device: 132)
+    monkeypatch.setattr(ops_linear_int4, "launches_nothing", lambda: True)
+    for outputs in (8192, 10240, 57344):
+        form = Int4Form(inputs=8192, outputs=outputs, group=128)
+        packed = torch.empty(form.blocks, form.slabs, 1024, dtype=torch.uint8, device="meta")
+        weight = Int4Weight(form=form, packed=packed, scales=torch.empty(form.group_rows, form.filled_outputs, device="meta"))
+        for pick in (ops_linear_int4._fp8_tile, ops_linear_int4._halves_tile):
+            asked = {ops_linear_int4._asked_for(pick(tokens, weight)) for tokens in (300, 512, 700, 1024, 4096, 8192)}
+            assert len(asked) == 1
+            assert {pick(tokens, weight) for tokens in range(257, 9000, 61)} <= {*asked.pop()}
 
 
 def test_counters_that_a_graph_may_use_are_never_replaced(device: torch.device) -> None:

@@ -131,6 +131,28 @@ def test_every_tile_gives_the_same(tile: Int4Tile, device: torch.device) -> None
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("tile", [tile for tile in ops_linear_int4._MANY if tile.waves], ids=str)
+def test_tiles_that_whole_ones_leave_are_shared(tile: Int4Tile, device: torch.device) -> None:
+    """Twice over the same counters, with a last tile of rows and one of tokens that are not full, and with no tile to share."""
+    fp8 = tile.late
+    for outputs, tokens in ((1984, 3001), (128 * 132, tile.tokens)):
+        weight = _weight((outputs, 640, 128), device, zeros=True, dtype=BF16)
+        x_TI = _tokens(tokens, 640, device, BF16)
+        xq = reference.quantize_fp8_token(x_TI)
+        given, scale_T1 = (xq.values_TI, xq.scale) if fp8 else (x_TI, None)
+        expected = (
+            reference.linear_int4_fp8(xq.values_TI, xq.scale, weight, torch.float32)
+            if fp8
+            else reference.linear_int4(x_TI.float(), weight)
+        )
+        for _ in range(2):
+            with poisoned():
+                found = torch.empty(tokens, outputs, dtype=BF16, device=device)
+            launch_int4(found, given, scale_T1, weight, tile)
+            assert_close(found, expected, op="linear_int4_fp8" if fp8 else "linear_int4", dtype=BF16, at=f"O{outputs} T{tokens}")
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("group", [64, 128])
 def test_more_tokens_than_a_grid_has_on_its_second_side(group: int, device: torch.device) -> None:
     """70,001 tokens, of a prompt or of several, give what the first and the last of them give alone."""

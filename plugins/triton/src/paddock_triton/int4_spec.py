@@ -27,7 +27,8 @@ class Int4Tile:
 
     `shared`: programs take equal parts of all steps, so that tiles are shared; else whole tiles. `late`: FP8's zero points are
     taken off after a tile's steps, in a product of their own; else in each step. `deep`: a tile has 64 rows, and each team takes
-    other inputs of a step, 128 of them, so that few tiles are shared where outputs are few. A program takes at most
+    other inputs of a step, 128 of them, so that few tiles are shared where outputs are few. `waves`: of shared tiles those alone
+    are shared that are left once each program has had as many whole ones as all can have. A program takes at most
     `registers` of each lane of a multiprocessor, of all its 2,048: what is left is for kernels between the product before and
     this one.
     """
@@ -38,6 +39,7 @@ class Int4Tile:
     halves: int = 1
     cuts: int = 1
     shared: bool = True
+    waves: bool = False
     late: bool = False
     deep: bool = False
     registers: int = ALL_REGISTERS
@@ -102,6 +104,11 @@ class Int4Spec:
     def shared(self) -> bool:
         """Return whether programs share tiles."""
         return self.tile.shared
+
+    @property
+    def waves(self) -> bool:
+        """Return whether programs share only what whole tiles leave."""
+        return self.tile.waves
 
     @property
     def late(self) -> bool:

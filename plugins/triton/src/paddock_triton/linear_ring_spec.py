@@ -42,6 +42,7 @@ class RingTile:
     deep = True  # teams take other inputs, not other rows
     halves = 1  # of 64 rows a team
     cuts = 1  # of a tile's tokens
+    waves = False  # programs share all tiles or none
     token_scales = False  # they are multiplied in before parts meet, with the rows'
 
     def __attrs_post_init__(self) -> None:

@@ -47,7 +47,8 @@ _JOIN_BYTES = 8e6  # of codes that are read while parts of a tile meet: 2 us
 # 59392 -> 14848: 199.6, 155.4, 165.3.
 # 128 tokens, 8192 -> 8192: 1 half 28.7, 2 halves 33.4; 8192 -> 57344: 129.8, 129.4; 14848 -> 59392: 234.5, 223.2.
 # 256 tokens, 14848 -> 59392: 407.0, 128 at a time in 2 halves 421.7, in 1 461.9, whole tiles 565.6.
-# 4,096 tokens, 8192 -> 57344: 3,623; shared 3,719; 128 at a time by 2 teams 4,095.
+# 4,096 tokens, shared in waves, 8192 -> 57344: 3,772, 59392 -> 14848: 7,618; all shared 4,676, 8,750; whole tiles 4,710, 8,366.
+# 512 tokens: 426 and 881; all shared 431, 892; 128 at a time 459, 917, all shared 489, 996. 1,024: 901 and 1,720; 960, 1,869.
 # Zero points taken off in each step cost 10 to 20 percent from 64 tokens on. Fewer registers are quicker by 2 percent among a
 # layer's other kernels, by nothing alone: a norm's program need not end before the next product's can begin beside it.
 _SPARING = 1536  # registers
@@ -69,11 +70,13 @@ _FP8_DEEP = {
 _FEW_OUTPUTS, _FEWER_OUTPUTS = 16384, 12288  # below the latter deep tiles are quicker even where they are shared
 _FP8_MANY = Int4Tile(tokens=256, teams=2, cuts=2, slots=4, late=True)
 _FP8_MANY_NARROW = Int4Tile(tokens=128, teams=2, slots=6, late=True)
-_MOST_IDLE = 0.05  # of the time that whole tiles take: what sharing them costs in large products
+_MOST_IDLE = 0.05  # of the time that whole tiles take: what sharing them costs in large products of 16-bit inputs
+_IN_STEP = 512  # tokens beyond which programs are to read neighbouring tiles at once: the L2 no longer holds x
 _MOST_FILLED = 1.06  # of the tokens that narrow tiles compute: wide ones are that much quicker
 _FP8_OTHER_GROUPS = Int4Tile(tokens=64, teams=2, slots=6)
 # 16-bit inputs, 8192 -> 57344: 1 token 70.5, not deep 72.2 (8192 -> 8192 13.9, 18.2); 8 tokens 98.6, 16 107.5, 32 104.2,
-# 64 135.8, 128 198.8, 4,096 6,133: 628 TFLOP/s.
+# 64 135.8, 128 198.8, 4,096 6,133: 628 TFLOP/s. 256 tokens, 8192 -> 10240: 129.0, in waves 90.5; 59392 -> 14848: 942, 770; 4,096,
+# 8192 -> 8192: 885, 981; 59392 -> 14848: 13,350, 14,214.
 _HALVES = {
     8: Int4Tile(tokens=8, teams=4, slots=6, deep=True),
     16: Int4Tile(tokens=16, teams=4, slots=6),
@@ -82,6 +85,11 @@ _HALVES = {
     128: Int4Tile(tokens=128, teams=2, slots=4),
 }
 _HALVES_MANY = Int4Tile(tokens=128, teams=2, slots=4, shared=False)
+# Tiles of more tokens than a captured step has. Where kernels are compiled ahead all are asked for, so that none is amid serving.
+_MANY = (
+    *(_FP8_MANY, evolve(_FP8_MANY, waves=True), evolve(_FP8_MANY_NARROW, waves=True)),
+    *(_HALVES_MANY, evolve(_HALVES_MANY, shared=True, waves=True)),
+)
 
 
 @named("linear_int4")
@@ -92,7 +100,8 @@ def linear_int4(x_TI: Tensor, weight: Int4Weight) -> Tensor:
     if not _serves(x_TI, weight):
         return out_TO if launches_nothing() else reference.linear_int4(x_TI, weight)
     if tokens:
-        launch_int4(out_TO, x_TI, None, weight, _halves_tile(tokens, weight))
+        for tile in _asked_for(_halves_tile(tokens, weight)):
+            launch_int4(out_TO, x_TI, None, weight, tile)
     return out_TO
 
 
@@ -107,7 +116,8 @@ def linear_int4_fp8(values_TI: Tensor, scale_T1: Tensor, weight: Int4Weight, dty
     if not _serves(values_TI, weight):
         return out_TO if launches_nothing() else reference.linear_int4_fp8(values_TI, scale_T1, weight, dtype)
     if tokens:
-        launch_int4(out_TO, values_TI, scale_T1.contiguous(), weight, _fp8_tile(tokens, weight))
+        for tile in _asked_for(_fp8_tile(tokens, weight)):
+            launch_int4(out_TO, values_TI, scale_T1.contiguous(), weight, tile)
     return out_TO
 
 
@@ -117,9 +127,19 @@ def _serves(x_TI: Tensor, weight: Int4Weight) -> bool:
     return runs_on(x_TI.device) and (group in INT4_GROUPS or group % STEP.value == 0)
 
 
+def _asked_for(tile: Int4Tile) -> tuple[Int4Tile, ...]:
+    """Return the tile, or where kernels are compiled ahead and it is for many tokens, those for any number of them."""
+    if tile not in _MANY or not launches_nothing():
+        return (tile,)
+    return tuple(many for many in _MANY if many.late == tile.late)  # of FP8 inputs, or of 16-bit ones
+
+
 def _halves_tile(tokens: int, weight: Int4Weight) -> Int4Tile:
     """Return the tile for 16-bit inputs; a deep one shares tiles only where that is the quicker."""
-    tile = next((tile for most, tile in _HALVES.items() if tokens <= most), _HALVES_MANY)
+    tile = next((tile for most, tile in _HALVES.items() if tokens <= most), None)
+    if tile is None:
+        idle = _idle(_HALVES_MANY, tokens, weight) > _MOST_IDLE
+        return evolve(_HALVES_MANY, shared=idle, waves=idle)
     if weight.form.group != STEP.value:
         return evolve(tile, deep=False)
     return evolve(tile, shared=not _whole_tiles_are_quicker(weight)) if tile.deep else tile
@@ -132,8 +152,9 @@ def _fp8_tile(tokens: int, weight: Int4Weight) -> Int4Tile:
         return _FP8[most] if most is not None and most < _FP8_OTHER_GROUPS.tokens else _FP8_OTHER_GROUPS
     if most is None:
         wide, narrow = (blocks_of(tokens, tile.tokens) * tile.tokens for tile in (_FP8_MANY, _FP8_MANY_NARROW))
-        tile = _FP8_MANY if wide <= _MOST_FILLED * narrow else _FP8_MANY_NARROW
-        return evolve(tile, shared=_idle(tile, tokens, weight) > _MOST_IDLE)
+        if wide > _MOST_FILLED * narrow:
+            return evolve(_FP8_MANY_NARROW, waves=True)
+        return evolve(_FP8_MANY, waves=tokens > _IN_STEP)
     if most == _FP8_MANY_NARROW.tokens and weight.form.outputs <= _FEW_OUTPUTS:
         return _FP8_MANY_NARROW
     if most in _FP8_DEEP and (most <= 16 or weight.form.outputs <= _FEW_OUTPUTS) and _whole_tiles_are_quicker(weight):
@@ -173,9 +194,14 @@ def launch_int4(out_TO: Tensor, x_TI: Tensor, scale_T1: Tensor | None, weight: I
     launch(
         _int4_kernel, (programs,),
         out_TO, *_described(weight, x_TI, sums, spec), out_TO if scale_T1 is None else scale_T1, parts,
-        counters(x_TI.device, tiles * spec.teams if spec.shared else 1), tokens, form.outputs, steps, span, tiles,
+        counters(x_TI.device, _shared_tiles(tiles, programs, spec) * spec.teams), tokens, form.outputs, steps, span, tiles,
         token_tiles, spec=spec, num_warps=4, maxnreg=spec.most_registers, **DEPENDENT,
     )  # fmt: skip
+
+
+def _shared_tiles(tiles: int, programs: int, spec: Int4Spec) -> int:
+    """Return how many tiles have parts, the last ones."""
+    return (tiles % programs if spec.waves else tiles) if spec.shared else 0
 
 
 def _spec(tile: Int4Tile, weight: Int4Weight, *, fp8: bool) -> Int4Spec:

@@ -5,7 +5,8 @@ warps that copy, one weights and one tokens, and two or four teams of four warps
 outputs and tokens, or 128 for each team. What it needs lies in a slot of shared memory, with two barriers: one that says all of
 it is there (`full`), one that all its readers are done with it (`free`). Step m of a program lies in slot m % slots; which of the
 slot's uses a barrier speaks of is the parity of m // slots. A program's steps make pieces: a piece is the steps of one tile, all
-of them or, where programs share tiles, some.
+of them or, where programs share tiles, some. Programs share all tiles, or none, or those that are left once each program has had
+as many whole ones as all can have (`waves`).
 
 B slots.
 """
@@ -70,11 +71,24 @@ def program_of(unit: gl.tensor, programs: gl.tensor, units: gl.tensor) -> gl.ten
 
 
 @gluon.jit
-def share_of(program: gl.tensor, programs: gl.tensor, span: gl.tensor, tiles: gl.tensor, SHARED: gl.constexpr) -> gl.tuple:
-    """Return the first unit (a step of a tile) of a program and how many steps it has: a part of all, or whole tiles."""
+def whole_tiles(programs: gl.tensor, tiles: gl.tensor, WAVES: gl.constexpr) -> gl.tensor:
+    """Return how many tiles, the first, programs take whole where they share the others."""
+    whole = tiles * 0
+    if WAVES:
+        whole = tiles // programs * programs
+    return whole
+
+
+@gluon.jit
+def share_of(
+    program: gl.tensor, programs: gl.tensor, span: gl.tensor, tiles: gl.tensor, SHARED: gl.constexpr, WAVES: gl.constexpr
+) -> gl.tuple:
+    """Return a program's first unit (a step of a tile) and how many steps it has; where tiles are shared, the first of those."""
     if SHARED:
-        first = first_unit(program, programs, tiles * span)
-        count = first_unit(program + 1, programs, tiles * span) - first
+        whole = whole_tiles(programs, tiles, WAVES)
+        units = (tiles - whole) * span
+        first = first_unit(program, programs, units)
+        count = first_unit(program + 1, programs, units) - first + whole // programs * span
     else:
         first = program * span
         count = (tiles - program + programs - 1) // programs * span
@@ -83,11 +97,17 @@ def share_of(program: gl.tensor, programs: gl.tensor, span: gl.tensor, tiles: gl
 
 @gluon.jit
 def place_in(
-    program: gl.tensor, programs: gl.tensor, first: gl.tensor, t: gl.tensor, span: gl.tensor, SHARED: gl.constexpr
+    program: gl.tensor, programs: gl.tensor, first: gl.tensor, t: gl.tensor, span: gl.tensor, tiles: gl.tensor,
+    SHARED: gl.constexpr, WAVES: gl.constexpr,
 ) -> gl.tuple:  # fmt: skip
-    """Return the tile of a program's step t, and which of the tile's it is."""
+    """Return the tile of a program's step t, and which of the tile's it is: whole tiles first, then its part of others."""
     if SHARED:
-        tile, block = (first + t) // span, (first + t) % span
+        whole = whole_tiles(programs, tiles, WAVES)
+        unit = first + t - whole // programs * span
+        tile, block = whole + unit // span, unit % span
+        if WAVES:  # noqa: SIM102  this is decided as the kernel is compiled, the next as it runs
+            if t < whole // programs * span:
+                tile, block = program + t // span * programs, t % span
     else:
         tile, block = program + t // span * programs, t % span
     return tile, block
@@ -97,14 +117,14 @@ def place_in(
 def steps_of(sizes: gl.tuple, spec: gl.constexpr) -> gl.tuple:
     """Return the first unit of this program and how many steps it has."""
     _tokens, _outputs, _blocks, span, tiles, _token_tiles = sizes
-    return share_of(gl.program_id(0), gl.num_programs(0), span, tiles, spec.shared)
+    return share_of(gl.program_id(0), gl.num_programs(0), span, tiles, spec.shared, spec.waves)
 
 
 @gluon.jit
 def piece_of(first: gl.tensor, t: gl.tensor, count: gl.tensor, sizes: gl.tuple, spec: gl.constexpr) -> gl.tuple:
     """Return the tile of this program's step t, of `count`, which of the tile's it is, and how many it takes of it from there."""
-    _tokens, _outputs, _blocks, span, _tiles, _token_tiles = sizes
-    tile, block = place_in(gl.program_id(0), gl.num_programs(0), first, t, span, spec.shared)
+    _tokens, _outputs, _blocks, span, tiles, _token_tiles = sizes
+    tile, block = place_in(gl.program_id(0), gl.num_programs(0), first, t, span, tiles, spec.shared, spec.waves)
     return tile, block, gl.minimum(span - block, count - t)
 
 

@@ -13,7 +13,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-from paddock_triton.ring import ROWS, barriers, program_of, role_barrier
+from paddock_triton.ring import ROWS, barriers, program_of, role_barrier, whole_tiles
 
 
 @gluon.jit
@@ -180,11 +180,14 @@ def finish(
     _tokens, _outputs, _blocks, span, tiles, _token_tiles = sizes
     if not spec.shared or steps == span:
         _store_all(accs, outs, tile, sizes, INDEX, STORE, spec)
-    elif block > 0:
-        _keep(accs, parts_ptr, INDEX, spec)
-        role_barrier()
-        gl.atomic_add(done_ptr + tile * spec.teams + INDEX, 1, sem="release")
     else:
-        last = program_of(tile * span + span - 1, gl.num_programs(0), tiles * span)
-        _wait_for(done_ptr + tile * spec.teams + INDEX, last - gl.program_id(0))
-        _join(accs, outs, tile, last, sizes, INDEX, STORE, spec)
+        whole = whole_tiles(gl.num_programs(0), tiles, spec.waves)
+        done_ptr += (tile - whole) * spec.teams + INDEX
+        if block > 0:
+            _keep(accs, parts_ptr, INDEX, spec)
+            role_barrier()
+            gl.atomic_add(done_ptr, 1, sem="release")
+        else:
+            last = program_of((tile - whole) * span + span - 1, gl.num_programs(0), (tiles - whole) * span)
+            _wait_for(done_ptr, last - gl.program_id(0))
+            _join(accs, outs, tile, last, sizes, INDEX, STORE, spec)
