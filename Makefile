@@ -18,6 +18,8 @@ STAMPS := $(VENV)/.stamps
 DISTRIBUTIONS := $(shell sed -n '/^distributions = \[/,/\]/p' pyproject.toml | grep -o '"[^"]*"' | tr -d '"')
 INSTALLED := $(DISTRIBUTIONS:%=$(STAMPS)/installed/%)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+# Bytecode is written as a module is first imported: of all of torch and transformers it would take longer than the tests save.
+INSTALL := $(PIP) install --no-compile
 PYTEST_ARGS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 GPU_ARGS ?= --numprocesses 8 --dist worksteal
@@ -96,25 +98,25 @@ $(STAMPS)/python:
 	@mkdir -p $(@D) && touch $@
 
 $(STAMPS)/torch: requirements/torch.txt $(STAMPS)/python
-	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) --requirement requirements/torch.txt
+	$(INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) --requirement requirements/torch.txt
 	@touch $@
 
 # A CUDA build of torch brings the triton it was built with; a CPU build brings none, and the kernels' tests run in its interpreter.
 $(STAMPS)/triton: requirements/triton.txt $(STAMPS)/torch
-	$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) install --no-deps --requirement requirements/triton.txt
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(INSTALL) --no-deps --requirement requirements/triton.txt
 	@touch $@
 
 $(STAMPS)/packages: requirements/dev.txt $(STAMPS)/triton
-	$(PIP) install --no-deps --requirement requirements/dev.txt
+	$(INSTALL) --no-deps --requirement requirements/dev.txt
 	$(PIP) check
 	@touch $@
 
 # Beside .venv, not in it: the tools' own pins of torch and transformers contradict it and one another. conftest.py looks there last.
 $(TOOLS)/installed: requirements/tools.txt $(STAMPS)/packages
 	rm -rf $(TOOLS)
-	$(PIP) install --no-deps --no-build-isolation --target $(TOOLS) --requirement requirements/tools.txt
+	$(INSTALL) --no-deps --no-build-isolation --target $(TOOLS) --requirement requirements/tools.txt
 	@touch $@
 
 $(INSTALLED): $(STAMPS)/installed/%: %/pyproject.toml $(STAMPS)/packages
-	$(PIP) install --quiet --no-deps --no-build-isolation --editable $*
+	$(INSTALL) --quiet --no-deps --no-build-isolation --editable $*
 	@mkdir -p $(@D) && touch $@
