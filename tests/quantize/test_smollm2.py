@@ -16,7 +16,7 @@ from paddock.quantize.text import read_text
 from tests.assets.smollm2 import FOLDER
 from tests.quantize.made import dequantised, tensors_of
 
-TOKENS = 512
+TOKENS = 256
 
 
 @torch.inference_mode()

@@ -36,6 +36,7 @@ FILES: dict[str, tuple[str, dict[str, Any]]] = {
     "awq": ("quant_config.json", {"w_bit": 4, "q_group_size": 64, "zero_point": True, "version": "GEMM"}),
     "gptq": ("quantize_config.json", {"bits": 4, "group_size": 64}),
 }
+DETECTORS = tuple(resolve(spec.detect) for spec in (*int4_formats(), *fp8_formats()))
 EMB = Part("embed", EMBED, 256)
 LAYERS = Linear("gate_up", (Part("gate", FFN, 64, source="gate"), Part("up", FFN, 64, source="up")), EMB)
 HEAD = Linear("lm_head", (Part("tokens", VOCAB, 64, source="lm_head"),), EMB)
@@ -64,9 +65,9 @@ def spoilt(entry: Mapping[str, Any], *more: str) -> Iterator[dict[str, Any]]:
 def read(facts: CheckpointFacts) -> int:
     """Return how many formats read a description to the last tensor; anything but an error of ours with a way out fails."""
     count, dead_ends = 0, list[str]()
-    for spec in (*int4_formats(), *fp8_formats()):
+    for detect in DETECTORS:
         try:
-            scheme = resolve(spec.detect)(facts)
+            scheme = detect(facts)
             if scheme is not None:
                 scheme.tensors("model.layers.0.gate", LAYERS)
                 scheme.tensors("lm_head", HEAD)

@@ -50,13 +50,9 @@ def rounded(weight_OI: Tensor, group: int, *, symmetric: bool, dtype: torch.dtyp
 
 def words(numbers: Tensor, order: Sequence[int] = IN_ORDER) -> Tensor:
     """Return unsigned numbers 0..15 [N, M] as int32 [N, ceil(M / 8)], nibble i of a word holding its number order[i]."""
-    rows = []
-    for row in numbers.tolist():
-        row = row + [0] * (-len(row) % 8)
-        eights = [row[start : start + 8] for start in range(0, len(row), 8)]
-        found = [sum(int(eight[number]) << (4 * nibble) for nibble, number in enumerate(order)) for eight in eights]
-        rows.append([word - (1 << 32) if word >> 31 else word for word in found])
-    return torch.tensor(rows, dtype=torch.int32)
+    filled_NWB = torch.nn.functional.pad(numbers.long(), (0, -numbers.shape[1] % 8)).view(len(numbers), -1, 8)
+    word_NW = torch.stack([filled_NWB[..., number] << (4 * nibble) for nibble, number in enumerate(order)]).sum(0)
+    return (word_NW - (word_NW >> 31 << 32)).int()  # the last bit is the sign's
 
 
 def awq(weight_OI: Tensor, group: int, *, dtype: torch.dtype = torch.float16) -> Meaning:
