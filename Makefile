@@ -17,8 +17,8 @@ BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 DISTRIBUTIONS := $(shell sed -n '/^distributions = \[/,/\]/p' pyproject.toml | grep -o '"[^"]*"' | tr -d '"')
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
-# Bytecode is written as modules are first imported: that of all of torch and transformers takes a third of the set-up, and most is
-# never run.
+# Bytecode is written as modules are first imported: with all of torch's and transformers', most of which is never run, the packages
+# take 126 s on two cores instead of 74.
 INSTALL := $(PIP) install --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST_ARGS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
@@ -118,6 +118,6 @@ $(TOOLS)/installed: requirements/tools.txt $(STAMPS)/packages
 	$(INSTALL) --no-deps --no-build-isolation --target $(TOOLS) --requirement requirements/tools.txt
 	@touch $@
 
-$(STAMPS)/workspace: $(DISTRIBUTIONS:%=%/pyproject.toml) $(STAMPS)/packages
+$(STAMPS)/workspace: pyproject.toml $(DISTRIBUTIONS:%=%/pyproject.toml) $(STAMPS)/packages
 	$(INSTALL) --quiet --no-deps --no-build-isolation $(DISTRIBUTIONS:%=--editable %)
 	@touch $@

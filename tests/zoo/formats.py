@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from attrs import frozen
+from plugins.quant_awq.tests.written import AWQ_ORDER, words
 from torch import Tensor
 
 FP8, FP8_MAX = torch.float8_e4m3fn, 448.0
@@ -101,20 +102,11 @@ def store_awq(weight_OI: Tensor, group: int) -> tuple[Stored, Tensor]:
     numbers_OGS = ((grouped_OGS / scales_OG.float()[..., None]).round() + zeros_OG[..., None]).clamp(0, 15)
     meaning_OI = ((numbers_OGS - zeros_OG[..., None]) * scales_OG.float()[..., None]).view(outs, ins)
     stored = {
-        "qweight": _words(numbers_OGS.view(outs, ins).T),
-        "qzeros": _words(zeros_OG.T),
+        "qweight": words(numbers_OGS.view(outs, ins).T, AWQ_ORDER),
+        "qzeros": words(zeros_OG.T, AWQ_ORDER),
         "scales": scales_OG.T.contiguous(),
     }
     return stored, meaning_OI
-
-
-def _words(numbers: Tensor) -> Tensor:
-    rows = []
-    for row in numbers.int().tolist():
-        eights = [row[start : start + 8] for start in range(0, len(row), 8)]
-        words = [sum(eight[out] << (4 * nibble) for nibble, out in enumerate((0, 2, 4, 6, 1, 3, 5, 7))) for eight in eights]
-        rows.append([word - (1 << 32) if word >> 31 else word for word in words])
-    return torch.tensor(rows, dtype=torch.int32)
 
 
 def _awq(group: int) -> Written:

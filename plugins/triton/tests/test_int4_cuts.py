@@ -135,6 +135,7 @@ def test_rows_begin_where_the_copy_engine_can(tokens: int, dtype: torch.dtype) -
         (True, 256, {"deep": True}),
         (True, 128, {"deep": True, "late": True}),
         (True, 128, {"teams": 3}),
+        (True, 128, {"shared": False, "waves": True}),
         (True, 128, {"teams": 2, "halves": 2}),
         (True, 128, {"teams": 2, "cuts": 2}),
         (True, 256, {"teams": 2, "halves": 2}),
@@ -184,7 +185,18 @@ def test_programs_share_all_steps_evenly(programs: int, units: int) -> None:
 @pytest.mark.parametrize("waves", [False, True], ids=["all shared", "in waves"])
 @pytest.mark.parametrize(
     ("tiles", "span", "programs"),
-    [(1, 4, 4), (3, 5, 4), (10, 7, 66), (5, 64, 132), (200, 3, 132), (7, 9, 1), (264, 5, 132), (1856, 493, 132)],
+    [
+        (1, 4, 4),
+        (3, 5, 4),
+        (10, 7, 66),
+        (5, 64, 132),
+        (200, 3, 132),
+        (7, 9, 1),
+        (264, 5, 132),
+        (133, 5, 132),
+        (133, 1, 132),
+        (1856, 493, 132),
+    ],
 )
 def test_as_many_parts_of_a_tile_are_kept_as_are_waited_for(
     tiles: int, span: int, programs: int, waves: bool, monkeypatch: pytest.MonkeyPatch
@@ -233,10 +245,10 @@ def test_tiles_of_many_tokens_are_compiled_ahead_together(monkeypatch: pytest.Mo
         form = Int4Form(inputs=8192, outputs=outputs, group=128)
         packed = torch.empty(form.blocks, form.slabs, 1024, dtype=torch.uint8, device="meta")
         weight = Int4Weight(form=form, packed=packed, scales=torch.empty(form.group_rows, form.filled_outputs, device="meta"))
-        for pick in (ops_linear_int4._fp8_tile, ops_linear_int4._halves_tile):
+        for pick, fewest in ((ops_linear_int4._fp8_tile, 257), (ops_linear_int4._halves_tile, 129)):
             asked = {ops_linear_int4._asked_for(pick(tokens, weight)) for tokens in (300, 512, 700, 1024, 4096, 8192)}
             assert len(asked) == 1
-            assert {pick(tokens, weight) for tokens in range(257, 9000, 61)} <= {*asked.pop()}
+            assert {pick(tokens, weight) for tokens in range(fewest, 9000, 61)} <= {*asked.pop()}
 
 
 def test_counters_that_a_graph_may_use_are_never_replaced(device: torch.device) -> None:

@@ -27,8 +27,8 @@ class Int4Tile:
 
     `shared`: programs take equal parts of all steps, so that tiles are shared; else whole tiles. `late`: FP8's zero points are
     taken off after a tile's steps, in a product of their own; else in each step. `deep`: a tile has 64 rows, and each team takes
-    other inputs of a step, 128 of them, so that few tiles are shared where outputs are few. `waves`: of shared tiles those alone
-    are shared that are left once each program has had as many whole ones as all can have. A program takes at most
+    other inputs of a step, 128 of them, so that few tiles are shared where outputs are few. `waves`: each program takes
+    `tiles // programs` whole ones, side by side with the others', and the rest alone is shared. A program takes at most
     `registers` of each lane of a multiprocessor, of all its 2,048: what is left is for kernels between the product before and
     this one.
     """
@@ -63,6 +63,7 @@ class Int4Spec:
         assert not tile.late or (self.fp8 and self.group == _STEP and not tile.deep), (tile, "is late", self.group)
         assert not tile.deep or (self.group == _STEP and (tile.halves, tile.cuts) == (1, 1)), (tile, "is deep", self.group)
         assert tile.teams in (2, 4), (tile, "has other roles")
+        assert tile.shared or not tile.waves, (tile, "shares nothing, and in waves")
         assert self.rows <= _MOST_ROWS, (tile, "has more rows than are copied at once")
 
     @property

@@ -48,7 +48,7 @@ _JOIN_BYTES = 8e6  # of codes that are read while parts of a tile meet: 2 us
 # 128 tokens, 8192 -> 8192: 1 half 28.7, 2 halves 33.4; 8192 -> 57344: 129.8, 129.4; 14848 -> 59392: 234.5, 223.2.
 # 256 tokens, 14848 -> 59392: 407.0, 128 at a time in 2 halves 421.7, in 1 461.9, whole tiles 565.6.
 # 4,096 tokens, shared in waves, 8192 -> 57344: 3,772, 59392 -> 14848: 7,618; all shared 4,676, 8,750; whole tiles 4,710, 8,366.
-# 512 tokens: 426 and 881; all shared 431, 892; 128 at a time 459, 917, all shared 489, 996. 1,024: 901 and 1,720; 960, 1,869.
+# 512 tokens, 8192 -> 10240: 97, 14848 -> 59392: 836; all shared 91, 805. 128 at a time, 8192 -> 57344: 459; all shared 489.
 # Zero points taken off in each step cost 10 to 20 percent from 64 tokens on. Fewer registers are quicker by 2 percent among a
 # layer's other kernels, by nothing alone: a norm's program need not end before the next product's can begin beside it.
 _SPARING = 1536  # registers
@@ -68,10 +68,10 @@ _FP8_DEEP = {
     64: Int4Tile(tokens=64, teams=4, slots=3, deep=True, shared=False),
 }
 _FEW_OUTPUTS, _FEWER_OUTPUTS = 16384, 12288  # below the latter deep tiles are quicker even where they are shared
-_FP8_MANY = Int4Tile(tokens=256, teams=2, cuts=2, slots=4, late=True)
+_FP8_MANY = _FP8[256]
 _FP8_MANY_NARROW = Int4Tile(tokens=128, teams=2, slots=6, late=True)
 _MOST_IDLE = 0.05  # of the time that whole tiles take: what sharing them costs in large products of 16-bit inputs
-_IN_STEP = 512  # tokens beyond which programs are to read neighbouring tiles at once: the L2 no longer holds x
+_IN_STEP = 512  # tokens beyond which waves were the quicker
 _MOST_FILLED = 1.06  # of the tokens that narrow tiles compute: wide ones are that much quicker
 _FP8_OTHER_GROUPS = Int4Tile(tokens=64, teams=2, slots=6)
 # 16-bit inputs, 8192 -> 57344: 1 token 70.5, not deep 72.2 (8192 -> 8192 13.9, 18.2); 8 tokens 98.6, 16 107.5, 32 104.2,
@@ -85,7 +85,8 @@ _HALVES = {
     128: Int4Tile(tokens=128, teams=2, slots=4),
 }
 _HALVES_MANY = Int4Tile(tokens=128, teams=2, slots=4, shared=False)
-# Tiles of more tokens than a captured step has. Where kernels are compiled ahead all are asked for, so that none is amid serving.
+# Tiles of more than 256 tokens in FP8, or 128 in 16 bits. Where kernels are compiled ahead all are asked for together, so that a
+# step of another size compiles none amid serving.
 _MANY = (
     *(_FP8_MANY, evolve(_FP8_MANY, waves=True), evolve(_FP8_MANY_NARROW, waves=True)),
     *(_HALVES_MANY, evolve(_HALVES_MANY, shared=True, waves=True)),

@@ -5,8 +5,8 @@ warps that copy, one weights and one tokens, and two or four teams of four warps
 outputs and tokens, or 128 for each team. What it needs lies in a slot of shared memory, with two barriers: one that says all of
 it is there (`full`), one that all its readers are done with it (`free`). Step m of a program lies in slot m % slots; which of the
 slot's uses a barrier speaks of is the parity of m // slots. A program's steps make pieces: a piece is the steps of one tile, all
-of them or, where programs share tiles, some. Programs share all tiles, or none, or those that are left once each program has had
-as many whole ones as all can have (`waves`).
+of them or, where programs share tiles, some. Programs share all tiles, or none, or in waves: `tiles // programs` go whole to each
+program, neighbours at a time, and only the rest are shared.
 
 B slots.
 """

@@ -1,9 +1,10 @@
 """What the teams of a kernel with a `ring` do with sums: write a tile's outputs, or keep a part for who begins the tile.
 
 Where programs share tiles, parts of one are added up in the order of their programs by the one that begins it: the same sum each
-time. That part is the last of a program's work, what others go on with the first of theirs, so that it has mostly been kept by
-then; if not, the program waits. It may: a launch has no more programs than multiprocessors have places, so that it keeps none of
-those it waits for from starting; kernels before it end by themselves, and none behind it starts before all of its programs have.
+time. That part is the last of a program's work, what others go on with the first of what they share (in waves all of it comes
+after whole tiles, of which each has equally many), so that it has mostly been kept by then; if not, the program waits. It may: a
+launch has no more programs than multiprocessors have places, so that it keeps none of those it waits for from starting; kernels
+before it end by themselves, and none behind it starts before all of its programs have.
 R rows of a half, 64; N tokens of a cut.
 """
 

@@ -77,7 +77,7 @@ def _print(report: dict[str, Any]) -> None:
     if report["modules_without_bytecode"]:
         click.echo(
             f"  {report['modules_without_bytecode']} modules were compiled from source, because no bytecode of them is kept: "
-            "install without --no-compile, unset PYTHONDONTWRITEBYTECODE"
+            "unset PYTHONDONTWRITEBYTECODE, and start once where the installed modules' folders can be written"
         )
     plan = {key: value for key, value in (report["plan"] or {}).items() if key != "ops"}
     names = ("gpu", "weight_bytes", "versions", "commit", "date", "command")
