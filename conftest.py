@@ -22,7 +22,8 @@ if _TOOLS.is_dir() and str(_TOOLS) not in sys.path:
 # Files of few tests that take long. Workers take a file at a time, so these come first: none is begun when the others end.
 _LONG = (
     *("test_smollm2.py", "test_ops_filter.py", "test_awq_quality.py", "test_compiler_processes.py", "test_disk_startup.py"),
-    *("test_compile_ahead.py", "test_generation.py", "test_kernel_variants.py", "test_memory.py", "test_recipe_ratio.py"),
+    *("test_compilation.py", "test_compiled_products.py", "test_awq.py", "test_compile_ahead.py", "test_kernel_variants.py"),
+    *("test_generation.py", "test_memory.py", "test_recipe_ratio.py", "test_running.py", "test_attention_steps.py"),
 )
 
 

@@ -47,3 +47,10 @@ def test_every_dependency_has_a_line_in_the_decisions() -> None:
         for requirement in tomllib.loads((folder / "pyproject.toml").read_text())["project"]["dependencies"]
     }
     assert not [name for name in sorted(wanted) if not name.startswith("paddock") and f"`{name}`" not in decisions]
+
+
+def test_files_whose_tests_come_first_are_there() -> None:
+    """One that is renamed would silently lose its place."""
+    first = set(re.findall(r'"(test_\w+\.py)"', (ROOT / "conftest.py").read_text()))
+    assert first
+    assert first <= {path.name for path in suite_files()}
