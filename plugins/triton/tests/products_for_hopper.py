@@ -50,10 +50,10 @@ def _int4_cuts(*, every: bool) -> list[tuple[Int4Tile, torch.dtype, int, torch.d
     op, wide = ops_linear_int4, torch.float32
     many, many_halves = ([tile for tile in op._MANY if tile.late == fp8] for fp8 in (True, False))
     least = [
-        *((tile, FP8, 128, HALF) for tile in (op._FP8[8], op._FP8[64], op._FP8[128], many[1], op._FP8_DEEP[16])),
+        *((tile, FP8, 128, HALF) for tile in (op._FP8[64], op._FP8[128], many[1], op._FP8_DEEP[16])),
         *((tile, FP8, 128, wide) for tile in (op._FP8_MANY, op._FP8_DEEP[64])),
         (op._FP8_OTHER_GROUPS, FP8, 32, wide),
-        *((tile, HALF, 128, HALF) for tile in (op._HALVES[8], op._HALVES[64], many_halves[1])),
+        *((tile, HALF, 128, HALF) for tile in (op._HALVES[8], many_halves[1])),
         (evolve(op._HALVES[128], deep=False), HALF, 32, wide),
         (op._HALVES[8], torch.float16, 128, HALF),
     ]

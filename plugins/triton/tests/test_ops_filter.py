@@ -52,7 +52,7 @@ def test_what_stays_is_what_the_definitions_leave(device: torch.device, kind: st
 
     Without a GPU each kind of row and size has a few of them, others than the next.
     """
-    rows = _rows(SETTINGS if ON_GPU else ALL[2 * list(ROWS).index(kind) + sizes :: 23], kind)
+    rows = _rows(SETTINGS if ON_GPU else ALL[2 * list(ROWS).index(kind) + sizes :: 37], kind)
     top_R, _ = sampling_reference.most_likely(rows["logits_RV"])
     given = [x.to(device) for x in (rows["logits_RV"], top_R, rows["temperature_R"], *_filters(rows))]
     least_R = ops_filter.least_scaled(*given).cpu()
