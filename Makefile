@@ -17,8 +17,8 @@ BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 DISTRIBUTIONS := $(shell sed -n '/^distributions = \[/,/\]/p' pyproject.toml | grep -o '"[^"]*"' | tr -d '"')
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
-# Bytecode is written as modules are first imported: with all of torch's and transformers', most of which is never run, the packages
-# take 126 s on two cores instead of 74.
+# Bytecode is written as modules are first imported: most of torch's and transformers' never is. `pip install` of what requirements/
+# lists for tests took 123 s on two cores, and 72 without it (once each, by hand).
 INSTALL := $(PIP) install --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST_ARGS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder

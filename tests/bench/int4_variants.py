@@ -70,10 +70,10 @@ class Candidate:
 
 def _running(fp8: bool) -> list[Int4Tile]:
     """Return the tiles that ops take."""
-    many = [tile for tile in ops_linear_int4._MANY if tile.late == fp8]
+    op = ops_linear_int4
     if not fp8:
-        return [*ops_linear_int4._HALVES.values(), *many]
-    return [*ops_linear_int4._FP8.values(), *ops_linear_int4._FP8_DEEP.values(), ops_linear_int4._FP8_MANY_NARROW, *many]
+        return [*op._HALVES.values(), *op._MANY_HALVES]
+    return [*op._FP8.values(), *op._FP8_DEEP.values(), op._FP8_MANY_NARROW, *op._MANY_FP8]
 
 
 def _candidates() -> Iterator[Candidate]:
@@ -100,7 +100,7 @@ def _candidates() -> Iterator[Candidate]:
     wide, narrow = ops_linear_int4._FP8_MANY, ops_linear_int4._FP8_MANY_NARROW
     many = [
         *(evolve(tile, shared=shared) for tile in (wide, narrow) for shared in (True, False)),
-        *(evolve(tile, waves=True) for tile in (wide, narrow)),
+        *(ops_linear_int4._FP8_WAVES, ops_linear_int4._FP8_WAVES_NARROW),
         Int4Tile(tokens=128, teams=2, halves=2, slots=4, late=True),
     ]
     for tile in many:
@@ -108,7 +108,7 @@ def _candidates() -> Iterator[Candidate]:
     for tokens, tile in ops_linear_int4._HALVES.items():
         if tokens > 8:
             yield Candidate(tile=tile, fp8=False, fewest=tokens // 2 + 1, most=tokens)
-    for tile in (ops_linear_int4._HALVES_MANY, evolve(ops_linear_int4._HALVES_MANY, shared=True, waves=True)):
+    for tile in ops_linear_int4._MANY_HALVES:
         yield Candidate(tile=tile, fp8=False, fewest=129, most=8192)
 
 

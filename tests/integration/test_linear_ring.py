@@ -16,6 +16,8 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from plugins.triton.tests.ring_arithmetic import call_plainly
+
 from paddock.layers import QuantizedActivation, reference
 from paddock.layers.reference import FP8
 from paddock.testing.oracle import relative_rms
@@ -48,8 +50,7 @@ def _name(tile: RingTile) -> str:
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the arithmetic of who takes what be called as Python's."""
-    for name in ("first_unit", "program_of", "whole_tiles", "share_of", "place_in"):
-        monkeypatch.setattr(ring, name, getattr(ring, name).fn)
+    call_plainly(monkeypatch)
 
 
 def _pieces(program: int, programs: int, span: int, tiles: int, tile: RingTile) -> list[tuple[int, int, int]]:

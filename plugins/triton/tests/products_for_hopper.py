@@ -48,22 +48,24 @@ def _int4_cuts(*, every: bool) -> list[tuple[Int4Tile, torch.dtype, int, torch.d
     multiplied by the instructions of bfloat16, but for those that make its numbers.
     """
     op, wide = ops_linear_int4, torch.float32
-    many, many_halves = ([tile for tile in op._MANY if tile.late == fp8] for fp8 in (True, False))
     least = [
-        *((tile, FP8, 128, HALF) for tile in (op._FP8[64], op._FP8[128], many[1], op._FP8_DEEP[16])),
+        *((tile, FP8, 128, HALF) for tile in (op._FP8[64], op._FP8[128], op._FP8_WAVES, op._FP8_DEEP[16])),
         *((tile, FP8, 128, wide) for tile in (op._FP8_MANY, op._FP8_DEEP[64])),
         (op._FP8_OTHER_GROUPS, FP8, 32, wide),
-        *((tile, HALF, 128, HALF) for tile in (op._HALVES[8], many_halves[1])),
+        *((tile, HALF, 128, HALF) for tile in (op._HALVES[8], op._HALVES_WAVES)),
         (evolve(op._HALVES[128], deep=False), HALF, 32, wide),
         (op._HALVES[8], torch.float16, 128, HALF),
     ]
     shared = [evolve(op._FP8_DEEP[most], shared=True) for most in (8, 16)]
     others = [
-        *((tile, FP8, 128, HALF) for tile in (*op._FP8.values(), op._FP8_MANY_NARROW, *op._FP8_DEEP.values(), *shared, *many)),
+        *(
+            (tile, FP8, 128, HALF)
+            for tile in (*op._FP8.values(), op._FP8_MANY_NARROW, *op._FP8_DEEP.values(), *shared, *op._MANY_FP8)
+        ),
         *((tile, FP8, 128, wide) for tile in (*op._FP8.values(), *op._FP8_DEEP.values())),
         (op._FP8_OTHER_GROUPS, FP8, 64, HALF),
         *((op._FP8[most], FP8, 32, wide) for most in (8, 16, 32)),
-        *((tile, HALF, 128, HALF) for tile in (*op._HALVES.values(), evolve(op._HALVES[8], shared=False), *many_halves)),
+        *((tile, HALF, 128, HALF) for tile in (*op._HALVES.values(), evolve(op._HALVES[8], shared=False), *op._MANY_HALVES)),
         *((evolve(tile, deep=False), HALF, 32, wide) for tile in op._HALVES.values()),
     ]
     return [*least, *(others if every else [])]

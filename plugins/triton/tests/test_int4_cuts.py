@@ -16,6 +16,8 @@ from attrs import evolve
 
 pytest.importorskip("triton")
 
+from plugins.triton.tests.ring_arithmetic import call_plainly
+
 from paddock.layers import reference
 from paddock.layers.int4 import Int4Form, Int4Weight, int4_weight
 from paddock.layers.reference import FP8
@@ -47,6 +49,14 @@ def _weight(outputs: int, inputs: int, group: int, *, zeros: bool = True, dtype:
     """Return a weight of zeros: its sizes matter here."""
     groups_GO = torch.zeros(inputs // group, outputs, dtype=torch.uint8)
     return int4_weight(torch.zeros(outputs, inputs, dtype=torch.uint8), groups_GO.to(dtype), groups_GO if zeros else None)
+
+
+def _large(outputs: int, inputs: int, group: int) -> Int4Weight:
+    """Return a weight that has sizes and no memory."""
+    form = Int4Form(inputs=inputs, outputs=outputs, group=group)
+    packed = torch.empty(form.blocks, form.slabs, 1024, dtype=torch.uint8, device="meta")
+    scales = torch.empty(form.group_rows, form.filled_outputs, dtype=torch.float32, device="meta")
+    return Int4Weight(form=form, packed=packed, scales=scales)
 
 
 @pytest.mark.parametrize("scale_dtype", [BF16, torch.float32], ids=str)
@@ -155,10 +165,7 @@ def test_every_tile_that_is_picked_is_one_that_the_kernel_can_take(group: int, m
     monkeypatch.setattr(ops_linear_int4, "processors", lambda _device: 132)
     known = [(evolve(tile, shared=True, waves=False), fp8) for tile, fp8, of_group in CUTS if of_group == group]
     for outputs, inputs in ((64, 512), (8192, 8192), (10240, 8192), (14848, 59392), (57344, 8192)):
-        form = Int4Form(inputs=inputs, outputs=outputs, group=group)
-        packed = torch.empty(form.blocks, form.slabs, 1024, dtype=torch.uint8, device="meta")
-        scales = torch.empty(form.group_rows, form.filled_outputs, dtype=torch.float32, device="meta")
-        weight = Int4Weight(form=form, packed=packed, scales=scales)
+        weight = _large(outputs, inputs, group)
         for tokens in (1, 8, 9, 16, 17, 32, 33, 64, 65, 128, 129, 256, 257, 300, 4096, 131_072):
             for pick, fp8 in ((ops_linear_int4._fp8_tile, True), (ops_linear_int4._halves_tile, False)):
                 tile = pick(tokens, weight)
@@ -205,8 +212,7 @@ def test_as_many_parts_of_a_tile_are_kept_as_are_waited_for(
 
     In waves each takes whole tiles first, equally many, side by side with the others'. Every step is taken once.
     """
-    for name in ("first_unit", "program_of", "whole_tiles", "share_of", "place_in"):
-        monkeypatch.setattr(ring, name, getattr(ring, name).fn)
+    call_plainly(monkeypatch)
     whole, steps, counts = int(ring.whole_tiles(programs, tiles, waves)), [0] * tiles, list[int]()
     assert whole == (tiles // programs * programs if waves else 0)
     kept: dict[int, list[int]] = {}  # by tile: the programs that go on with it
@@ -242,9 +248,7 @@ def test_tiles_of_many_tokens_are_compiled_ahead_together(monkeypatch: pytest.Mo
     monkeypatch.setattr(ops_linear_int4, "processors", lambda _device: 132)
     monkeypatch.setattr(ops_linear_int4, "launches_nothing", lambda: True)
     for outputs in (8192, 10240, 57344):
-        form = Int4Form(inputs=8192, outputs=outputs, group=128)
-        packed = torch.empty(form.blocks, form.slabs, 1024, dtype=torch.uint8, device="meta")
-        weight = Int4Weight(form=form, packed=packed, scales=torch.empty(form.group_rows, form.filled_outputs, device="meta"))
+        weight = _large(outputs, 8192, 128)
         for pick, fewest in ((ops_linear_int4._fp8_tile, 257), (ops_linear_int4._halves_tile, 129)):
             asked = {ops_linear_int4._asked_for(pick(tokens, weight)) for tokens in (300, 512, 700, 1024, 4096, 8192)}
             assert len(asked) == 1

@@ -44,7 +44,7 @@ WEIGHTS = [
 TILES = [
     *ops_linear_int4._FP8.values(),
     *(evolve(tile, shared=shared) for tile in ops_linear_int4._FP8_DEEP.values() for shared in (False, True)),
-    *(tile for tile in ops_linear_int4._MANY if tile.late),
+    *ops_linear_int4._MANY_FP8,
     ops_linear_int4._FP8_MANY_NARROW,
     Int4Tile(tokens=64, teams=2, halves=2, slots=6, late=True),
     ops_linear_int4._FP8_OTHER_GROUPS,
@@ -131,10 +131,12 @@ def test_every_tile_gives_the_same(tile: Int4Tile, device: torch.device) -> None
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("tile", [tile for tile in ops_linear_int4._MANY if tile.waves], ids=str)
+@pytest.mark.parametrize(
+    "tile", [tile for tile in (*ops_linear_int4._MANY_FP8, *ops_linear_int4._MANY_HALVES) if tile.waves], ids=str
+)
 def test_tiles_that_whole_ones_leave_are_shared(tile: Int4Tile, device: torch.device) -> None:
     """Twice over the same counters, with last tiles of rows and tokens that are not full, none to share, one of few steps."""
-    fp8 = tile.late
+    fp8 = tile in ops_linear_int4._MANY_FP8
     for outputs, tokens in ((1984, 3001), (128 * 132, tile.tokens), (128 * 133, tile.tokens)):
         weight = _weight((outputs, 640, 128), device, zeros=True, dtype=BF16)
         x_TI = _tokens(tokens, 640, device, BF16)

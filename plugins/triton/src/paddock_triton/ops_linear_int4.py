@@ -70,6 +70,7 @@ _FP8_DEEP = {
 _FEW_OUTPUTS, _FEWER_OUTPUTS = 16384, 12288  # below the latter deep tiles are quicker even where they are shared
 _FP8_MANY = _FP8[256]
 _FP8_MANY_NARROW = Int4Tile(tokens=128, teams=2, slots=6, late=True)
+_FP8_WAVES, _FP8_WAVES_NARROW = evolve(_FP8_MANY, waves=True), evolve(_FP8_MANY_NARROW, waves=True)
 _MOST_IDLE = 0.05  # of the time that whole tiles take: what sharing them costs in large products of 16-bit inputs
 _IN_STEP = 512  # tokens beyond which waves were the quicker
 _MOST_FILLED = 1.06  # of the tokens that narrow tiles compute: wide ones are that much quicker
@@ -85,12 +86,10 @@ _HALVES = {
     128: Int4Tile(tokens=128, teams=2, slots=4),
 }
 _HALVES_MANY = Int4Tile(tokens=128, teams=2, slots=4, shared=False)
-# Tiles of more than 256 tokens in FP8, or 128 in 16 bits. Where kernels are compiled ahead all are asked for together, so that a
-# step of another size compiles none amid serving.
-_MANY = (
-    *(_FP8_MANY, evolve(_FP8_MANY, waves=True), evolve(_FP8_MANY_NARROW, waves=True)),
-    *(_HALVES_MANY, evolve(_HALVES_MANY, shared=True, waves=True)),
-)
+_HALVES_WAVES = evolve(_HALVES_MANY, shared=True, waves=True)
+# Tiles of more than 256 tokens in FP8, or 128 in 16 bits. Where kernels are compiled ahead a kind is asked for together,
+# so that a step of another size compiles none amid serving.
+_MANY_FP8, _MANY_HALVES = (_FP8_MANY, _FP8_WAVES, _FP8_WAVES_NARROW), (_HALVES_MANY, _HALVES_WAVES)
 
 
 @named("linear_int4")
@@ -130,17 +129,15 @@ def _serves(x_TI: Tensor, weight: Int4Weight) -> bool:
 
 def _asked_for(tile: Int4Tile) -> tuple[Int4Tile, ...]:
     """Return the tile, or where kernels are compiled ahead and it is for many tokens, those for any number of them."""
-    if tile not in _MANY or not launches_nothing():
-        return (tile,)
-    return tuple(many for many in _MANY if many.late == tile.late)  # of FP8 inputs, or of 16-bit ones
+    many = next((many for many in (_MANY_FP8, _MANY_HALVES) if tile in many), None)
+    return (tile,) if many is None or not launches_nothing() else many
 
 
 def _halves_tile(tokens: int, weight: Int4Weight) -> Int4Tile:
     """Return the tile for 16-bit inputs; a deep one shares tiles only where that is the quicker."""
     tile = next((tile for most, tile in _HALVES.items() if tokens <= most), None)
     if tile is None:
-        idle = _idle(_HALVES_MANY, tokens, weight) > _MOST_IDLE
-        return evolve(_HALVES_MANY, shared=idle, waves=idle)
+        return _HALVES_WAVES if _idle(_HALVES_MANY, tokens, weight) > _MOST_IDLE else _HALVES_MANY
     if weight.form.group != STEP.value:
         return evolve(tile, deep=False)
     return evolve(tile, shared=not _whole_tiles_are_quicker(weight)) if tile.deep else tile
@@ -154,8 +151,8 @@ def _fp8_tile(tokens: int, weight: Int4Weight) -> Int4Tile:
     if most is None:
         wide, narrow = (blocks_of(tokens, tile.tokens) * tile.tokens for tile in (_FP8_MANY, _FP8_MANY_NARROW))
         if wide > _MOST_FILLED * narrow:
-            return evolve(_FP8_MANY_NARROW, waves=True)
-        return evolve(_FP8_MANY, waves=tokens > _IN_STEP)
+            return _FP8_WAVES_NARROW
+        return _FP8_WAVES if tokens > _IN_STEP else _FP8_MANY
     if most == _FP8_MANY_NARROW.tokens and weight.form.outputs <= _FEW_OUTPUTS:
         return _FP8_MANY_NARROW
     if most in _FP8_DEEP and (most <= 16 or weight.form.outputs <= _FEW_OUTPUTS) and _whole_tiles_are_quicker(weight):
